@@ -1,0 +1,82 @@
+"""The expert record: the order, offsets and sizes of one expert's tensors, and its aligned stride.
+
+gate, up, down; of each its codes (`weight`), `scales`, `biases`; nothing between them; zeros up to the stride.
+Every expert of a layer has the same layout, so expert e lies at `e * stride` of its layer file.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from .formats import AffineFormat
+
+ALIGNMENT = 16 * 1024  # Apple's page; also a multiple of what O_DIRECT wants
+PROJECTIONS = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """One expert's shapes: gate and up are [intermediate, hidden], down is [hidden, intermediate]."""
+
+    hidden: int
+    intermediate: int
+
+    def of(self, projection: str) -> tuple[int, int]:
+        """(rows, cols) = (outputs, inputs) of a projection."""
+        return (self.hidden, self.intermediate) if projection == "down" else (self.intermediate, self.hidden)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One tensor of a record: `dtype` is "uint32" for codes and "bfloat16" for scales and biases."""
+
+    name: str
+    offset: int
+    size: int
+    dtype: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """Where each component of a record lies. `size` bytes are used, the rest up to `stride` is zero."""
+
+    shape: ExpertShape
+    formats: Mapping[str, AffineFormat]
+    components: tuple[Component, ...]
+    size: int
+    stride: int
+
+    @classmethod
+    def of(cls, shape: ExpertShape, formats: Mapping[str, AffineFormat]) -> "RecordLayout":
+        """Lay out the three projections of `shape`. Raises ValueError if a row does not divide into whole groups."""
+        components = tuple(_place(_components(shape, formats)))
+        size = components[-1].offset + components[-1].size
+        return cls(shape, dict(formats), components, size, -(-size // ALIGNMENT) * ALIGNMENT)
+
+    def __getitem__(self, name: str) -> Component:
+        """The component called `name`, such as "gate.scales"."""
+        return next(component for component in self.components if component.name == name)
+
+    def component_at(self, offset: int) -> str:
+        """The name of the component that holds byte `offset` of a record, or "padding"."""
+        found = (c.name for c in self.components if c.offset <= offset < c.offset + c.size)
+        return next(found, "padding")
+
+
+def _components(shape: ExpertShape, formats: Mapping[str, AffineFormat]) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    for projection in PROJECTIONS:
+        rows, cols = shape.of(projection)
+        format_ = formats[projection]
+        if not format_.fits(cols):
+            raise ValueError(f"{projection} has {cols} inputs, which groups of {format_.group_size} do not divide")
+        yield f"{projection}.weight", "uint32", (rows, format_.words(cols))
+        yield f"{projection}.scales", "bfloat16", (rows, format_.groups(cols))
+        yield f"{projection}.biases", "bfloat16", (rows, format_.groups(cols))
+
+
+def _place(tensors: Iterator[tuple[str, str, tuple[int, int]]]) -> Iterator[Component]:
+    offset = 0
+    for name, dtype, shape in tensors:
+        size = shape[0] * shape[1] * (4 if dtype == "uint32" else 2)
+        yield Component(name, offset, size, dtype, shape)
+        offset += size

@@ -1,0 +1,46 @@
+"""The errors a user can meet, and the exit code of each.
+
+A message is one sentence that names the file, tensor or byte range and says what to do about it. Commands print it
+and exit with the class's code; nothing else in the project decides exit codes.
+"""
+
+from typing import ClassVar
+
+
+class MoepackError(Exception):
+    """Base of every error that a command reports in one sentence."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class MismatchError(MoepackError):
+    """Bytes differ from what the manifest promises."""
+
+    exit_code = 1
+
+
+class UsageError(MoepackError):
+    """The request itself cannot be met: a wrong option, an existing target, a prompt that is too long."""
+
+    exit_code = 2
+
+
+class CorruptInputError(MoepackError):
+    """A checkpoint or pack is malformed: truncated, overlapping, of the wrong shape, or hostile."""
+
+    exit_code = 3
+
+
+class StorageError(MoepackError):
+    """The disk failed us: no space, no permission, an I/O error, a lock held by somebody else."""
+
+    exit_code = 4
+
+
+class UnsupportedError(MoepackError):
+    """Well formed, but not something this version handles; the message lists what is."""
+
+    exit_code = 5
+
+
+INTERRUPTED_EXIT_CODE = 130
