@@ -1,0 +1,54 @@
+# Every target sets up .venv when it is missing. PYTHON picks the interpreter it is made with (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cpu/*)
+DEMO := build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint type check bench scale clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/ready ## Pack the shipped demo model to 2 bits, verify it, and let it answer with a tool call
+	@rm -rf $(DEMO) $(DEMO).partial
+	$(BIN)/moe-pack demo $(DEMO)
+	$(BIN)/moe-pack verify $(DEMO)
+	$(BIN)/moe-run generate $(DEMO) --messages convert/demo/question.json --temp 0
+
+test: $(VENV)/ready-dev ## Run all tests
+	$(BIN)/pytest
+
+lint: $(VENV)/ready-dev ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/ready-dev ## Check types
+	$(BIN)/mypy
+
+check: lint type test ## Everything CI checks
+
+bench: $(VENV)/ready-dev ## Time packing, verifying and decoding, side by side with cp and transformers
+	$(BIN)/python tests/extended/bench.py
+
+scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
+	$(BIN)/python tests/extended/scale.py
+
+clean: ## Remove the virtual environment and everything built
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moepack needs Python 3.11 or newer; run make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready: $(NATIVE) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+# torch first, by its exact version, so that nothing else decides which build of it is fetched.
+$(VENV)/ready-dev: $(NATIVE) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/ready $@
