@@ -1,0 +1,178 @@
+"""safetensors files on disk: `pread` of exactly a tensor or a row of it, and streamed writing in a planned order.
+
+Our own reader, because one expert of a fused tensor must be readable without touching the rest of its shard, from
+many threads, into a buffer that the caller owns. The safetensors library is the tests' oracle.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from blake3 import blake3
+
+from ..manifests.errors import CorruptInputError, UnsupportedError
+from ..manifests.files import open_regular, read_exactly
+from .tensorheader import LENGTH_BYTES, MAX_HEADER_BYTES, TensorEntry, TensorHeader, TensorSpec, parse, render
+
+__all__ = ["ARRAY_DTYPES", "TensorEntry", "TensorFile", "TensorFileWriter", "TensorSpec"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ARRAY_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"U{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+}
+
+
+class TensorFile:
+    """An opened safetensors file whose header has been checked against its size. Thread-safe; a context manager.
+
+    `header_blake3` is the digest of every byte before the first tensor, the length included.
+    """
+
+    def __init__(self, path: Path, descriptor: int, prefix: bytes, header: TensorHeader) -> None:
+        self.path = path
+        self.size = os.fstat(descriptor).st_size
+        self.entries = header.entries
+        self.metadata = header.metadata
+        self.header_blake3 = blake3(prefix).hexdigest()
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path) -> "TensorFile":
+        """Open `path` (links are followed) and check its header; no tensor is read.
+
+        Raises CorruptInputError for anything malformed or truncated, StorageError if the system refuses.
+        """
+        descriptor = open_regular(path, follow_links=True)
+        try:
+            prefix = _read_prefix(descriptor, path)
+            data_size = os.fstat(descriptor).st_size - len(prefix)
+            return cls(path, descriptor, prefix, parse(prefix[LENGTH_BYTES:], data_size, str(path)))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def read(self, name: str) -> Array:
+        """The whole tensor `name`, in its own dtype and shape, freshly allocated."""
+        entry = self._entry(name)
+        out = np.empty(entry.shape, _array_dtype(entry, self.path))
+        self.read_into(name, out)
+        return out
+
+    def read_row(self, name: str, first: int) -> Array:
+        """`tensor[first]` along axis 0, freshly allocated; nothing else of the tensor is read."""
+        entry = self._entry(name)
+        out = np.empty(entry.shape[1:], _array_dtype(entry, self.path))
+        self.read_into(name, out, first)
+        return out
+
+    def read_into(self, name: str, out: Array, first: int | None = None) -> None:
+        """Fill the C-contiguous `out` with the whole tensor, or with as many rows from `first` on as `out` holds.
+
+        Raises ValueError if `out` does not fit the tensor, StorageError if the device fails or the file shrank.
+        """
+        entry = self._entry(name)
+        view = byte_view(out)
+        offset = entry.offset if first is None else entry.offset + _row_offset(entry, first, len(view))
+        if first is None and len(view) != entry.size:
+            raise ValueError(f"{name} has {entry.size} bytes, the buffer {len(view)}")
+        read_exactly(self._descriptor, view, offset, self.path)
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _entry(self, name: str) -> TensorEntry:
+        if name not in self.entries:
+            raise CorruptInputError(f"{self.path} has no tensor {name!r}")
+        return self.entries[name]
+
+
+class Sink(Protocol):
+    """Where a TensorFileWriter's bytes go."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`."""
+
+
+class TensorFileWriter:
+    """Streams tensors into a safetensors file whose header is known beforehand; every tensor once, in order."""
+
+    def __init__(self, sink: Sink, tensors: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
+        self._sink = sink
+        self._left: Iterator[TensorSpec] = iter(tensors)
+        sink.write(render(tensors, metadata or {}))
+
+    def write(self, name: str, tensor: Array) -> None:
+        """Append `tensor`, which must be the next planned one: same name, dtype, shape (ValueError otherwise)."""
+        spec = next(self._left, None)
+        if spec is None or spec.name != name:
+            raise ValueError(f"{name} was written where the plan has {spec.name if spec else 'nothing'}")
+        if tensor.shape != spec.shape or tensor.dtype != ARRAY_DTYPES.get(spec.dtype):
+            raise ValueError(f"{name} is {tensor.dtype}{tensor.shape}, planned was {spec.dtype}{spec.shape}")
+        self._sink.write(byte_view(np.ascontiguousarray(tensor)))
+
+    def finish(self) -> None:
+        """Raise ValueError if a planned tensor has not been written."""
+        spec = next(self._left, None)
+        if spec is not None:
+            raise ValueError(f"{spec.name} was planned but never written")
+
+
+def byte_view(array: Array) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy. Raises ValueError for any other array."""
+    if not array.flags.c_contiguous:
+        raise ValueError("the array is not contiguous")
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _read_prefix(descriptor: int, path: Path) -> bytes:
+    size = os.fstat(descriptor).st_size
+    if size < LENGTH_BYTES:
+        raise CorruptInputError(f"{path} is not a safetensors file: it has only {size} bytes")
+    head = bytearray(LENGTH_BYTES)
+    read_exactly(descriptor, memoryview(head), 0, path)
+    length = int.from_bytes(head, "little")
+    if length > MAX_HEADER_BYTES or length > size - LENGTH_BYTES:
+        raise CorruptInputError(
+            f"{path} announces a header of {length} bytes, but the file has {size} bytes"
+            f" and headers at most {MAX_HEADER_BYTES}; fetch it again"
+        )
+    prefix = bytearray(LENGTH_BYTES + length)
+    read_exactly(descriptor, memoryview(prefix), 0, path)
+    return bytes(prefix)
+
+
+def _array_dtype(entry: TensorEntry, path: Path) -> np.dtype[Any]:
+    dtype = ARRAY_DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise UnsupportedError(
+            f"{path}: tensor {entry.name!r} is {entry.dtype}; readable are {', '.join(ARRAY_DTYPES)}"
+        )
+    return dtype
+
+
+def _row_offset(entry: TensorEntry, first: int, size: int) -> int:
+    rows = entry.shape[0] if entry.shape else 0
+    row_size = entry.size // rows if rows else 0
+    fits = 0 <= first < rows and row_size and size % row_size == 0 and first * row_size + size <= entry.size
+    if not fits:
+        raise ValueError(f"{entry.name} {entry.shape} has no rows from {first} on that fill {size} bytes")
+    return first * row_size
