@@ -1,0 +1,173 @@
+"""`make scale`: pack and verify one layer of the 397B model's full width, and say what it cost.
+
+Synthesises the layer as MLX 4-bit (3.6 GB), copies its experts with cp, builds the pack by `minmax`, by pass-through
+and by `mse` with moe-pack itself, verifies each, and compares records with a plain numpy rendering of the reference
+rule. Every timing starts with the source out of the page cache and ends with the result on the disk. Everything
+is kept under build/scale.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from synthetic import Width, write_checkpoint
+
+from moepack.layout.reader import Pack
+from moepack.layout.record import PROJECTIONS
+from moepack.layout.tensorfile import TensorFile
+
+ROOT = Path(__file__).parent.parent.parent
+PLACE = ROOT / "build" / "scale"
+CHECKPOINT = PLACE / "checkpoint"
+SHARD = CHECKPOINT / "layer-00.safetensors"
+WIDTH = Width()
+MOE_PACK = Path(sys.executable).parent / "moe-pack"
+CHECKED_EXPERTS = (0, 1, 137, 255, 256, 400, 510, 511)
+RECIPES = {
+    "minmax": ("--method", "minmax", "--expert-format", "affine2-g64"),
+    "pass-through": ("--expert-format", "affine4-g64"),
+    "mse": ("--method", "mse", "--expert-format", "affine2-g64"),
+}
+out = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Wall seconds, CPU seconds and peak resident bytes of one command."""
+
+    wall: float
+    cpu: float
+    peak: int
+
+
+def measure(*command: str | Path) -> Cost:
+    """Run a command to its end and account for it; a failure ends the program with what the command said."""
+    start = time.monotonic()
+    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{command} ended with {child.returncode}")
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, KiB elsewhere
+    return Cost(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+
+
+def forget(directory: Path) -> None:
+    """Drop a directory's files from the page cache, so that the next read comes from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        for path in filter(Path.is_file, directory.rglob("*")):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def copy() -> Cost:
+    """cp of the layer's shard, to the disk and not only to the page cache."""
+    target = PLACE / "copy"
+    forget(CHECKPOINT)
+    cost = measure("sh", "-c", f"cp '{SHARD}' '{target}' && sync '{target}'")
+    target.unlink()
+    return cost
+
+
+def build(name: str) -> Cost:
+    """Build the pack called `name` from scratch."""
+    shutil.rmtree(PLACE / name, ignore_errors=True)
+    forget(CHECKPOINT)
+    return measure(MOE_PACK, "build", CHECKPOINT, PLACE / name, *RECIPES[name])
+
+
+def verify(name: str) -> Cost:
+    """Verify the pack called `name`, read from the disk."""
+    forget(PLACE / name)
+    return measure(MOE_PACK, "verify", PLACE / name)
+
+
+def reference_record(file: TensorFile, expert: int) -> bytes:
+    """One expert by the reference system's 2-bit rule, in plain numpy: gate, up, down; codes, scales, biases."""
+    return b"".join(part for projection in PROJECTIONS for part in _reference_parts(file, projection, expert))
+
+
+def _reference_parts(file: TensorFile, projection: str, expert: int) -> tuple[bytes, bytes, bytes]:
+    stem = f"language_model.model.layers.0.mlp.switch_mlp.{projection}_proj"
+    packed = file.read_row(f"{stem}.weight", expert)
+    scales, biases = (file.read_row(f"{stem}.{part}", expert).astype(np.float32) for part in ("scales", "biases"))
+    codes = (packed[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
+    groups = codes.reshape(*scales.shape, 64).astype(np.float32)
+    values = groups * scales[..., None] + biases[..., None]
+    low, high = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
+    scale = (high - low) / np.float32(3)
+    safe = np.where(scale == 0, np.float32(1), scale)
+    new = np.clip(np.rint((values - low) / safe), 0, 3).astype(np.uint32).reshape(packed.shape[0], -1, 16)
+    words = np.bitwise_or.reduce(new << np.arange(0, 32, 2, dtype=np.uint32), axis=-1)
+    return words.tobytes(), _truncate(scale), _truncate(low)
+
+
+def _truncate(values: np.ndarray) -> bytes:
+    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+
+
+def compare_records() -> None:
+    """Hold records of the minmax pack against the numpy rendering, byte for byte."""
+    with Pack.open(PLACE / "minmax") as pack, TensorFile.open(SHARD) as file:
+        for expert in CHECKED_EXPERTS:
+            if pack.read_record(0, expert).tobytes() != reference_record(file, expert):
+                sys.exit(f"expert {expert} differs from the reference rule")
+        record = pack.records[0]
+    out.print(f"{len(CHECKED_EXPERTS)} records of {record.stride:,} bytes equal the reference rule, byte for byte")
+
+
+def compare_pass_through() -> None:
+    """Hold records of the pass-through pack against the checkpoint's own bytes."""
+    with Pack.open(PLACE / "pass-through") as pack, TensorFile.open(SHARD) as file:
+        for expert in CHECKED_EXPERTS:
+            stems = [f"language_model.model.layers.0.mlp.switch_mlp.{p}_proj" for p in PROJECTIONS]
+            parts = [
+                file.read_row(f"{stem}.{part}", expert) for stem in stems for part in ("weight", "scales", "biases")
+            ]
+            if pack.read_record(0, expert).tobytes() != b"".join(part.tobytes() for part in parts):
+                sys.exit(f"expert {expert} differs from the checkpoint")
+    out.print(f"{len(CHECKED_EXPERTS)} pass-through records equal the checkpoint, byte for byte")
+
+
+def main() -> None:
+    """Run everything and print the table."""
+    if not CHECKPOINT.exists():
+        out.print(f"synthesising {CHECKPOINT}")
+        write_checkpoint(WIDTH, CHECKPOINT)
+    size = SHARD.stat().st_size
+    table = Table("step", "seconds", "source GB/s", "of cp", "M weights/s", "per core", "peak MiB")
+    for name in RECIPES:
+        copied = copy()  # beside each build, because this disk's speed drifts
+        built = build(name)
+        rate = WIDTH.expert_weights / 1e6
+        row = [f"{built.wall:.1f}", f"{size / built.wall / 1e9:.2f}", f"{copied.wall / built.wall:.2f}"]
+        row += [f"{rate / built.wall:.0f}", f"{rate / built.cpu:.0f}", f"{built.peak / 2**20:.0f}"]
+        table.add_row("cp", f"{copied.wall:.1f}", f"{size / copied.wall / 1e9:.2f}", "1.00", "", "", "")
+        table.add_row(f"build {name}", *row)
+        checked = verify(name)
+        pack_size = sum(path.stat().st_size for path in (PLACE / name).rglob("*") if path.is_file())
+        table.add_row(
+            f"verify {name}",
+            f"{checked.wall:.1f}",
+            f"{pack_size / checked.wall / 1e9:.2f}",
+            "",
+            "",
+            "",
+            f"{checked.peak / 2**20:.0f}",
+        )
+    out.print(table)
+    compare_records()
+    compare_pass_through()
+
+
+if __name__ == "__main__":
+    main()
