@@ -1,0 +1,79 @@
+"""Quantized matrices: codes with one scale and one bias per group.
+
+This file owns the in-memory form of a weight format and its way back to float32. It promises that the arrays of an
+`AffineMatrix` have the shapes its format says. It does not know how codes are chosen.
+"""
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..layout.formats import AffineFormat
+from . import _native
+
+FLOAT_NAMES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMatrix:
+    """A quantized matrix [rows, cols]: weight = code * scale + bias, one scale and bias per group of inputs.
+
+    `codes` is uint32 [rows, format.words(cols)]: the codes of a row are one little-endian bit stream, as MLX packs
+    them. `scales` and `biases` are [rows, format.groups(cols)], both bfloat16, float16 or float32.
+    Raises ValueError when the arrays do not fit together.
+    """
+
+    format: AffineFormat
+    codes: np.ndarray
+    scales: np.ndarray
+    biases: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.codes.dtype != np.uint32 or self.codes.ndim != 2:
+            raise ValueError(f"codes must be a uint32 matrix, not {self.codes.dtype} {list(self.codes.shape)}")
+        if self.scales.dtype.name not in FLOAT_NAMES or self.biases.dtype != self.scales.dtype:
+            raise ValueError(f"scales and biases must share one of {FLOAT_NAMES}, not {self.scales.dtype.name}")
+        rows, cols = self.shape
+        words, groups = (rows, self.format.words(cols)), (rows, self.format.groups(cols))
+        whole = self.format.fits(cols) and self.codes.shape == words
+        if not whole or self.scales.shape != groups or self.biases.shape != groups:
+            shapes = [list(array.shape) for array in (self.codes, self.scales, self.biases)]
+            raise ValueError(f"codes, scales and biases of shapes {shapes} are no {self.format.name} matrix")
+
+    @classmethod
+    def empty(cls, rows: int, cols: int, format: AffineFormat, dtype: DTypeLike = ml_dtypes.bfloat16) -> "AffineMatrix":
+        """A matrix of undefined content. Raises ValueError if `cols` does not divide into whole groups."""
+        require_whole_groups(cols, format)
+        groups = (rows, format.groups(cols))
+        return cls(format, np.empty((rows, format.words(cols)), np.uint32), np.empty(groups, dtype), np.empty(groups, dtype))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the matrix that this one stands for."""
+        return self.codes.shape[0], self.codes.shape[1] * 32 // self.format.bits
+
+
+def dequantize(matrix: AffineMatrix) -> NDArray[np.float32]:
+    """float32 [rows, cols]: code * scale + bias, the product rounded to float32 before the sum (never fused)."""
+    weights = np.empty(matrix.shape, np.float32)
+    _native.dequantize(*native_parts(matrix), as_bytes(weights))
+    return weights
+
+
+def require_whole_groups(cols: int, format: AffineFormat) -> None:
+    """Raise ValueError unless rows of `cols` inputs divide into whole groups of `format`."""
+    if not format.fits(cols):
+        raise ValueError(f"rows of {cols} inputs do not divide into groups of {format.group_size} ({format.name})")
+
+
+def native_parts(matrix: AffineMatrix) -> tuple[str, int, int, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """A matrix as the native code takes it: scale dtype, bits, group size, then codes, scales and biases as bytes."""
+    arrays = (as_bytes(array) for array in (matrix.codes, matrix.scales, matrix.biases))
+    return matrix.scales.dtype.name, matrix.format.bits, matrix.format.group_size, *arrays
+
+
+def as_bytes(array: np.ndarray) -> NDArray[np.uint8]:
+    """The array's bytes in C order: a view if it is contiguous (always so for outputs), else a copy."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,0 +1,25 @@
+"""Error measures: how far a quantized matrix is from the weights it stands for, in float64."""
+
+import math
+
+import numpy as np
+
+from .affine import AffineMatrix, dequantize
+
+
+def relative_squared_error(weights: np.ndarray | AffineMatrix, quantized: AffineMatrix) -> float:
+    """sum (w - w')^2 / sum w^2 over a matrix: 0 is exact. Of a zero matrix: 0 if reproduced, else infinity."""
+    wanted = _float64(weights)
+    error = float(np.square(wanted - _float64(quantized)).sum())
+    power = float(np.square(wanted).sum())
+    return error / power if power else (math.inf if error else 0.0)
+
+
+def signal_to_noise_db(weights: np.ndarray | AffineMatrix, quantized: AffineMatrix) -> float:
+    """Signal to quantization noise ratio (SQNR) in dB, -10 log10 of the relative squared error; infinite if exact."""
+    error = relative_squared_error(weights, quantized)
+    return -10 * math.log10(error) if error else math.inf
+
+
+def _float64(weights: np.ndarray | AffineMatrix) -> np.ndarray:
+    return (dequantize(weights) if isinstance(weights, AffineMatrix) else weights).astype(np.float64)

@@ -1,0 +1,78 @@
+"""Methods: the ways of choosing codes, scales and biases for a format.
+
+`minmax` is the reference system's rule, generalised from 2 to any number of bits. `mse`, the default of `moe-pack`,
+minimises the squared error. Both are native, single-threaded, release the GIL and give the same bytes on every
+machine and instruction set: elementwise IEEE operations (no fused multiply-add, no flush to zero), min, max, integer
+work, and sums in a fixed order.
+
+minmax, per group of float32 weights w (an affine source is dequantised first: code * scale, rounded, + bias)
+    bias = min w, scale = (max w - min w) / (2^bits - 1), code = clamp(rint((w - bias) / scale), 0, 2^bits - 1) with
+    ties to even, all in float32. scale == 0 (a constant group) gives codes 0. Then scale and bias are stored as
+    bfloat16 by dropping the low 16 bits of the float32. min takes -0.0 as less than +0.0.
+
+mse, per group
+    The least-squares-optimal scale and bias, rounded to nearest bfloat16 (scale first, then the best bias for that
+    scale); code = clamp(rint((w - bias) / scale)) with the stored values. Where the result of minmax has the smaller
+    squared error after storing, that result is taken: mse is never worse. Stored scales are never negative.
+    2 bits from affine codes of at most 4 bits: a group's histogram of codes is searched completely, over every split
+    into levels that equally spaced thresholds can make, so the optimum is global. Everything else: descent from
+    several starts, alternating nearest codes and least squares.
+"""
+
+import ml_dtypes
+import numpy as np
+
+from ..layout.formats import AffineFormat
+from . import _native
+from .affine import FLOAT_NAMES, AffineMatrix, as_bytes, native_parts, require_whole_groups
+
+METHODS = ("minmax", "mse")
+
+
+class NonFiniteWeightError(ValueError):
+    """A weight is NaN or infinite, or a group's weights lie further apart than float32 can say; `row` is the first."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} has a weight that is NaN or infinite, or a group whose range overflows float32")
+        self.row = row
+
+
+def quantize(
+    weights: np.ndarray | AffineMatrix, format: AffineFormat, method: str, out: AffineMatrix | None = None
+) -> AffineMatrix:
+    """Choose codes, scales and biases of `format` for a matrix [rows, cols] by one of `METHODS`.
+
+    `weights` are float32, float16 or bfloat16, or themselves quantized. The result's scales and biases are bfloat16;
+    it is written into the arrays of `out` (contiguous; views into a larger buffer are fine) when given.
+    Raises NonFiniteWeightError (`out` is then partly written), and ValueError for arguments that do not fit.
+    """
+    if method not in METHODS:
+        raise ValueError(f"no quantization method is called {method!r}; there are {', '.join(METHODS)}")
+    rows, cols = _shape(weights)
+    require_whole_groups(cols, format)
+    result = AffineMatrix.empty(rows, cols, format) if out is None else _checked_out(out, (rows, cols), format)
+    target = (method, cols, *native_parts(result)[1:])
+    if isinstance(weights, AffineMatrix):
+        bad_row = _native.quantize_affine(*native_parts(weights), *target)
+    else:
+        bad_row = _native.quantize_floats(weights.dtype.name, as_bytes(weights), *target)
+    if bad_row >= 0:
+        raise NonFiniteWeightError(bad_row)
+    return result
+
+
+def _shape(weights: np.ndarray | AffineMatrix) -> tuple[int, int]:
+    if isinstance(weights, AffineMatrix):
+        return weights.shape
+    if weights.dtype.name not in FLOAT_NAMES or weights.ndim != 2:
+        raise ValueError(f"weights must be a matrix of {FLOAT_NAMES}, not {weights.dtype} {list(weights.shape)}")
+    return weights.shape[0], weights.shape[1]
+
+
+def _checked_out(out: AffineMatrix, shape: tuple[int, int], format: AffineFormat) -> AffineMatrix:
+    if out.format != format or out.shape != shape or out.scales.dtype != ml_dtypes.bfloat16:
+        raise ValueError(f"out must be a {format.name} matrix {list(shape)} with bfloat16 scales")
+    for array in (out.codes, out.scales, out.biases):
+        if not (array.flags.c_contiguous and array.flags.writeable):
+            raise ValueError("the arrays of out must be contiguous and writeable")
+    return out

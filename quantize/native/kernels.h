@@ -1,0 +1,51 @@
+// What the compiled-per-instruction-set code offers to the bindings. A matrix is a plain run of groups here: rows
+// hold whole groups, so neither codes nor scales need to know where a row ends.
+#pragma once
+#include <cstdint>
+
+namespace moepack {
+
+constexpr int max_group_size = 128;
+
+enum class FloatType { float32, float16, bfloat16 };
+
+struct Affine {
+    FloatType type;  // of scales and biases
+    int bits;
+    int group_size;
+    const uint8_t* codes;
+    const uint8_t* scales;
+    const uint8_t* biases;
+};
+
+// Weights to quantize: floats when `values` is set, else `affine`.
+struct Source {
+    const uint8_t* values;
+    FloatType type;
+    Affine affine;
+};
+
+// Where results go; scales and biases are bfloat16.
+struct Target {
+    int bits;
+    int group_size;
+    uint8_t* codes;
+    uint8_t* scales;
+    uint8_t* biases;
+};
+
+// The quantizers return the first group that holds a non-finite weight or whose range overflows, or -1.
+struct Kernels {
+    const char* name;
+    void (*dequantize)(const Affine& matrix, int64_t count, float* weights);
+    int64_t (*minmax)(const Source& source, const Target& target, int64_t groups);
+    int64_t (*mse)(const Source& source, const Target& target, int64_t groups);
+};
+
+// The best instruction set of this machine, or the one that the environment variable MOEPACK_ISA names.
+const Kernels* chosen_kernels();
+
+// The sets this machine can run, plainest first; ends with nullptr.
+const Kernels* const* available_kernels();
+
+}  // namespace moepack

@@ -1,0 +1,2 @@
+#define MOEPACK_ISA baseline
+#include "kernels_of_isa.h"
