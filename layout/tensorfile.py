@@ -5,9 +5,8 @@ many threads, into a buffer that the caller owns. The safetensors library is the
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -94,9 +93,7 @@ class TensorFile:
     def __enter__(self) -> "TensorFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _entry(self, name: str) -> TensorEntry:
@@ -129,6 +126,23 @@ class TensorFileWriter:
             raise ValueError(f"{name} is {tensor.dtype}{tensor.shape}, planned was {spec.dtype}{spec.shape}")
         self._sink.write(byte_view(np.ascontiguousarray(tensor)))
 
+    def write_blocks(self, name: str, blocks: Iterable[Array]) -> None:
+        """Append the next planned tensor as blocks of whole rows, top to bottom: no tensor need fit in memory.
+
+        Raises ValueError if a block's dtype or row shape is not the plan's, or if they do not add up to the tensor.
+        """
+        spec = next(self._left, None)
+        if spec is None or spec.name != name:
+            raise ValueError(f"{name} was written where the plan has {spec.name if spec else 'nothing'}")
+        rows = 0
+        for block in blocks:
+            rows += len(block)
+            if block.shape[1:] != spec.shape[1:] or block.dtype != ARRAY_DTYPES.get(spec.dtype) or rows > spec.shape[0]:
+                raise ValueError(f"a block {block.dtype}{block.shape} of {name} does not fit {spec.dtype}{spec.shape}")
+            self._sink.write(byte_view(np.ascontiguousarray(block)))
+        if rows != spec.shape[0]:
+            raise ValueError(f"{name} came in {rows} rows, planned were {spec.shape[0]}")
+
     def finish(self) -> None:
         """Raise ValueError if a planned tensor has not been written."""
         spec = next(self._left, None)
@@ -140,7 +154,7 @@ def byte_view(array: Array) -> memoryview:
     """The bytes of a C-contiguous array, without a copy. Raises ValueError for any other array."""
     if not array.flags.c_contiguous:
         raise ValueError("the array is not contiguous")
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _read_prefix(descriptor: int, path: Path) -> bytes:

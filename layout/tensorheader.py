@@ -72,7 +72,8 @@ def parse(text: bytes, data_size: int, file: str) -> TensorHeader:
     fields = canonical.decode(text, f"the header of {file}")
     metadata = _metadata(fields.pop("__metadata__", {}), file)
     start = LENGTH_BYTES + len(text)
-    entries = sorted((_entry(*item, start, file) for item in fields.items()), key=lambda e: (e.offset, e.size))
+    found = [_entry(name, info, start, file) for name, info in fields.items()]
+    entries = sorted(found, key=lambda entry: (entry.offset, entry.size))
     _check_ranges(entries, start, data_size, file)
     return TensorHeader({entry.name: entry for entry in entries}, metadata)
 

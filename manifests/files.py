@@ -42,7 +42,7 @@ def _refusal(path: Path, error: OSError) -> CorruptInputError | StorageError:
 
 
 def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
-    """Fill `buffer` (bytes) with the bytes of `path` from `offset` on; thread-safe, since the file position is not used.
+    """Fill `buffer` with the bytes of `path` from `offset` on. Thread-safe: the file position is not used.
 
     Raises StorageError naming the byte range when the device fails or the file ends early.
     """

@@ -127,7 +127,10 @@ class Trunk(Record, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(Record, frozen=True, forbid_unknown_fields=True):
-    """The single truth about a pack. Every file but `manifest.json` itself is in `files` or in `layers`."""
+    """The single truth about a pack. Every file but `manifest.json` itself is in `files` or in `layers`.
+
+    `checksum` is the BLAKE3 digest of the canonical JSON of all other fields: whoever flips a bit here is found out.
+    """
 
     format: Literal["moepack"]
     version: Literal[1]
@@ -139,3 +142,4 @@ class Manifest(Record, frozen=True, forbid_unknown_fields=True):
     trunk: Trunk
     digests: FileName
     files: list[File]
+    checksum: Digest

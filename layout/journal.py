@@ -1,0 +1,90 @@
+"""The journal of a pack under construction: which units are finished, with the digests to check that by.
+
+Append-only JSON lines, each made durable before the next step. A line that was torn by a crash is cut off; nothing a
+journal says is believed before the unit has been hashed again.
+"""
+
+import errno
+import os
+from pathlib import Path
+
+import msgspec
+
+from .atomic import Reporting, sync, sync_directory
+
+JOURNAL_FILE = "journal.jsonl"
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """The first line: which plan this directory belongs to."""
+
+    identity: str
+
+
+class Running(msgspec.Struct, frozen=True, tag="running"):
+    """A process took over; the last such line names the current owner to whoever finds the directory locked."""
+
+    pid: int
+
+
+class LayerDone(msgspec.Struct, frozen=True, tag="layer"):
+    """A layer file is published. `records` is the BLAKE3 of its record digests joined, `components` by name."""
+
+    index: int
+    records: str
+    components: dict[str, str]
+
+
+class TrunkDone(msgspec.Struct, frozen=True, tag="trunk"):
+    """The trunk is published; `blake3` is the file's digest."""
+
+    blake3: str
+
+
+Entry = Begun | Running | LayerDone | TrunkDone
+_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
+
+
+class Journal:
+    """The opened journal at `path`, created when missing; `entries` are those of earlier runs and of this one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with Reporting(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            sync_directory(path.parent)
+            self.entries = self._recover()
+
+    def append(self, entry: Entry) -> None:
+        """Add one line and make it durable."""
+        line = msgspec.json.encode(entry) + b"\n"
+        with Reporting(self.path, lambda: len(line)):
+            if os.write(self._descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(self._descriptor)
+        self.entries.append(entry)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def _recover(self) -> list[Entry]:
+        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) != len(content):
+            os.ftruncate(self._descriptor, len(whole))
+        return [entry for line in whole.splitlines() if (entry := _parse(line)) is not None]
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """What another process has journaled at `path` so far; nothing if there is no journal."""
+    content = path.read_bytes() if path.is_file() else b""
+    return [entry for line in content.splitlines() if (entry := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> Entry | None:
+    # A damaged line claims nothing, so its unit is made again.
+    try:
+        return _DECODER.decode(line)
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,161 @@
+"""The plan of a pack: every file, every size and every byte's place, known before the first byte is written."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..manifests import canonical, digest, names, schema
+from ..manifests.manifest import seal
+from .formats import AffineFormat
+from .record import ExpertShape, RecordLayout
+from .tensorheader import DTYPE_BITS, TensorSpec, render
+
+__all__ = ["PackPlan", "TensorSpec", "expert_shape"]
+
+
+def expert_shape(model: schema.Model) -> ExpertShape:
+    """The shape of every routed expert of `model`."""
+    return ExpertShape(model.hidden_size, model.moe_intermediate_size)
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """What a pack will hold. `records` has one layout per layer; `copied` are files to copy under their own names.
+
+    `trunk` may be given in any order; it is kept in the order of the file: wider element types first, otherwise as
+    given, so that every tensor is aligned. `trunk_formats` maps a quantized tensor's stem to its format's name.
+    Raises ValueError for a plan that contradicts itself.
+    """
+
+    model: schema.Model
+    records: tuple[RecordLayout, ...]
+    trunk: tuple[TensorSpec, ...]
+    trunk_formats: Mapping[str, str]
+    copied: tuple[Path, ...]
+    recipe: schema.Recipe
+    source: schema.Source
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.trunk, key=lambda tensor: -DTYPE_BITS[tensor.dtype])
+        object.__setattr__(self, "trunk", tuple(ordered))
+        if len(self.records) != self.model.num_layers:
+            raise ValueError(f"{len(self.records)} record layouts for {self.model.num_layers} layers")
+        if any(layout.shape != expert_shape(self.model) for layout in self.records):
+            raise ValueError("a record layout has other shapes than the model's experts")
+        if len({tensor.name for tensor in self.trunk}) != len(self.trunk):
+            raise ValueError("two trunk tensors have the same name")
+        if any(path.name in names.OWN_FILES or not names.is_safe(path.name) for path in self.copied):
+            raise ValueError("a file to copy has a name that a pack may not hold")
+
+    def layer_file(self, index: int) -> str:
+        """The name of layer `index`'s file, relative to the pack."""
+        return names.layer_file(index)
+
+    def layer_bytes(self, index: int) -> int:
+        """Bytes of layer `index`'s file."""
+        return self.records[index].stride * self.model.num_experts
+
+    @cached_property
+    def expert_bytes(self) -> int:
+        """Bytes of all layer files."""
+        return sum(map(self.layer_bytes, range(self.model.num_layers)))
+
+    @cached_property
+    def trunk_header(self) -> bytes:
+        """The first bytes of the trunk file."""
+        return render(self.trunk, {})
+
+    @cached_property
+    def trunk_bytes(self) -> int:
+        """Bytes of the trunk file."""
+        return len(self.trunk_header) + sum(tensor.size for tensor in self.trunk)
+
+    @cached_property
+    def digest_bytes(self) -> int:
+        """Bytes of the record digests."""
+        return digest.DIGEST_BYTES * self.model.num_experts * self.model.num_layers
+
+    @cached_property
+    def copied_bytes(self) -> int:
+        """Bytes of the files that are copied."""
+        return sum(path.stat().st_size for path in self.copied)
+
+    @cached_property
+    def total_bytes(self) -> int:
+        """Bytes of the whole pack but its manifest."""
+        return self.expert_bytes + self.trunk_bytes + self.digest_bytes + self.copied_bytes
+
+    @cached_property
+    def expert_bits_per_weight(self) -> float:
+        """Stored bits per routed expert weight, padding included."""
+        return self.expert_bytes * 8 / self._expert_weights
+
+    @cached_property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight of the whole model: layer files and trunk."""
+        return (self.expert_bytes + self.trunk_bytes) * 8 / (self._expert_weights + sum(map(self._weights, self.trunk)))
+
+    @cached_property
+    def copied_digests(self) -> Mapping[str, str]:
+        """BLAKE3 of every file to copy, by name."""
+        return {path.name: digest.of_file(path, follow_links=True) for path in self.copied}
+
+    @cached_property
+    def identity(self) -> str:
+        """The digest of all that decides a pack's bytes; work is resumed only under the same identity."""
+        facts: dict[str, Any] = {
+            "packer": version("moepack"),
+            "version": schema.FORMAT_VERSION,
+            "model": self.model,
+            "formats": [_format_names(layout) for layout in self.records],
+            "trunk": [[tensor.name, tensor.dtype, tensor.shape] for tensor in self.trunk],
+            "trunk_formats": self.trunk_formats,
+            "copied": self.copied_digests,
+            "recipe": self.recipe,
+            "source": self.source,
+        }
+        return digest.of_bytes(canonical.encode(facts)).hex()
+
+    def manifest(self, components: Mapping[int, Mapping[str, str]], files: Mapping[str, str]) -> schema.Manifest:
+        """The manifest, given each layer's component digests and each other file's digest, both by name."""
+        sizes = {names.TRUNK_FILE: self.trunk_bytes, names.DIGESTS_FILE: self.digest_bytes}
+        sizes |= {path.name: path.stat().st_size for path in self.copied}
+        unsealed = schema.Manifest(
+            format="moepack",
+            version=1,
+            requires=[],
+            model=self.model,
+            source=self.source,
+            recipe=self.recipe,
+            layers=[self._layer(index, components[index]) for index in range(self.model.num_layers)],
+            trunk=schema.Trunk(names.TRUNK_FILE, dict(self.trunk_formats)),
+            digests=names.DIGESTS_FILE,
+            files=[schema.File(name, sizes[name], files[name]) for name in sorted(sizes)],
+            checksum="",
+        )
+        return seal(unsealed)
+
+    def _layer(self, index: int, digests: Mapping[str, str]) -> schema.ExpertLayer:
+        layout = self.records[index]
+        components = [schema.Component(c.name, c.offset, c.size, digests[c.name]) for c in layout.components]
+        return schema.ExpertLayer(self.layer_file(index), layout.stride, _format_names(layout), components)
+
+    @property
+    def _expert_weights(self) -> int:
+        model = self.model
+        return 3 * model.hidden_size * model.moe_intermediate_size * model.num_experts * model.num_layers
+
+    def _weights(self, tensor: TensorSpec) -> int:
+        stem, _, role = tensor.name.rpartition(".")
+        count = math.prod(tensor.shape)
+        if stem not in self.trunk_formats:
+            return count
+        return count * 32 // AffineFormat.parse(self.trunk_formats[stem]).bits if role == "weight" else 0
+
+
+def _format_names(layout: RecordLayout) -> dict[Any, str]:
+    return {projection: format_.name for projection, format_ in layout.formats.items()}

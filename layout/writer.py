@@ -1,0 +1,167 @@
+"""Writing a pack so that a crash at any moment leaves something that the same command finishes with the same bytes.
+
+Everything happens in `<target>.partial/`, which the writer holds locked. Files are published one by one (`atomic`),
+each finished unit is journaled, the manifest comes last, and one rename turns the directory into the pack.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ..manifests import canonical, digest, names, schema
+from ..manifests.errors import CorruptInputError, StorageError, UsageError
+from ..manifests.files import gigabytes
+from ..manifests.progress import Progress, Silent
+from .atomic import AtomicFile, Reporting, sync_directory
+from .journal import Journal, LayerDone, Running, TrunkDone
+from .lock import LockedDirectory
+from .plan import PackPlan
+from .resume import Finished, finished_units, open_journal
+from .sinks import HashingSink, LayerSink, TrunkSink
+
+COPY_BYTES = 4 * 1024 * 1024
+HASHING_THREADS = 2  # one for record digests, one for component digests
+
+
+class PackWriter:
+    """Writes one pack; the only thing that does. A context manager: leaving it without `commit` keeps the work."""
+
+    def __init__(
+        self, target: Path, plan: PackPlan, journal: Journal, finished: Finished, resources: ExitStack
+    ) -> None:
+        self.target = target
+        self.partial = journal.path.parent
+        self.plan = plan
+        self._journal = journal
+        self._finished = finished
+        self._resources = resources
+        self._pool = resources.enter_context(ThreadPoolExecutor(HASHING_THREADS))
+
+    @classmethod
+    def open(cls, target: Path, plan: PackPlan, progress: Progress | None = None) -> "PackWriter":
+        """Begin or resume `target`; `progress` shows how finished units are hashed again.
+
+        Raises UsageError if the target exists or its partial directory belongs to another plan, StorageError if
+        another process is writing it or the disk has too little room.
+        """
+        partial = target.with_name(target.name + ".partial")
+        if os.path.lexists(target):
+            raise UsageError(f"{target} exists; remove it or choose another output")
+        if not partial.exists():
+            check_space(target.parent, plan.total_bytes)
+        with ExitStack() as resources:
+            resources.callback(LockedDirectory(partial).close)
+            if os.path.lexists(target):
+                raise UsageError(f"{target} exists; remove it or choose another output")
+            journal = open_journal(partial, plan)
+            resources.callback(journal.close)
+            journal.append(Running(os.getpid()))
+            finished = finished_units(partial, plan, journal, progress or Silent())
+            with Reporting(partial):
+                sweep(partial, finished.files(plan) | {journal.path.name})
+            check_space(partial, plan.total_bytes - finished.size(plan))
+            return cls(target, plan, journal, finished, resources.pop_all())
+
+    def missing_layers(self) -> list[int]:
+        """The layers that are still to be written."""
+        return [index for index in range(self.plan.model.num_layers) if index not in self._finished.records]
+
+    @property
+    def trunk_missing(self) -> bool:
+        """Whether the trunk is still to be written."""
+        return self._finished.trunk is None
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[LayerSink]:
+        """Write layer `index`: append every expert's record in the block; published when the block ends well."""
+        path = self.partial / self.plan.layer_file(index)
+        with AtomicFile(path, self.plan.layer_bytes(index)) as file:
+            sink = LayerSink(file, self.plan.records[index], self._pool)
+            yield sink
+        records, components = sink.record_digests, sink.component_digests
+        self._journal.append(LayerDone(index, digest.of_bytes(records).hex(), components))
+        self._finished.records[index], self._finished.components[index] = records, components
+
+    @contextmanager
+    def trunk(self) -> Iterator[TrunkSink]:
+        """Write the trunk: every tensor in the plan's order; published when the block ends well."""
+        with AtomicFile(self.partial / names.TRUNK_FILE, self.plan.trunk_bytes) as file:
+            sink = TrunkSink(file, self.plan.trunk)
+            yield sink
+            trunk = sink.finish()
+        self._journal.append(TrunkDone(trunk))
+        self._finished.trunk = trunk
+
+    def commit(self) -> schema.Manifest:
+        """Add the copied files, the record digests and the manifest, and give the pack its name.
+
+        Raises ValueError if a unit is missing, CorruptInputError if a file to copy has changed since it was planned.
+        """
+        if self.missing_layers() or self._finished.trunk is None:
+            raise ValueError("a pack is committed only when all of its units are written")
+        records = b"".join(self._finished.records[index] for index in range(self.plan.model.num_layers))
+        files = {names.TRUNK_FILE: self._finished.trunk, names.DIGESTS_FILE: digest.of_bytes(records).hex()}
+        for path in self.plan.copied:
+            files[path.name] = self._copy(path)
+        self._publish(names.DIGESTS_FILE, records)
+        manifest = self.plan.manifest(self._finished.components, files)
+        self._publish(names.MANIFEST_FILE, canonical.encode(manifest))
+        self._promote()
+        return manifest
+
+    def close(self) -> None:
+        """Release the lock; what is finished stays for the next run."""
+        self._resources.close()
+
+    def __enter__(self) -> "PackWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _publish(self, name: str, content: bytes) -> None:
+        with AtomicFile(self.partial / name, len(content)) as file:
+            file.write(content)
+
+    def _copy(self, path: Path) -> str:
+        with path.open("rb") as source, AtomicFile(self.partial / path.name, path.stat().st_size) as file:
+            sink = HashingSink(file)
+            while chunk := source.read(COPY_BYTES):
+                sink.write(chunk)
+            copied = sink.hexdigest()
+            if copied != self.plan.copied_digests[path.name]:
+                raise CorruptInputError(f"{path} changed while it was being packed; run the same command again")
+        return copied
+
+    def _promote(self) -> None:
+        with Reporting(self.target):
+            self._journal.path.unlink()
+            sync_directory(self.partial)
+            self.partial.rename(self.target)
+            sync_directory(self.target.parent)
+
+
+def sweep(partial: Path, keep: set[str]) -> None:
+    """Remove what earlier runs left unfinished, so that only the files named in `keep` remain."""
+    experts = partial / names.EXPERTS_FOLDER
+    experts.mkdir(exist_ok=True)
+    for path in [*partial.iterdir(), *experts.iterdir()]:
+        if path != experts and str(path.relative_to(partial)) not in keep:
+            path.unlink()
+    sync_directory(partial)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise StorageError unless the disk that holds `folder` has `needed` bytes free."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UsageError(f"{folder} is not a folder to write into: {error.strerror}") from error
+    if free < needed:
+        raise StorageError(
+            f"{folder} has {gigabytes(free)} free and this pack needs {gigabytes(needed)} more;"
+            " make room and run the same command again"
+        )

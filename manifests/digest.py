@@ -1,0 +1,66 @@
+"""BLAKE3 digests of buffers, of whole files and of a layer file's records, computed at disk speed."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from blake3 import blake3
+
+from .files import open_regular, read_exactly
+
+DIGEST_BYTES = 32
+CHUNK_BYTES = 4 * 1024 * 1024
+
+
+Advance = Callable[[int], None]
+
+
+def _unheard(size: int) -> None:
+    pass
+
+
+def of_bytes(data: bytes | memoryview) -> bytes:
+    """The 32-byte digest of `data`."""
+    return blake3(data).digest()
+
+
+def of_file(path: Path, *, follow_links: bool = False, advance: Advance = _unheard) -> str:
+    """The hexadecimal digest of a regular file; `advance` hears the size of every chunk."""
+    with opened(path, follow_links=follow_links) as descriptor:
+        hasher = blake3(max_threads=blake3.AUTO)
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        size = os.fstat(descriptor).st_size
+        for offset in range(0, size, CHUNK_BYTES):
+            chunk = buffer[: size - offset]
+            read_exactly(descriptor, chunk, offset, path)
+            hasher.update(chunk)
+            advance(len(chunk))
+        return hasher.hexdigest()
+
+
+def of_records(path: Path, stride: int, count: int, *, threads: int, advance: Advance = _unheard) -> bytes:
+    """The digests of the `count` records of a layer file, joined; `threads` read and hash at once."""
+    local = threading.local()
+
+    def digest(index: int) -> bytes:
+        if not hasattr(local, "buffer"):
+            local.buffer = memoryview(bytearray(stride))
+        read_exactly(descriptor, local.buffer, index * stride, path)
+        advance(stride)
+        return of_bytes(local.buffer)
+
+    with opened(path) as descriptor, ThreadPoolExecutor(threads) as pool:
+        return b"".join(pool.map(digest, range(count)))
+
+
+@contextmanager
+def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
+    """A descriptor of the regular file `path` for the length of a block."""
+    descriptor = open_regular(path, follow_links=follow_links)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""Which files a pack has, how big they are, and what is wrong with those that are there."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import names
+from .errors import CorruptInputError
+from .schema import Manifest
+
+
+def expected_sizes(manifest: Manifest) -> dict[str, int]:
+    """Every file of the pack but the manifest, with its size in bytes."""
+    layers = {layer.file: layer.stride * manifest.model.num_experts for layer in manifest.layers}
+    return layers | {file.name: file.size for file in manifest.files}
+
+
+def fault(pack: Path, name: str, size: int) -> str | None:
+    """What is wrong with the file `name`, short of reading it; None if it is a regular file of `size` bytes."""
+    if "/" in name and (pack / name).parent.is_symlink():
+        return "lies behind a symbolic link"
+    try:
+        status = (pack / name).lstat()
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be reached: {error.strerror}"
+    if stat.S_ISLNK(status.st_mode):
+        return "is a symbolic link, not a regular file"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    return None if status.st_size == size else f"has {status.st_size} bytes instead of {size}"
+
+
+def check(pack: Path, manifest: Manifest) -> None:
+    """Raise CorruptInputError for the first file that is missing, of another size or not a regular file."""
+    for name, size in expected_sizes(manifest).items():
+        problem = fault(pack, name, size)
+        if problem is not None:
+            raise CorruptInputError(f"{pack / name} {problem}; fetch or build the pack again")
+
+
+def extra_names(pack: Path, manifest: Manifest) -> Iterator[str]:
+    """The names of everything in the pack's directory that the manifest does not mention, sorted."""
+    known = {names.MANIFEST_FILE, names.EXPERTS_FOLDER, *expected_sizes(manifest)}
+    for folder in (pack, pack / names.EXPERTS_FOLDER):
+        if folder.is_dir() and not folder.is_symlink():
+            found = (os.path.relpath(path, pack) for path in folder.iterdir())
+            yield from sorted(name for name in found if name not in known)

@@ -1,0 +1,65 @@
+"""Reading and sealing `manifest.json`: nothing of it is believed before all of it has been checked.
+
+A code such as "(M5)" at the end of a message is the rule's number in FORMAT.md.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from . import canonical, digest, names, rules
+from .errors import CorruptInputError, MismatchError, UnsupportedError
+from .files import read_small
+from .schema import FORMAT_VERSION, MAX_MANIFEST_BYTES, Manifest
+
+CHECKSUM = "checksum"
+SUPPORTED_FEATURES: tuple[str, ...] = ()
+
+
+def read_manifest(pack: Path) -> Manifest:
+    """The manifest of the pack in directory `pack`.
+
+    Raises CorruptInputError if it is missing or breaks a rule, MismatchError if it was altered, UnsupportedError if
+    it needs a newer version of this program.
+    """
+    if not pack.is_dir():
+        raise CorruptInputError(f"{pack} is not a pack: there is no such directory")
+    file = pack / names.MANIFEST_FILE
+    manifest = _parse(read_small(file, MAX_MANIFEST_BYTES), str(file))
+    rules.check(manifest, str(file))
+    return manifest
+
+
+def pack_digest(pack: Path) -> str:
+    """The hexadecimal BLAKE3 digest of `manifest.json`: one name for every byte of the pack."""
+    return digest.of_file(pack / names.MANIFEST_FILE)
+
+
+def seal(manifest: Manifest) -> Manifest:
+    """`manifest` with the checksum that belongs to its other fields."""
+    fields = msgspec.to_builtins(manifest)
+    return msgspec.structs.replace(manifest, checksum=_checksum(fields))
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    others = {name: value for name, value in fields.items() if name != CHECKSUM}
+    return digest.of_bytes(canonical.encode(others)).hex()
+
+
+def _parse(content: bytes, file: str) -> Manifest:
+    fields = canonical.decode_canonical(content, file)
+    if not isinstance(fields, dict) or fields.get("format") != "moepack":
+        raise CorruptInputError(f"{file} is not the manifest of a pack (M3)")
+    if fields.get("version") != FORMAT_VERSION and isinstance(fields.get("version"), int):
+        raise UnsupportedError(f"{file} has version {fields['version']}; this moepack reads version {FORMAT_VERSION}")
+    requires = fields.get("requires")
+    unknown = [repr(name) for name in requires if name not in SUPPORTED_FEATURES] if isinstance(requires, list) else []
+    if unknown:
+        raise UnsupportedError(f"{file} requires {', '.join(unknown)}; use a newer moepack (M4)")
+    if fields.get(CHECKSUM) != _checksum(fields):
+        raise MismatchError(f"{file} was altered: its checksum does not belong to its contents (M5)")
+    try:
+        return msgspec.convert(fields, Manifest)
+    except msgspec.ValidationError as error:
+        raise CorruptInputError(f"{file}: {error} (M3)") from error

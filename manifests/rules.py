@@ -1,0 +1,157 @@
+"""What a manifest must say beyond having the right fields: FORMAT.md's M6 to M19.
+
+Each rule is one function that yields a sentence per violation; its number is in the message and in FORMAT.md.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+
+from . import names
+from .digest import DIGEST_BYTES
+from .errors import CorruptInputError
+from .schema import ExpertLayer, Manifest
+
+ALIGNMENT = 16 * 1024
+MAX_RECORDS = 2**21  # so that digests.bin stays within 64 MiB
+PARTS = ("weight", "scales", "biases")
+COMPONENTS = tuple(f"{projection}.{part}" for projection in ("gate", "up", "down") for part in PARTS)
+
+Rule = Callable[[Manifest], Iterator[str]]
+
+
+def check(manifest: Manifest, file: str) -> None:
+    """Raise CorruptInputError for the first broken rule, naming it and `file`."""
+    for number, rule in RULES.items():
+        for sentence in rule(manifest):
+            raise CorruptInputError(f"{file}: {sentence} ({number})")
+
+
+def _experts_per_token(manifest: Manifest) -> Iterator[str]:
+    model = manifest.model
+    if model.num_experts_per_tok > model.num_experts:
+        yield f"{model.num_experts_per_tok} experts per token of only {model.num_experts}"
+
+
+def _heads(manifest: Manifest) -> Iterator[str]:
+    full, linear = manifest.model.full_attention, manifest.model.linear_attention
+    if full.num_heads % full.num_kv_heads:
+        yield f"{full.num_heads} heads do not share {full.num_kv_heads} key/value heads evenly"
+    if linear.num_value_heads % linear.num_key_heads:
+        yield f"{linear.num_value_heads} value heads do not share {linear.num_key_heads} key heads evenly"
+    if full.rotary_dims % 2 or full.rotary_dims > full.head_dim:
+        yield f"{full.rotary_dims} rotary dimensions are not an even part of {full.head_dim}"
+
+
+def _reals(manifest: Manifest) -> Iterator[str]:
+    for name, value in (
+        ("rms_norm_eps", manifest.model.rms_norm_eps),
+        ("rope_theta", manifest.model.full_attention.rope_theta),
+    ):
+        if not (math.isfinite(value) and value > 0):
+            yield f"{name} is {value}, not a positive number"
+
+
+def _layer_count(manifest: Manifest) -> Iterator[str]:
+    if len(manifest.layers) != manifest.model.num_layers:
+        yield f"{len(manifest.layers)} layer files for {manifest.model.num_layers} layers"
+
+
+def _record_count(manifest: Manifest) -> Iterator[str]:
+    records = manifest.model.num_layers * manifest.model.num_experts
+    if records > MAX_RECORDS:
+        yield f"{records} records; a pack has at most {MAX_RECORDS}"
+
+
+def _layer_names(manifest: Manifest) -> Iterator[str]:
+    for index, layer in enumerate(manifest.layers):
+        if layer.file != names.layer_file(index):
+            yield f"layer {index} is in {layer.file!r} instead of {names.layer_file(index)!r}"
+
+
+def _projections(manifest: Manifest) -> Iterator[str]:
+    for layer in manifest.layers:
+        if len(layer.formats) != 3:  # the schema knows the three names
+            yield f"{layer.file} names the formats of {sorted(layer.formats)} instead of gate, up and down"
+
+
+def _components(manifest: Manifest) -> Iterator[str]:
+    for layer in manifest.layers:
+        if tuple(component.name for component in layer.components) != COMPONENTS:
+            yield f"{layer.file} has other components than {', '.join(COMPONENTS)}"
+
+
+def _contiguous(manifest: Manifest) -> Iterator[str]:
+    for layer in manifest.layers:
+        ends = accumulate((component.size for component in layer.components), initial=0)
+        for component, start in zip(layer.components, ends, strict=False):
+            if component.offset != start or component.size == 0:
+                where = f"{component.size} bytes at {component.offset}"
+                yield f"{layer.file} has {component.name} of {where}, which do not follow byte {start}"
+
+
+def _stride(manifest: Manifest) -> Iterator[str]:
+    for layer in manifest.layers:
+        if layer.stride != aligned(used_bytes(layer)):
+            yield f"{layer.file} has records of {used_bytes(layer)} bytes every {layer.stride} bytes"
+
+
+def _own_names(manifest: Manifest) -> Iterator[str]:
+    if manifest.trunk.file != names.TRUNK_FILE:
+        yield f"the trunk is in {manifest.trunk.file!r} instead of {names.TRUNK_FILE!r}"
+    if manifest.digests != names.DIGESTS_FILE:
+        yield f"the record digests are in {manifest.digests!r} instead of {names.DIGESTS_FILE!r}"
+
+
+def _safe_names(manifest: Manifest) -> Iterator[str]:
+    for file in manifest.files:
+        if not names.is_safe(file.name) or file.name.casefold() in (names.MANIFEST_FILE, names.EXPERTS_FOLDER):
+            yield f"{file.name!r} is not a name that a file of a pack may have"
+
+
+def _distinct_names(manifest: Manifest) -> Iterator[str]:
+    listed = [file.name for file in manifest.files]
+    folded = [name.casefold() for name in listed]
+    for index, name in enumerate(folded):
+        if name in folded[:index]:
+            yield f"{listed[index]!r} is listed twice"
+    if listed != sorted(listed):
+        yield "the files are not in the order of their names"
+
+
+def _own_files(manifest: Manifest) -> Iterator[str]:
+    sizes = {file.name: file.size for file in manifest.files}
+    for name in (names.TRUNK_FILE, names.DIGESTS_FILE):
+        if name not in sizes:
+            yield f"{name!r} is not among the files"
+    expected = DIGEST_BYTES * manifest.model.num_layers * manifest.model.num_experts
+    if sizes.get(names.DIGESTS_FILE, expected) != expected:
+        yield f"{names.DIGESTS_FILE!r} has {sizes[names.DIGESTS_FILE]} bytes instead of {expected}"
+
+
+def used_bytes(layer: ExpertLayer) -> int:
+    """Bytes of a record before its padding."""
+    return sum(component.size for component in layer.components)
+
+
+def aligned(size: int) -> int:
+    """The stride of records of `size` bytes."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+RULES: dict[str, Rule] = {
+    "M6": _experts_per_token,
+    "M7": _heads,
+    "M8": _reals,
+    "M9": _layer_count,
+    "M10": _record_count,
+    "M11": _layer_names,
+    "M12": _projections,
+    "M13": _components,
+    "M14": _contiguous,
+    "M15": _stride,
+    "M16": _own_names,
+    "M17": _safe_names,
+    "M18": _distinct_names,
+    "M19": _own_files,
+}
