@@ -1,0 +1,89 @@
+"""Packing experts: each is read, quantized straight into its record, and handed on in order.
+
+A record that the checkpoint already holds in the wanted format is read in place and never recoded. Memory is bounded
+by a fixed number of slots, whatever the number of experts.
+"""
+
+from collections.abc import Generator
+from queue import SimpleQueue
+
+import ml_dtypes
+import numpy as np
+
+from ..layout.record import PROJECTIONS, RecordLayout
+from ..quantize.affine import AffineMatrix
+from ..quantize.methods import NonFiniteWeightError, quantize
+from .checkpoint import Checkpoint
+from .finite import not_finite, require_finite
+from .parallel import in_flight, in_order
+from .recipe import passes_through
+from .tensors import LayerExperts, Scratch, Weights
+
+_DTYPES = {"uint32": np.dtype("<u4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class Slot:
+    """One record being made: its bytes, the three matrices as views of them, and room for what is read."""
+
+    def __init__(self, layout: RecordLayout) -> None:
+        self.record = np.zeros(layout.stride, np.uint8)  # what no component covers stays zero: the padding
+        self.matrices = {name: self._matrix(layout, name) for name in PROJECTIONS}
+        self.scratch = Scratch()
+
+    def _matrix(self, layout: RecordLayout, projection: str) -> AffineMatrix:
+        parts = (self._view(layout, f"{projection}.{part}") for part in ("weight", "scales", "biases"))
+        return AffineMatrix(layout.formats[projection], *parts)
+
+    def _view(self, layout: RecordLayout, name: str) -> np.ndarray:
+        component = layout[name]
+        view = self.record[component.offset : component.offset + component.size]
+        return view.view(_DTYPES[component.dtype]).reshape(component.shape)
+
+
+class ExpertPacker:
+    """Makes the records of one layout with one method on `jobs` threads; its slots serve layer after layer."""
+
+    def __init__(self, checkpoint: Checkpoint, layout: RecordLayout, method: str, jobs: int) -> None:
+        self.layout = layout
+        self._checkpoint = checkpoint
+        self._method = method
+        self._jobs = jobs
+        self._slots = [Slot(layout) for _ in range(in_flight(jobs))]
+
+    def records(self, experts: LayerExperts, count: int) -> Generator[np.ndarray, None, None]:
+        """The records of experts 0, 1, ... of a layer, uint8 [stride]; each is valid until the next is asked for.
+
+        Raises CorruptInputError naming tensor and expert if a weight is not finite.
+        """
+        free: SimpleQueue[Slot] = SimpleQueue()
+        for slot in self._slots:
+            free.put(slot)
+        for slot in in_order(lambda expert: self._pack(experts, expert, free.get()), range(count), jobs=self._jobs):
+            yield slot.record
+            free.put(slot)
+
+    def _pack(self, experts: LayerExperts, expert: int, slot: Slot) -> Slot:
+        encodings = experts.encodings
+        into = {
+            name: matrix
+            for name, matrix in slot.matrices.items()
+            if passes_through(encodings[name], self.layout.formats[name])
+        }
+        for name, weights in experts.read(expert, slot.scratch, into).items():
+            what = self._name(experts, expert, name)
+            if name in into:
+                require_finite(into[name].scales, what)
+                require_finite(into[name].biases, what)
+            else:
+                self._quantize(weights, slot.matrices[name], what)
+        return slot
+
+    def _quantize(self, weights: Weights, out: AffineMatrix, what: str) -> None:
+        try:
+            quantize(weights, out.format, self._method, out)
+        except NonFiniteWeightError as error:
+            raise not_finite(f"{what}, row {error.row},") from None
+
+    def _name(self, experts: LayerExperts, expert: int, projection: str) -> str:
+        stored = experts.stored(expert, projection)
+        return f"{self._checkpoint.home(stored)}: tensor {stored!r}, expert {expert}, {projection}"

@@ -1,0 +1,83 @@
+"""What a model family is: tables of names, shapes and roles, and the way to read its geometry from config.json.
+
+A family is data, one file of this folder. Nothing else in the room knows the name of a tensor. Tensors are named
+canonically (FORMAT.md): `model.layers.N.…`, `lm_head.weight`; dialects translate a checkpoint's own names.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ...manifests.schema import LayerType, Model
+
+
+class Role(Enum):
+    """What a trunk tensor is to the packer."""
+
+    MATRIX = "matrix"  # follows the recipe's trunk format
+    ROUTER = "router"  # decides which experts run: never below its precision in the source
+    NORM = "norm"  # a plain multiplier in every dialect
+    CENTERED_NORM = "centered norm"  # Hugging Face stores multiplier - 1
+    CONVOLUTION = "convolution"  # depthwise; dialects place its axis of length 1 differently
+    VECTOR = "vector"  # kept as it is
+
+
+class Presence(Enum):
+    """When a tensor belongs to the model."""
+
+    ALWAYS = "always"
+    UNTIED = "untied"  # only if the output head has its own weights
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a family's table; `shape` of the canonical tensor is a function of the geometry."""
+
+    name: str
+    role: Role
+    shape: Callable[[Model], tuple[int, ...]]
+    presence: Presence = Presence.ALWAYS
+
+
+@dataclass(frozen=True)
+class TrunkTensor:
+    """One trunk tensor of one model, by its canonical name and shape."""
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+
+    @property
+    def stem(self) -> str:
+        """The module's name: what `scales` and `biases` and a manifest's formats are named after."""
+        return self.name.removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family. `left_out` maps the prefixes of tensors that a text model does without to what they are."""
+
+    name: str
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    before_layers: tuple[Row, ...]
+    every_layer: tuple[Row, ...]
+    by_layer_type: Mapping[LayerType, tuple[Row, ...]]
+    after_layers: tuple[Row, ...]
+    left_out: Mapping[str, str]
+    geometry: Callable[[Mapping[str, Any]], Model]
+
+    def trunk(self, model: Model) -> Iterator[TrunkTensor]:
+        """Every trunk tensor of `model`, in the order in which a pack stores them."""
+        yield from _tensors(self.before_layers, model, "")
+        for index, layer_type in enumerate(model.layer_types):
+            rows = (*self.by_layer_type[layer_type], *self.every_layer)
+            yield from _tensors(rows, model, f"model.layers.{index}.")
+        yield from _tensors(self.after_layers, model, "")
+
+
+def _tensors(rows: tuple[Row, ...], model: Model, prefix: str) -> Iterator[TrunkTensor]:
+    for row in rows:
+        if row.presence is Presence.ALWAYS or not model.tie_word_embeddings:
+            yield TrunkTensor(prefix + row.name, row.role, row.shape(model))

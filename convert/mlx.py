@@ -1,0 +1,147 @@
+"""The MLX dialect, as mlx_lm.convert writes it: affine codes or floats, experts stacked under `switch_mlp`.
+
+Norm weights are multipliers already and the convolution is [channels, kernel, 1], quantized or not. Which modules
+are quantized, and how, is read off their tensors and checked against config.json's `quantization`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..layout.formats import AffineFormat
+from ..layout.record import PROJECTIONS, ExpertShape
+from ..layout.tensorfile import ARRAY_DTYPES
+from ..manifests.errors import CorruptInputError, UnsupportedError
+from ..manifests.schema import Model
+from ..quantize.affine import AffineMatrix
+from .checkpoint import Checkpoint
+from .families.family import Family, Role, TrunkTensor
+from .shelf import Shelf
+from .tensors import FLOATS, Affine, Encoding, Scratch, Source, TrunkEntry, Weights, read_affine
+
+PREFIXES = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+DEFAULT_GROUP_SIZE = 64  # what a null in config.json means to MLX
+DEFAULT_BITS = 4
+
+
+def speaks(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is MLX's: nobody else stacks experts under `switch_mlp`."""
+    return any(".switch_mlp." in name for name in checkpoint.entries)
+
+
+def interpret(checkpoint: Checkpoint, family: Family, model: Model) -> Source:
+    """Find every tensor of `model`. Raises CorruptInputError or UnsupportedError naming the first that is amiss."""
+    shelf = Shelf(checkpoint, PREFIXES, family.left_out)
+    reader = _Reader(shelf, _declared_formats(checkpoint.config, shelf))
+    if model.tie_word_embeddings:
+        shelf.set_aside("lm_head.", "an output head that is tied to the embedding")
+    trunk = tuple(reader.trunk_entry(tensor) for tensor in family.trunk(model))
+    experts = tuple(StackedExperts(checkpoint, *reader.experts(model, layer)) for layer in range(model.num_layers))
+    shelf.finish()
+    return Source(checkpoint, "mlx", model, trunk, experts, shelf.left_out)
+
+
+Declared = Mapping[str, tuple[int, int] | None]  # module -> (bits, group size), or None where it must be floats
+
+
+def _declared_formats(config: Mapping[str, Any], shelf: Shelf) -> Declared:
+    """What `quantization` says of single modules, by canonical name. Raises UnsupportedError for other modes."""
+    quantization = config.get("quantization") or {}
+    if not isinstance(quantization, dict):
+        raise CorruptInputError(f"config.json has quantization = {quantization!r:.40}, which is not an object")
+    _check_mode(quantization, "quantization")
+    declared: dict[str, tuple[int, int] | None] = {}
+    for module, value in quantization.items():
+        if value is False:
+            declared[shelf.canonical(module)] = None
+        elif isinstance(value, dict):
+            _check_mode(value, module)
+            declared[shelf.canonical(module)] = _bits_and_group_size(value, quantization, module)
+    return declared
+
+
+def _check_mode(settings: Mapping[str, Any], where: str) -> None:
+    mode = settings.get("mode")
+    if mode not in (None, "affine"):
+        raise UnsupportedError(f"config.json quantizes {where} in mode {mode!r:.40}; readable is 'affine' only")
+
+
+def _bits_and_group_size(value: Mapping[str, Any], default: Mapping[str, Any], module: str) -> tuple[int, int]:
+    bits = value.get("bits", default.get("bits")) or DEFAULT_BITS
+    group_size = value.get("group_size", default.get("group_size")) or DEFAULT_GROUP_SIZE
+    if type(bits) is not int or type(group_size) is not int:
+        raise CorruptInputError(f"config.json quantizes {module} with bits {bits!r:.40}, group_size {group_size!r:.40}")
+    return bits, group_size
+
+
+@dataclass(frozen=True)
+class _Reader:
+    shelf: Shelf
+    declared: Declared
+
+    def trunk_entry(self, tensor: TrunkTensor) -> TrunkEntry:
+        if tensor.role is Role.CONVOLUTION:
+            return TrunkEntry(tensor, self.shelf.take_plain(tensor.name, (*tensor.shape, 1)))
+        if tensor.role in (Role.MATRIX, Role.ROUTER):
+            return TrunkEntry(tensor, self.encoding(tensor.stem, tensor.shape))
+        return TrunkEntry(tensor, self.shelf.take_plain(tensor.name, tensor.shape))
+
+    def experts(self, model: Model, layer: int) -> tuple[dict[str, tuple[int, int]], dict[str, Encoding]]:
+        shape = ExpertShape(model.hidden_size, model.moe_intermediate_size)
+        shapes = {projection: shape.of(projection) for projection in PROJECTIONS}
+        stem = f"model.layers.{layer}.mlp.switch_mlp"
+        return shapes, {
+            projection: self.encoding(f"{stem}.{projection}_proj", (model.num_experts, *shapes[projection]))
+            for projection in PROJECTIONS
+        }
+
+    def encoding(self, stem: str, shape: tuple[int, ...]) -> Encoding:
+        """How module `stem`, whose weights are of `shape`, is stored."""
+        declared = self.declared.get(stem)
+        if f"{stem}.scales" not in self.shelf and declared is None:
+            return self.shelf.take_plain(f"{stem}.weight", shape)
+        format_ = self._format(stem, shape[-1])
+        if stem in self.declared and declared != (format_.bits, format_.group_size):
+            raise CorruptInputError(f"{stem} is stored as {format_.name}, but config.json's quantization says otherwise")
+        scales = self.shelf.take(f"{stem}.scales", FLOATS, (*shape[:-1], format_.groups(shape[-1])))
+        biases = self.shelf.take(f"{stem}.biases", (scales.dtype,), scales.shape)
+        codes = self.shelf.take(f"{stem}.weight", ("U32",), (*shape[:-1], format_.words(shape[-1])))
+        return Affine(codes.name, scales.name, biases.name, format_, scales.dtype)
+
+    def _format(self, stem: str, cols: int) -> AffineFormat:
+        codes, scales = self.shelf.peek(f"{stem}.weight"), self.shelf.peek(f"{stem}.scales")
+        words, groups = codes.shape[-1:], scales.shape[-1:]
+        try:
+            return AffineFormat(words[0] * 32 // cols, cols // groups[0])
+        except (ValueError, ZeroDivisionError, IndexError):
+            raise CorruptInputError(
+                f"tensors {codes.name!r} {list(codes.shape)} and {scales.name!r} {list(scales.shape)} are no affine"
+                f" codes of {cols} inputs"
+            ) from None
+
+
+@dataclass(frozen=True)
+class StackedExperts:
+    """Each projection of all experts in one stack [experts, rows, cols], as floats or affine codes."""
+
+    checkpoint: Checkpoint
+    shapes: Mapping[str, tuple[int, int]]
+    encodings: Mapping[str, Encoding]
+
+    def read(self, expert: int, scratch: Scratch, into: Mapping[str, AffineMatrix]) -> dict[str, Weights]:
+        """The three matrices of one expert, those named in `into` read right there."""
+        return {projection: self._read(expert, projection, scratch, into) for projection in self.shapes}
+
+    def _read(self, expert: int, projection: str, scratch: Scratch, into: Mapping[str, AffineMatrix]) -> Weights:
+        encoding, shape = self.encodings[projection], self.shapes[projection]
+        if isinstance(encoding, Affine):
+            matrix = into.get(projection) or scratch.affine(projection, shape, encoding)
+            read_affine(self.checkpoint, encoding, matrix, expert)
+            return matrix
+        out = scratch.array(projection, shape, ARRAY_DTYPES[encoding.dtype])
+        self.checkpoint.read_into(encoding.stored, out, expert)
+        return out
+
+    def stored(self, expert: int, projection: str) -> str:
+        """The name of the checkpoint's tensor that holds a matrix."""
+        return self.encodings[projection].stored

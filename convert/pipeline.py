@@ -1,0 +1,66 @@
+"""The pipeline: from an opened checkpoint to a committed pack, layer by layer, resumable at any moment."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from ..layout.writer import PackWriter
+from ..manifests.progress import Progress, Task
+from ..manifests.schema import Manifest
+from .experts import ExpertPacker
+from .plan import Packing
+from .trunk import Blocks, trunk_blocks
+
+
+def build(packing: Packing, target: Path, *, jobs: int, progress: Progress) -> Manifest:
+    """Write the pack `target`, on `jobs` threads, or finish what an interrupted run has left of it.
+
+    Raises UsageError if the target exists, StorageError if the disk fails or fills, CorruptInputError naming the
+    tensor if a weight is not finite. After any error, or a kill, the same call goes on where this one stopped.
+    """
+    with PackWriter.open(target, packing.plan, progress) as writer:
+        layers = writer.missing_layers()
+        with progress.task("packing", _total(packing), _total(packing) - _missing(packing, writer)) as task:
+            if writer.trunk_missing:
+                task.note("trunk")
+                _write_trunk(packing, writer, jobs, task)
+            _write_layers(packing, writer, layers, jobs, task)
+        return writer.commit()
+
+
+def _total(packing: Packing) -> int:
+    return packing.plan.expert_bytes + packing.plan.trunk_bytes
+
+
+def _missing(packing: Packing, writer: PackWriter) -> int:
+    trunk = packing.plan.trunk_bytes if writer.trunk_missing else 0
+    return trunk + sum(map(packing.plan.layer_bytes, writer.missing_layers()))
+
+
+def _write_layers(packing: Packing, writer: PackWriter, layers: list[int], jobs: int, task: Task) -> None:
+    packer: ExpertPacker | None = None
+    for layer in layers:
+        task.note(f"layer {layer + 1} of {packing.source.model.num_layers}")
+        layout = packing.plan.records[layer]
+        if packer is None or packer.layout != layout:
+            packer = ExpertPacker(packing.source.checkpoint, layout, packing.recipe.method, jobs)
+        records = packer.records(packing.source.experts[layer], packing.source.model.num_experts)
+        with writer.layer(layer) as sink, closing(records):
+            for record in records:
+                sink.append(record)
+                task.advance(len(record))
+
+
+def _write_trunk(packing: Packing, writer: PackWriter, jobs: int, task: Task) -> None:
+    blocks = trunk_blocks(packing.trunk, packing.source.checkpoint, jobs)
+    with writer.trunk() as sink:
+        for spec in packing.plan.trunk:
+            sink.write_blocks(spec.name, _counted(blocks.pop(spec.name), task))
+
+
+def _counted(blocks: Blocks, task: Task) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield block
+        task.advance(block.nbytes)

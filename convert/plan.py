@@ -1,0 +1,94 @@
+"""Planning: a checkpoint and a recipe become every file and size of the pack, before the first byte is written."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..layout.plan import PackPlan, expert_shape
+from ..layout.record import PROJECTIONS, RecordLayout
+from ..manifests import schema
+from ..manifests.errors import UsageError
+from . import huggingface, mlx
+from .checkpoint import Checkpoint
+from .families import find_family
+from .recipe import Recipe, passes_through
+from .tensors import Source
+from .trunk import TrunkItem, plan_item
+
+
+@dataclass(frozen=True)
+class Packing:
+    """All that building a pack needs: the checkpoint understood, what becomes of its trunk, and the layout's plan."""
+
+    source: Source
+    recipe: Recipe
+    trunk: tuple[TrunkItem, ...]
+    plan: PackPlan
+
+    @property
+    def recoded_projections(self) -> Mapping[str, int]:
+        """Of each projection, in how many layers it is quantized anew rather than passed through."""
+        formats = self.plan.records[0].formats
+        return {
+            name: sum(not passes_through(layer.encodings[name], formats[name]) for layer in self.source.experts)
+            for name in PROJECTIONS
+        }
+
+    @property
+    def recoded_expert_weights(self) -> int:
+        """How many expert weights are quantized anew."""
+        model = self.source.model
+        matrix = model.hidden_size * model.moe_intermediate_size * model.num_experts
+        return matrix * sum(self.recoded_projections.values())
+
+
+def understand(checkpoint: Checkpoint) -> Source:
+    """Find out what a checkpoint is and where each tensor lies.
+
+    Raises UnsupportedError for a family or an encoding that this version does not pack, CorruptInputError for a
+    tensor that is missing or not as config.json says.
+    """
+    family = find_family(checkpoint.config)
+    model = family.geometry(checkpoint.config)
+    dialect = mlx if mlx.speaks(checkpoint) else huggingface
+    return dialect.interpret(checkpoint, family, model)
+
+
+def plan_pack(source: Source, recipe: Recipe) -> Packing:
+    """Lay out the pack. Raises UsageError if the recipe does not fit the model."""
+    shape = expert_shape(source.model)
+    layout = RecordLayout.of(shape, recipe.expert_formats(shape))
+    trunk = tuple(plan_item(entry, recipe) for entry in source.trunk)
+    formats = {item.entry.tensor.stem: item.format.name for item in trunk if item.format is not None}
+    plan = PackPlan(
+        model=source.model,
+        records=(layout,) * source.model.num_layers,
+        trunk=tuple(spec for item in trunk for spec in item.specs),
+        trunk_formats=formats,
+        copied=source.checkpoint.copied,
+        recipe=recipe.manifest,
+        source=_manifest_source(source),
+    )
+    return Packing(source, recipe, trunk, plan)
+
+
+def default_jobs() -> int:
+    """As many threads as this process may run at once."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_outside(target: Path, source: Source) -> None:
+    """Raise UsageError if `target` lies inside the checkpoint's directory, whose files would then not be its own."""
+    if source.checkpoint.origin.directory.resolve() in target.resolve().parents:
+        raise UsageError(f"{target} lies inside the checkpoint; choose an output elsewhere")
+
+
+def _manifest_source(source: Source) -> schema.Source:
+    origin = source.checkpoint.origin
+    return schema.Source(
+        dialect=source.dialect,
+        repository=origin.repository,
+        revision=origin.revision,
+        files=source.checkpoint.source_files,
+    )

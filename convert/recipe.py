@@ -1,0 +1,75 @@
+"""Recipes: which formats a pack's experts and trunk are stored in, and by which method the experts' codes are chosen."""
+
+from dataclasses import dataclass
+
+from ..layout.formats import BITS, GROUP_SIZES, AffineFormat
+from ..layout.record import PROJECTIONS, ExpertShape
+from ..manifests import schema
+from ..manifests.errors import UsageError
+from ..quantize.methods import METHODS
+from .families.family import Role
+from .tensors import Affine, Encoding
+
+EXPERT_FORMATS = tuple(f"affine{bits}-g{group_size}" for bits in BITS for group_size in GROUP_SIZES)
+TRUNK_FORMATS = ("source", "bf16", "affine8-g64", "affine4-g64")
+TRUNK_METHOD = "mse"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked of the packer. `trunk_format` is one of TRUNK_FORMATS, `method` one of METHODS."""
+
+    expert_format: AffineFormat = AffineFormat(2, 64)
+    method: str = "mse"
+    trunk_format: str = "source"
+
+    @classmethod
+    def parse(cls, expert_format: str, method: str, trunk_format: str) -> "Recipe":
+        """The recipe of these names. Raises UsageError, listing the choices, for a name that is none."""
+        _require("expert format", expert_format, EXPERT_FORMATS)
+        _require("method", method, METHODS)
+        _require("trunk format", trunk_format, TRUNK_FORMATS)
+        return cls(AffineFormat.parse(expert_format), method, trunk_format)
+
+    @property
+    def manifest(self) -> schema.Recipe:
+        """The recipe as the manifest records it."""
+        return schema.Recipe(
+            expert_format=self.expert_format.name, method=self.method, trunk_format=self.trunk_format
+        )
+
+    def expert_formats(self, shape: ExpertShape) -> dict[str, AffineFormat]:
+        """The format of each projection. Raises UsageError, naming what fits, if the groups do not divide the inputs."""
+        for projection in PROJECTIONS:
+            cols = shape.of(projection)[1]
+            if not self.expert_format.fits(cols):
+                raise UsageError(
+                    f"{self.expert_format.name} does not fit: the experts' {projection} projection has {cols} inputs;"
+                    f" {_what_fits(shape)}"
+                )
+        return dict.fromkeys(PROJECTIONS, self.expert_format)
+
+    def trunk_target(self, role: Role, cols: int) -> AffineFormat | str:
+        """How a trunk tensor with rows of `cols` inputs is to be stored: a format, "bf16", or "source"."""
+        if role is not Role.MATRIX or self.trunk_format in ("source", "bf16"):
+            return self.trunk_format if role is Role.MATRIX else "source"
+        format_ = AffineFormat.parse(self.trunk_format)
+        return format_ if format_.fits(cols) else "source"
+
+
+def passes_through(encoding: Encoding, format: AffineFormat) -> bool:
+    """Whether an expert matrix stored like this already is what a record of `format` holds, bit for bit."""
+    return isinstance(encoding, Affine) and encoding.format == format and encoding.dtype == "BF16"
+
+
+def _require(what: str, name: str, choices: tuple[str, ...]) -> None:
+    if name not in choices:
+        raise UsageError(f"{name!r} is no {what}; there are {', '.join(choices)}")
+
+
+def _what_fits(shape: ExpertShape) -> str:
+    inputs = (shape.hidden, shape.intermediate)
+    sizes = [size for size in GROUP_SIZES if all(AffineFormat(2, size).fits(cols) for cols in inputs)]
+    if not sizes:
+        return f"no group size of {', '.join(map(str, GROUP_SIZES))} divides both {inputs[0]} and {inputs[1]}"
+    return f"group sizes that fit this model are {', '.join(map(str, sizes))}"
