@@ -1,0 +1,164 @@
+"""The generation loop: a prompt's tokens in, pieces of text out, until something ends the answer.
+
+Owns when to stop (end token, stop string, token limit, context) and what was counted and timed. Promises that a
+piece is printed text for good: no half character, nothing of a stop string. Knows nothing of command lines, chats or
+how a session computes logits; chat and server run on this same loop.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..manifests.errors import UsageError
+from .sampling import Logits, Sampler
+from .stops import StopStrings
+from .tokenizer import TextStream
+
+Finish = Literal["stop", "length", "interrupted"]
+
+
+class Extensible(Protocol):
+    """What the loop needs of a session."""
+
+    @property
+    def position(self) -> int:
+        """How many tokens are in the session."""
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        """Add `tokens`; the logits after the last of them, float32 [V]."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends an answer besides the user: at most `max_tokens` of them, `context` tokens in all, ends and stops."""
+
+    max_tokens: int
+    context: int
+    end_tokens: frozenset[int] = frozenset()
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is ready to show; `token` completed it, None for what was left when the answer ended."""
+
+    text: str
+    token: int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished or interrupted answer. `tokens` leaves out the end token; seconds are those spent computing."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Finish
+    stop: str | None
+    prompt_tokens: int
+    prompt_seconds: float
+    decode_steps: int
+    decode_seconds: float
+
+    @property
+    def prompt_rate(self) -> float | None:
+        """Prompt tokens per second; None when nothing was measured."""
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else None
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Tokens per second after the first, which the prompt's own pass gives; None when there was no second."""
+        return self.decode_steps / self.decode_seconds if self.decode_steps else None
+
+
+class Generation:
+    """One answer: iterate over its pieces, once, then ask for its `result`.
+
+    Raises UsageError at once for an empty prompt and for one that leaves no room in the context.
+    """
+
+    def __init__(
+        self, session: Extensible, prompt: Sequence[int], sampler: Sampler, stream: TextStream, limits: Limits
+    ) -> None:
+        self._room = min(limits.max_tokens, check_room(session.position, prompt, limits))
+        self._session, self._prompt, self._sampler, self._stream = session, prompt, sampler, stream
+        self._end_tokens, self._stops = limits.end_tokens, StopStrings(limits.stops)
+        self._prefill, self._decode = _Clock(), _Clock()
+        self._finish: Finish = "interrupted"  # until the loop says otherwise
+        self._tokens: list[int] = []
+        self._text: list[str] = []
+
+    def __iter__(self) -> Iterator[Piece]:
+        token = self._prefill.time(self._next, self._prompt)
+        while token not in self._end_tokens:
+            self._tokens.append(token)
+            yield from self._show(self._stops.push(self._stream.push(token)), token)
+            if self._ended():
+                break
+            token = self._decode.time(self._next, [token])
+        else:
+            self._finish = "stop"
+        yield from self.rest()
+
+    def rest(self) -> Iterator[Piece]:
+        """What is held back, as a last piece; for a reader that leaves the loop early. Empty the second time."""
+        if self._stops.found is None:
+            yield from self._show(self._stops.push(self._stream.finish()) + self._stops.finish(), None)
+
+    def result(self) -> Result:
+        """The answer as far as it has come."""
+        return Result(
+            text="".join(self._text),
+            tokens=tuple(self._tokens),
+            finish=self._finish,
+            stop=self._stops.found,
+            prompt_tokens=len(self._prompt),
+            prompt_seconds=self._prefill.seconds,
+            decode_steps=self._decode.calls,
+            decode_seconds=self._decode.seconds,
+        )
+
+    def _next(self, tokens: Sequence[int]) -> int:
+        return self._sampler.choose(self._session.extend(tokens))
+
+    def _show(self, text: str, token: int | None) -> Iterator[Piece]:
+        if text:
+            self._text.append(text)
+        if text or token is not None:
+            yield Piece(text, token)
+
+    def _ended(self) -> bool:
+        if self._stops.found is not None:
+            self._finish = "stop"
+        elif len(self._tokens) >= self._room:
+            self._finish = "length"
+        return self._finish != "interrupted"
+
+
+def check_room(position: int, prompt: Sequence[int], limits: Limits) -> int:
+    """How many tokens the context can take after `prompt`: at least one, else UsageError."""
+    if limits.max_tokens < 1:
+        raise UsageError(f"max-tokens {limits.max_tokens} leaves nothing to generate; give 1 or more")
+    if not prompt:
+        raise UsageError("the prompt is empty; give some text")
+    used = position + len(prompt)
+    if used >= limits.context:
+        raise UsageError(
+            f"the prompt has {used} tokens, and with a context of {limits.context} no answer fits; "
+            "shorten the prompt or raise the context"
+        )
+    return limits.context - used
+
+
+class _Clock:
+    """Seconds and calls of one kind of work; waiting for whoever reads the pieces is not counted."""
+
+    def __init__(self) -> None:
+        self.seconds, self.calls = 0.0, 0
+
+    def time(self, work: Callable[[Sequence[int]], int], tokens: Sequence[int]) -> int:
+        start = time.perf_counter()
+        result = work(tokens)
+        self.seconds += time.perf_counter() - start
+        self.calls += 1
+        return result

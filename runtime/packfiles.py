@@ -1,0 +1,47 @@
+"""The small files that a pack keeps from its checkpoint: tokenizer, chat template, generation defaults.
+
+Promises: a file is a regular one, within its size limit, and has the digest that the manifest states before a byte
+of it is parsed. Knows nothing of what the files mean.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from ..manifests import canonical
+from ..manifests.errors import CorruptInputError, MismatchError
+from ..manifests.files import read_small
+from ..manifests.schema import File
+
+MAX_CONFIG_BYTES = 16 * 1024 * 1024  # tokenizer_config.json of large vocabularies repeats every added token
+
+
+class PackFiles:
+    """Reads the files that the manifest of the pack at `path` lists as `listed`."""
+
+    def __init__(self, path: Path, listed: Iterable[File]) -> None:
+        self.path = path
+        self._listed = {file.name: file for file in listed}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._listed
+
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of a listed file. Raises CorruptInputError over `limit` bytes, MismatchError for a wrong digest."""
+        content = read_small(self.path / name, limit)
+        if blake3(content).hexdigest() != self._listed[name].blake3:
+            raise MismatchError(
+                f"{self.path / name} is not the file that the manifest promises; moe-pack verify shows all damage"
+            )
+        return content
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file, or an empty one when the pack has no such file."""
+        if name not in self:
+            return {}
+        value = canonical.decode(self.read(name, MAX_CONFIG_BYTES), str(self.path / name))
+        if not isinstance(value, dict):
+            raise CorruptInputError(f"{self.path / name} holds no JSON object")
+        return value

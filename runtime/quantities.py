@@ -1,0 +1,23 @@
+"""Amounts of memory as people write them: GB is 10^9 bytes, GiB is 2^30."""
+
+import re
+
+from ..manifests.errors import UsageError
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMGT]i?B)", re.IGNORECASE)
+_BY_NAME = {name.lower(): size for name, size in UNITS.items()}
+
+
+def parse_size(text: str) -> int:
+    """The bytes in a text such as "8GB", "7.5GiB" or "900 MB". Raises UsageError for any other, also without a unit."""
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _BY_NAME[match[2].lower()]) if match else 0
+    if size < 1:
+        raise UsageError(f"{text!r} is not an amount of memory; write a number and {', '.join(UNITS)}, such as 8GB")
+    return size
+
+
+def megabytes(size: float) -> str:
+    """A size in MB (10^6 bytes), or GB (10^9) from one up, for a sentence."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
