@@ -53,7 +53,7 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -
         except OSError as error:
             raise StorageError(f"{path} cannot be read at bytes {offset}+{len(left)}: {error.strerror}") from error
         if count == 0:
-            raise StorageError(f"{path} ends at byte {offset}, {len(left)} bytes early; it was truncated after opening")
+            raise StorageError(f"{path} ends at byte {offset}, {len(left)} bytes early")
         left, offset = left[count:], offset + count
 
 
