@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
-from ..manifests import canonical
+from ..layout.reader import Pack
+from ..manifests import canonical, digest
 from ..manifests.errors import CorruptInputError, MismatchError
 from ..manifests.files import read_small
 from ..manifests.schema import File
@@ -25,13 +24,18 @@ class PackFiles:
         self.path = path
         self._listed = {file.name: file for file in listed}
 
+    @classmethod
+    def of(cls, pack: Pack) -> "PackFiles":
+        """The files of an opened pack."""
+        return cls(pack.path, pack.manifest.files)
+
     def __contains__(self, name: str) -> bool:
         return name in self._listed
 
     def read(self, name: str, limit: int) -> bytes:
         """All bytes of a listed file. Raises CorruptInputError over `limit` bytes, MismatchError for a wrong digest."""
         content = read_small(self.path / name, limit)
-        if blake3(content).hexdigest() != self._listed[name].blake3:
+        if digest.of_bytes(content).hex() != self._listed[name].blake3:
             raise MismatchError(
                 f"{self.path / name} is not the file that the manifest promises; moe-pack verify shows all damage"
             )
