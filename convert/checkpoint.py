@@ -74,7 +74,9 @@ class Checkpoint:
     @property
     def source_files(self) -> list[SourceFile]:
         """What a manifest records of each weight file."""
-        return [SourceFile(name=file.path.name, size=file.size, header_blake3=file.header_blake3) for file in self.files]
+        return [
+            SourceFile(name=file.path.name, size=file.size, header_blake3=file.header_blake3) for file in self.files
+        ]
 
     def home(self, name: str) -> Path:
         """The file in which a tensor lies."""

@@ -36,8 +36,9 @@ class Slot:
 
     def _view(self, layout: RecordLayout, name: str) -> np.ndarray:
         component = layout[name]
-        view = self.record[component.offset : component.offset + component.size]
-        return view.view(_DTYPES[component.dtype]).reshape(component.shape)
+        piece = self.record[component.offset : component.offset + component.size]
+        view: np.ndarray = piece.view(_DTYPES[component.dtype])
+        return view.reshape(component.shape)
 
 
 class ExpertPacker:

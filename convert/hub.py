@@ -18,9 +18,7 @@ def is_repository_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and not text.startswith(("./", "../", "~"))
 
 
-def download(
-    repository: str, revision: str | None, small: Sequence[str], weights: Callable[[Path], list[str]]
-) -> Path:
+def download(repository: str, revision: str | None, small: Sequence[str], weights: Callable[[Path], list[str]]) -> Path:
     """Fetch the `small` files, then the files that `weights` finds named there; the snapshot's directory.
 
     The directory's name is the resolved commit. Raises UsageError or StorageError.
@@ -39,7 +37,6 @@ def _snapshot(repository: str, revision: str | None, files: Sequence[str]) -> Pa
 
 
 def _explained(repository: str, revision: str | None, error: Exception) -> MoepackError:
-    import httpx
     from huggingface_hub import errors
 
     what = f"{repository}@{revision}" if revision else repository
@@ -52,6 +49,4 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Moepa
         return UsageError(f"there is no repository {repository} that you may read; if it is private, set HF_TOKEN")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return StorageError(f"{what} is not in the cache and cannot be fetched: the Hub is offline or out of reach")
-    if isinstance(error, OSError | httpx.HTTPError):
-        return StorageError(f"fetching {what} failed: {first_line}; run the command again to go on")
-    raise error
+    return StorageError(f"fetching {what} failed ({first_line or type(error).__name__}); run the same command to go on")

@@ -102,7 +102,9 @@ class _Reader:
             return self.shelf.take_plain(f"{stem}.weight", shape)
         format_ = self._format(stem, shape[-1])
         if stem in self.declared and declared != (format_.bits, format_.group_size):
-            raise CorruptInputError(f"{stem} is stored as {format_.name}, but config.json's quantization says otherwise")
+            raise CorruptInputError(
+                f"{stem} is stored as {format_.name}, but config.json's quantization says otherwise"
+            )
         scales = self.shelf.take(f"{stem}.scales", FLOATS, (*shape[:-1], format_.groups(shape[-1])))
         biases = self.shelf.take(f"{stem}.biases", (scales.dtype,), scales.shape)
         codes = self.shelf.take(f"{stem}.weight", ("U32",), (*shape[:-1], format_.words(shape[-1])))

@@ -51,8 +51,8 @@ def understand(checkpoint: Checkpoint) -> Source:
     """
     family = find_family(checkpoint.config)
     model = family.geometry(checkpoint.config)
-    dialect = mlx if mlx.speaks(checkpoint) else huggingface
-    return dialect.interpret(checkpoint, family, model)
+    interpret = mlx.interpret if mlx.speaks(checkpoint) else huggingface.interpret
+    return interpret(checkpoint, family, model)
 
 
 def plan_pack(source: Source, recipe: Recipe) -> Packing:

@@ -1,4 +1,4 @@
-"""Recipes: which formats a pack's experts and trunk are stored in, and by which method the experts' codes are chosen."""
+"""Recipes: the formats of a pack's experts and trunk, and the method that chooses the experts' codes."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,14 @@ from .tensors import Affine, Encoding
 EXPERT_FORMATS = tuple(f"affine{bits}-g{group_size}" for bits in BITS for group_size in GROUP_SIZES)
 TRUNK_FORMATS = ("source", "bf16", "affine8-g64", "affine4-g64")
 TRUNK_METHOD = "mse"
+DEFAULT_FORMAT = AffineFormat(2, 64)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What was asked of the packer. `trunk_format` is one of TRUNK_FORMATS, `method` one of METHODS."""
 
-    expert_format: AffineFormat = AffineFormat(2, 64)
+    expert_format: AffineFormat = DEFAULT_FORMAT
     method: str = "mse"
     trunk_format: str = "source"
 
@@ -34,12 +35,10 @@ class Recipe:
     @property
     def manifest(self) -> schema.Recipe:
         """The recipe as the manifest records it."""
-        return schema.Recipe(
-            expert_format=self.expert_format.name, method=self.method, trunk_format=self.trunk_format
-        )
+        return schema.Recipe(expert_format=self.expert_format.name, method=self.method, trunk_format=self.trunk_format)
 
     def expert_formats(self, shape: ExpertShape) -> dict[str, AffineFormat]:
-        """The format of each projection. Raises UsageError, naming what fits, if the groups do not divide the inputs."""
+        """The format of each projection. Raises UsageError, naming what fits, if groups do not divide the inputs."""
         for projection in PROJECTIONS:
             cols = shape.of(projection)[1]
             if not self.expert_format.fits(cols):

@@ -5,7 +5,7 @@ A trunk tensor is floats or affine codes somewhere in the checkpoint; a layer's 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -104,7 +104,7 @@ class Source:
     """A checkpoint understood: its geometry, its trunk in pack order, its experts layer by layer."""
 
     checkpoint: Checkpoint
-    dialect: str
+    dialect: Literal["huggingface", "mlx"]
     model: Model
     trunk: tuple[TrunkEntry, ...]
     experts: tuple[LayerExperts, ...]

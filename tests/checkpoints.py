@@ -176,7 +176,10 @@ def save_tokenizer(directory: Path) -> None:
     """A tiny byte-level BPE tokenizer with a chat template, as the files that a published checkpoint has."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -199,7 +202,7 @@ class CheckpointMaker:
     root: Path
     made: dict[Variant, Path] = field(default_factory=dict)
 
-    def __call__(self, variant: Variant = Variant()) -> Path:  # noqa: B008
+    def __call__(self, variant: Variant = Variant()) -> Path:
         """The directory of `variant`."""
         if variant not in self.made:
             self.made[variant] = self._make(variant)

@@ -58,7 +58,7 @@ def _layer_types(text: Settings) -> list[LayerType]:
         raise UnsupportedError(f"config.json has layers of type {min(unknown)!r}; known are {', '.join(LAYER_TYPES)}")
     if len(names) != layers:
         raise text.wrong(f"lists {len(names)} layer_types for num_hidden_layers = {layers}")
-    return [LAYER_TYPES[LAYER_TYPES.index(name)] for name in names]  # type: ignore[arg-type]
+    return [LAYER_TYPES[LAYER_TYPES.index(name)] for name in names]
 
 
 def _full_attention(text: Settings) -> FullAttention:

@@ -1,4 +1,4 @@
-"""Reading numbers out of config.json: present, of the right type, and fitting each other, or a sentence says why not."""
+"""Numbers of config.json: present, of the right type and fitting each other, or a sentence says why not."""
 
 import math
 from collections.abc import Mapping

@@ -1,0 +1,171 @@
+"""The command line `moe-pack`. Thin: it parses, calls the rooms, and shows what they return."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..layout.reader import Pack
+from ..manifests import console
+from ..manifests.console import ConsoleProgress, print_json, say
+from ..manifests.errors import MismatchError
+from ..manifests.files import gigabytes
+from ..manifests.report import Report
+from ..manifests.verify import verify as verify_pack
+from ..quantize.methods import METHODS
+from . import facts, report
+from .checkpoint import Checkpoint
+from .estimate import estimate
+from .pipeline import build as build_pack
+from .plan import Packing, default_jobs, plan_pack, require_outside, understand
+from .recipe import TRUNK_FORMATS, Recipe
+from .shipped import CHECKPOINT, QUESTION
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, existing target);"
+    " 3 a checkpoint or pack is malformed; 4 the disk or the network failed, or another process holds the target;"
+    " 5 not supported; 130 interrupted."
+)
+
+app = typer.Typer(
+    help="Turn mixture-of-experts checkpoints into verified packs that moe-run streams from disk.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JOBS = default_jobs()
+HERE = Path()
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="A checkpoint: a directory, or org/name[@revision] on the Hugging Face Hub, which is downloaded first.",
+    ),
+]
+PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
+FormatOption = Annotated[
+    str, typer.Option(help="Experts' format: affine{2,3,4,6,8}-g{32,64,128}. What already is in it passes through.")
+]
+MethodOption = Annotated[str, typer.Option(help=f"How the experts' codes are chosen: {' or '.join(METHODS)}.")]
+TrunkOption = Annotated[
+    str, typer.Option(help=f"The trunk's format: {', '.join(TRUNK_FORMATS)}. Router and norms keep theirs.")
+]
+JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="all cores")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+OutOption = Annotated[Path, typer.Option(help="Where the pack would go: the disk whose free space counts.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moe-pack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+@app.command(epilog=EXIT_CODES)
+def plan(
+    source: SourceArgument,
+    expert_format: FormatOption = "affine2-g64",
+    method: MethodOption = "mse",
+    trunk: TrunkOption = "source",
+    jobs: JobsOption = JOBS,
+    out: OutOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Say what build would write: bytes per part, bits per weight, record size, free space, estimated time."""
+    recipe = Recipe.parse(expert_format, method, trunk)
+    with Checkpoint.open(source) as checkpoint:
+        packing = plan_pack(understand(checkpoint), recipe)
+        _show(facts.of_plan(packing, estimate(packing, jobs), out), report.plan_table, json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+def build(
+    source: SourceArgument,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The pack to write; must not exist.")],
+    expert_format: FormatOption = "affine2-g64",
+    method: MethodOption = "mse",
+    trunk: TrunkOption = "source",
+    jobs: JobsOption = JOBS,
+    json: JsonOption = False,
+) -> None:
+    """Write a pack. When interrupted, the same command goes on where it stopped and ends with the same bytes."""
+    _show(_build(source, target, Recipe.parse(expert_format, method, trunk), jobs), report.build_table, json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+def inspect(pack: PackArgument, json: JsonOption = False) -> None:
+    """Show what a pack holds, after checking its structure (but not its weights; that is verify)."""
+    with Pack.open(pack) as opened:
+        _show(facts.of_pack(opened), report.pack_table, json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+def verify(pack: PackArgument, jobs: JobsOption = JOBS, json: JsonOption = False) -> None:
+    """Read a whole pack and check every byte; name layer, expert and component of any damage."""
+    checked = verify_pack(pack, threads=jobs, progress=ConsoleProgress())
+    _show(facts.of_report(checked, pack), report.verify_table, json=json)
+    _require_intact(checked, pack)
+
+
+@app.command(epilog=EXIT_CODES)
+def demo(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The pack to write; must not exist.")],
+    jobs: JobsOption = JOBS,
+    json: JsonOption = False,
+) -> None:
+    """Pack the small model that is shipped with moe-pack to 2 bits, verify it, and say what to run next."""
+    built = _build(str(CHECKPOINT), target, Recipe(), jobs)
+    _require_intact(verify_pack(target, threads=jobs, progress=ConsoleProgress()), target)
+    _show(built, report.build_table, json=json)
+    say(f"verified. Next: moe-run generate {target} --messages {QUESTION} --temp 0")
+
+
+def _require_intact(checked: Report, pack: Path) -> None:
+    if not checked.ok:
+        raise MismatchError(f"{pack} is damaged: {len(checked.findings)} findings; pack the checkpoint again")
+
+
+def _build(source: str, target: Path, recipe: Recipe, jobs: int) -> dict[str, Any]:
+    start = time.monotonic()
+    with Checkpoint.open(source) as checkpoint:
+        packing = plan_pack(understand(checkpoint), recipe)
+        require_outside(target, packing.source)
+        _say_what_is_left_out(packing)
+        try:
+            build_pack(packing, target, jobs=jobs, progress=ConsoleProgress())
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on where this one stopped")
+            raise
+        return facts.of_build(packing.plan, target, time.monotonic() - start)
+
+
+def _say_what_is_left_out(packing: Packing) -> None:
+    if left := packing.source.left_out:
+        say("left out: " + "; ".join(f"{part.what} ({part.tensors} tensors, {gigabytes(part.size)})" for part in left))
+
+
+def _show(found: dict[str, Any], as_table: Any, *, json: bool) -> None:
+    if json:
+        print_json(found)
+    else:
+        console.out.print(as_table(found))
+
+
+def main() -> None:
+    """The console script: errors become one sentence and an exit code."""
+    console.run(app)
