@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from .digest import DIGEST_BYTES, Advance, opened
+from .digest import DIGEST_BYTES, Advance, of_bytes, opened
 from .errors import StorageError
 from .files import read_exactly
 from .report import Finding
@@ -33,9 +33,9 @@ class LayerScan:
     columns: dict[str, str]
 
 
-def scan(path: Path, layer: ExpertLayer, experts: int, *, threads: int, advance: Advance) -> LayerScan:
+def scan(path: Path, layer: ExpertLayer, experts: int, advance: Advance) -> LayerScan:
     """Read the whole layer file at `path`. Raises StorageError or CorruptInputError if it cannot even be opened."""
-    columns = {component.name: blake3(max_threads=threads) for component in layer.components}
+    columns = {component.name: blake3() for component in layer.components}
     result = LayerScan([], {}, set(), {})
     buffer = memoryview(bytearray(layer.stride))
     with opened(path) as descriptor:
@@ -46,7 +46,7 @@ def scan(path: Path, layer: ExpertLayer, experts: int, *, threads: int, advance:
                 result.records.append(None)
                 result.unreadable[expert] = str(error)
                 continue
-            result.records.append(blake3(buffer, max_threads=threads).digest())
+            result.records.append(of_bytes(buffer))
             for part in layer.components:
                 columns[part.name].update(buffer[part.offset : part.offset + part.size])
             if any(buffer[used_bytes(layer) :]):

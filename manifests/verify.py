@@ -108,8 +108,7 @@ class _Verification:
         if problem is not None:
             yield Finding(layer.file, problem, index)
         try:
-            share = max(1, self.threads // len(self.manifest.layers))
-            scan = layers.scan(self.path / layer.file, layer, experts, threads=share, advance=self.meter.advance)
+            scan = layers.scan(self.path / layer.file, layer, experts, self.meter.advance)
         except (CorruptInputError, StorageError) as error:
             if problem is None:
                 yield Finding(layer.file, str(error), index)
