@@ -1,0 +1,118 @@
+"""The CPU kernels and the readers. Arrays are C-contiguous float32 unless a type says otherwise; outputs come last.
+
+Every function releases the GIL while it computes and raises ValueError when shapes do not fit.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
+
+class Pool:
+    """`threads` threads, the caller's included, that share out a kernel's rows, heads or tokens."""
+
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+class ReadPool:
+    """Threads that read byte ranges into arrays."""
+
+    def __init__(self, threads: int) -> None: ...
+    def submit(self, fd: int, offset: int, to: Bytes) -> int:
+        """Start filling `to` from `offset` of `fd`; returns a ticket. `to` must outlive the read."""
+    def wait(self, ticket: int) -> tuple[int, int]:
+        """Wait for a read, once per ticket: (bytes read, errno or 0). Fewer bytes without errno: the file ended."""
+
+class Matrix:
+    """A weight matrix [rows, cols] as stored; keeps its arrays alive."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+
+class RecordViews:
+    """Where gate, up and down lie in a record: (bits, group, codes, scales, biases), the last three being offsets."""
+
+    def __init__(
+        self, hidden: int, intermediate: int, projections: list[tuple[int, int, int, int, int]], size: int
+    ) -> None: ...
+
+class AttentionShape: ...
+class DeltaShape: ...
+
+def instruction_set() -> str:
+    """Which kernels run here: "avx512", "avx2", "neon" or "baseline"; MOEPACK_ISA forces one."""
+
+def float_matrix(data: Bytes, dtype: str, rows: int, cols: int) -> Matrix:
+    """A "BF16", "F16" or "F32" matrix from its flat bytes."""
+
+def affine_matrix(
+    codes: Bytes, scales: Bytes, biases: Bytes, dtype: str, bits: int, group: int, rows: int, cols: int
+) -> Matrix:
+    """An affine matrix from its flat bytes; scales and biases are of type `dtype`."""
+
+def attention_shape(heads: int, kv_heads: int, head_dim: int, rotary_dims: int, eps: float) -> AttentionShape: ...
+def delta_shape(
+    key_heads: int, value_heads: int, key_dim: int, value_dim: int, conv_kernel: int, eps: float
+) -> DeltaShape: ...
+def matmul(pool: Pool, matrix: Matrix, x: Floats, y: Floats) -> None:
+    """y[t] = matrix x[t]."""
+
+def swiglu(pool: Pool, gate: Matrix, up: Matrix, x: Floats, h: Floats) -> None:
+    """h[t] = silu(gate x[t]) * (up x[t])."""
+
+def embed(table: Matrix, ids: Ints, y: Floats) -> None:
+    """y[t] = table[ids[t]]."""
+
+def rms_norm(pool: Pool, x: Floats, weight: Floats, eps: float, y: Floats) -> None:
+    """y[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight."""
+
+def add_gated(pool: Pool, x: Floats, gate: Floats, y: Floats) -> None:
+    """y[t] += sigmoid(gate[t]) * x[t]; gate is [tokens, 1]."""
+
+def route(pool: Pool, logits: Floats, ids: Ints, weights: Floats) -> None:
+    """The k largest of softmax(logits), renormalised, largest first, ties to the lower id; outputs [tokens, k]."""
+
+def expert(pool: Pool, layout: RecordViews, record: Bytes, x: Floats, tokens: Ints, weights: Floats, y: Floats) -> None:
+    """y[tokens[i]] += weights[i] * down(silu(gate x) * (up x)) with x = x[tokens[i]]."""
+
+def rotation(position: int, frequencies: Floats, cos: Floats, sin: Floats) -> None:
+    """cos and sin of (position + t) * frequencies, [tokens, len(frequencies)]."""
+
+def attention(
+    pool: Pool,
+    shape: AttentionShape,
+    position: int,
+    query_gate: Floats,
+    key: Floats,
+    value: Floats,
+    query_norm: Floats,
+    key_norm: Floats,
+    cos: Floats,
+    sin: Floats,
+    keys: Floats,
+    values: Floats,
+    out: Floats,
+) -> None:
+    """Norms, rotation, cache rows position.. of keys and values, causal softmax attention, sigmoid gate."""
+
+def delta(
+    pool: Pool,
+    shape: DeltaShape,
+    mixed: Floats,
+    gate: Floats,
+    beta: Floats,
+    decay: Floats,
+    conv: Floats,
+    log_decay: Floats,
+    decay_bias: Floats,
+    norm: Floats,
+    conv_state: Floats,
+    state: Floats,
+    out: Floats,
+) -> None:
+    """Convolution, gated delta rule and gated norm, token by token; advances conv_state and state."""

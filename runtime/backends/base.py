@@ -1,0 +1,179 @@
+"""What a backend must offer, and the few values that cross between the model, a backend and the host.
+
+The model says what a layer does in these operations, and nothing else. A backend may only enqueue work: the single
+point where the host must see a result is `Routes.ids`, once per layer, because the host then reads experts from disk.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...layout.formats import AffineFormat
+from ...layout.record import RecordLayout
+from ...manifests import schema
+
+Floats: TypeAlias = NDArray[np.float32]
+Ids: TypeAlias = NDArray[np.int32]
+Record: TypeAlias = NDArray[np.uint8]
+Tensor: TypeAlias = Any  # a backend's own float32 activations, [tokens, width]
+Matrix: TypeAlias = Any  # a backend's own handle on a stored matrix
+Layout: TypeAlias = Any  # a backend's own view of a layer's record layout
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix [rows, cols] as the trunk stores it: floats, or codes with scales and biases in `format`."""
+
+    weight: np.ndarray[Any, np.dtype[Any]]
+    scales: np.ndarray[Any, np.dtype[Any]] | None = None
+    biases: np.ndarray[Any, np.dtype[Any]] | None = None
+    format: AffineFormat | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the matrix that is meant, whatever its codes occupy."""
+        rows, width = self.weight.shape
+        if self.format is None or self.scales is None:
+            return rows, width
+        return rows, self.scales.shape[1] * self.format.group_size
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """A full-attention layer: `query` projects to [query | gate] per head; norms are multipliers [head_dim]."""
+
+    query: Matrix
+    key: Matrix
+    value: Matrix
+    out: Matrix
+    query_norm: Tensor
+    key_norm: Tensor
+
+
+@dataclass(frozen=True)
+class DeltaWeights:
+    """A Gated DeltaNet layer: `conv` is [kernel, channels], `log_decay` A_log, `decay_bias` dt_bias."""
+
+    mixed: Matrix
+    gate: Matrix
+    beta: Matrix
+    decay: Matrix
+    out: Matrix
+    conv: Tensor
+    log_decay: Tensor
+    decay_bias: Tensor
+    norm: Tensor
+
+
+@dataclass
+class AttentionState:
+    """The key/value cache of one layer: `capacity` rows of num_kv_heads * head_dim floats each."""
+
+    keys: Tensor
+    values: Tensor
+    capacity: int
+
+
+@dataclass
+class DeltaState:
+    """`conv`: the last kernel - 1 inputs [kernel - 1, channels]; `memory`: [value_heads, key_dim, value_dim]."""
+
+    conv: Tensor
+    memory: Tensor
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """cos and sin of a chunk's positions, [tokens, rotary_dims / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The router's choice: `ids` (host-visible) and `weights`, both [tokens, K]."""
+
+    ids: Ids
+    weights: Floats
+
+    def by_expert(self) -> Iterator[tuple[int, Ids, Floats]]:
+        """(expert, its tokens ascending, their weights), experts ascending."""
+        flat = self.ids.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        starts = np.flatnonzero(np.diff(flat[order], prepend=-1))
+        tokens = (order // self.ids.shape[1]).astype(np.int32)
+        weights = self.weights.reshape(-1)[order]
+        for first, last in zip(starts, [*starts[1:], len(order)], strict=True):
+            yield int(flat[order[first]]), tokens[first:last], weights[first:last]
+
+
+class Backend(Protocol):
+    """The operations of the model. Results are new tensors unless a docstring says otherwise."""
+
+    name: str
+
+    def matrix(self, stored: StoredMatrix) -> Matrix:
+        """Take over a stored matrix; its bits stay as they are."""
+
+    def vector(self, values: Floats) -> Tensor:
+        """Take over small float32 weights of any shape."""
+
+    def layout(self, layout: RecordLayout) -> Layout:
+        """Prepare to read a layer's expert records."""
+
+    def zeros(self, *shape: int) -> Tensor:
+        """A float32 tensor of zeros."""
+
+    def grown(self, tensor: Tensor, rows: int) -> Tensor:
+        """A copy of `tensor` with `rows` rows, the new ones unspecified."""
+
+    def to_host(self, x: Tensor) -> Floats:
+        """The values as a numpy array."""
+
+    def embed(self, table: Matrix, ids: Ids) -> Tensor:
+        """Rows `ids` of the embedding table."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight, per token."""
+
+    def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """x matrix^T."""
+
+    def swiglu(self, x: Tensor, gate: Matrix, up: Matrix) -> Tensor:
+        """silu(x gate^T) * (x up^T)."""
+
+    def add(self, to: Tensor, x: Tensor) -> None:
+        """to += x, in place."""
+
+    def add_gated(self, to: Tensor, x: Tensor, gate: Tensor) -> None:
+        """to += sigmoid(gate) * x, in place; gate is [tokens, 1]."""
+
+    def rotation(self, position: int, tokens: int, shape: schema.FullAttention) -> Rotation:
+        """The rotary embedding of positions position..position + tokens - 1."""
+
+    def attention(
+        self,
+        x: Tensor,
+        weights: AttentionWeights,
+        state: AttentionState,
+        position: int,
+        rotation: Rotation,
+        shape: schema.FullAttention,
+        eps: float,
+    ) -> Tensor:
+        """Gated full attention of normed `x`; writes cache rows from `position` on, which must fit."""
+
+    def delta(
+        self, x: Tensor, weights: DeltaWeights, state: DeltaState, shape: schema.LinearAttention, eps: float
+    ) -> Tensor:
+        """Gated DeltaNet of normed `x`; advances `state`."""
+
+    def route(self, logits: Tensor, k: int) -> Routes:
+        """Softmax over all experts, the k largest (ties to the lower id), renormalised."""
+
+    def expert(self, to: Tensor, x: Tensor, record: Record, layout: Layout, tokens: Ids, weights: Floats) -> None:
+        """to[tokens] += weights * expert(x[tokens]), in place; the record may be overwritten once this returns."""

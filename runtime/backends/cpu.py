@@ -1,0 +1,163 @@
+"""The CPU backend: numpy arrays as tensors, the native kernels as operations, one persistent thread pool.
+
+Results do not depend on the number of threads nor on which tokens share a call (see kernels/cpu/kernels.h).
+"""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ...layout.record import PROJECTIONS, RecordLayout
+from ...manifests import schema
+from .. import _native
+from .base import (
+    AttentionState,
+    AttentionWeights,
+    DeltaState,
+    DeltaWeights,
+    Floats,
+    Ids,
+    Record,
+    Rotation,
+    Routes,
+    StoredMatrix,
+)
+
+_DTYPES: dict[Any, str] = {
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.float16): "F16",
+    np.dtype(np.float32): "F32",
+}
+
+
+class CpuBackend:
+    """Runs every operation on `threads` CPU threads."""
+
+    def __init__(self, threads: int) -> None:
+        self.name = f"cpu ({_native.instruction_set()})"
+        self._pool = _native.Pool(threads)
+
+    def matrix(self, stored: StoredMatrix) -> _native.Matrix:
+        """A native handle that keeps the stored arrays alive; nothing is copied."""
+        rows, cols = stored.shape
+        if stored.format is None or stored.scales is None or stored.biases is None:
+            return _native.float_matrix(_bytes(stored.weight), _DTYPES[stored.weight.dtype], rows, cols)
+        parts = (_bytes(stored.weight), _bytes(stored.scales), _bytes(stored.biases))
+        format_ = stored.format
+        return _native.affine_matrix(*parts, _DTYPES[stored.scales.dtype], format_.bits, format_.group_size, rows, cols)
+
+    def vector(self, values: Floats) -> Floats:
+        """The values, contiguous."""
+        return np.ascontiguousarray(values, np.float32)
+
+    def layout(self, layout: RecordLayout) -> _native.RecordViews:
+        """The byte offsets of a record's components."""
+        places = []
+        for projection in PROJECTIONS:
+            format_ = layout.formats[projection]
+            codes, scales, biases = (layout[f"{projection}.{role}"].offset for role in ("weight", "scales", "biases"))
+            places.append((format_.bits, format_.group_size, codes, scales, biases))
+        return _native.RecordViews(layout.shape.hidden, layout.shape.intermediate, places, layout.size)
+
+    def zeros(self, *shape: int) -> Floats:
+        """A numpy array of zeros."""
+        return np.zeros(shape, np.float32)
+
+    def grown(self, tensor: Floats, rows: int) -> Floats:
+        """A copy with more rows; pages of the new ones are not touched."""
+        larger = np.empty((rows, *tensor.shape[1:]), np.float32)
+        larger[: len(tensor)] = tensor
+        return larger
+
+    def to_host(self, x: Floats) -> Floats:
+        """The array itself."""
+        return x
+
+    def embed(self, table: _native.Matrix, ids: Ids) -> Floats:
+        """Rows `ids`, as float32."""
+        out = np.empty((len(ids), table.cols), np.float32)
+        _native.embed(table, ids, out)
+        return out
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
+        """See Backend.rms_norm."""
+        out = np.empty_like(x)
+        _native.rms_norm(self._pool, x, weight, eps, out)
+        return out
+
+    def linear(self, x: Floats, matrix: _native.Matrix) -> Floats:
+        """See Backend.linear."""
+        out = np.empty((len(x), matrix.rows), np.float32)
+        _native.matmul(self._pool, matrix, x, out)
+        return out
+
+    def swiglu(self, x: Floats, gate: _native.Matrix, up: _native.Matrix) -> Floats:
+        """See Backend.swiglu."""
+        out = np.empty((len(x), gate.rows), np.float32)
+        _native.swiglu(self._pool, gate, up, x, out)
+        return out
+
+    def add(self, to: Floats, x: Floats) -> None:
+        """See Backend.add."""
+        np.add(to, x, out=to)
+
+    def add_gated(self, to: Floats, x: Floats, gate: Floats) -> None:
+        """See Backend.add_gated."""
+        _native.add_gated(self._pool, x, gate, to)
+
+    def rotation(self, position: int, tokens: int, shape: schema.FullAttention) -> Rotation:
+        """Angles in float32, as transformers computes them; cos and sin rounded from float64."""
+        exponents = np.arange(0, shape.rotary_dims, 2, dtype=np.float32) / np.float32(shape.rotary_dims)
+        frequencies = (1.0 / np.power(shape.rope_theta, exponents, dtype=np.float32)).astype(np.float32)
+        cos, sin = (np.empty((tokens, len(frequencies)), np.float32) for _ in range(2))
+        _native.rotation(position, frequencies, cos, sin)
+        return Rotation(cos, sin)
+
+    def attention(
+        self,
+        x: Floats,
+        weights: AttentionWeights,
+        state: AttentionState,
+        position: int,
+        rotation: Rotation,
+        shape: schema.FullAttention,
+        eps: float,
+    ) -> Floats:
+        """See Backend.attention."""
+        sizes = _native.attention_shape(shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.rotary_dims, eps)
+        out = np.empty((len(x), shape.num_heads * shape.head_dim), np.float32)
+        projected = (self.linear(x, weights.query), self.linear(x, weights.key), self.linear(x, weights.value))
+        norms = (weights.query_norm, weights.key_norm)
+        cache = (state.keys, state.values)
+        _native.attention(self._pool, sizes, position, *projected, *norms, rotation.cos, rotation.sin, *cache, out)
+        return self.linear(out, weights.out)
+
+    def delta(
+        self, x: Floats, weights: DeltaWeights, state: DeltaState, shape: schema.LinearAttention, eps: float
+    ) -> Floats:
+        """See Backend.delta."""
+        heads = (shape.num_key_heads, shape.num_value_heads, shape.key_head_dim, shape.value_head_dim)
+        sizes = _native.delta_shape(*heads, shape.conv_kernel, eps)
+        out = np.empty((len(x), shape.num_value_heads * shape.value_head_dim), np.float32)
+        projections = (weights.mixed, weights.gate, weights.beta, weights.decay)
+        mixed, gate, beta, decay = (self.linear(x, matrix) for matrix in projections)
+        small = (weights.conv, weights.log_decay, weights.decay_bias, weights.norm)
+        _native.delta(self._pool, sizes, mixed, gate, beta, decay, *small, state.conv, state.memory, out)
+        return self.linear(out, weights.out)
+
+    def route(self, logits: Floats, k: int) -> Routes:
+        """See Backend.route."""
+        ids, weights = np.empty((len(logits), k), np.int32), np.empty((len(logits), k), np.float32)
+        _native.route(self._pool, logits, ids, weights)
+        return Routes(ids, weights)
+
+    def expert(
+        self, to: Floats, x: Floats, record: Record, layout: _native.RecordViews, tokens: Ids, weights: Floats
+    ) -> None:
+        """See Backend.expert."""
+        _native.expert(self._pool, layout, record, x, tokens, weights, to)
+
+
+def _bytes(array: np.ndarray[Any, np.dtype[Any]]) -> Record:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,0 +1,188 @@
+"""An opened pack, ready to run: the trunk in memory, experts streamed, sessions that turn tokens into logits.
+
+Logits depend on the pack, the tokens and K; never on chunk size, threads, slots or what was read when. The engine
+knows token numbers only: text, sampling and stopping belong to its callers.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..layout.reader import Pack
+from ..manifests import schema
+from ..manifests.errors import UsageError
+from . import weights
+from .backends.base import Backend, Floats, Tensor
+from .backends.cpu import CpuBackend
+from .experts import ExpertStream
+from .memory import MemoryPlan, plan
+from .model import TextModel
+from .state import State
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to run a pack. None leaves a choice to the engine.
+
+    `memory`: bytes for the whole process. `slots`: expert records kept in memory. `experts_per_token`: K, at most the
+    model's. `chunk`: prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare every
+    record and the trunk with the pack's digests before using them.
+    """
+
+    threads: int = field(default_factory=_cpus)
+    memory: int | None = None
+    slots: int | None = None
+    experts_per_token: int | None = None
+    chunk: int = 512
+    context: int | None = None
+    check_digests: bool = True
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Totals since the engine was opened; `resident` is the memory plan's bytes by part."""
+
+    records_read: int
+    bytes_read: int
+    slot_hits: int
+    wait_seconds: float
+    resident: Mapping[str, int]
+
+
+class Engine:
+    """Runs one pack. A context manager; one session computes at a time."""
+
+    def __init__(self, pack: Pack, options: EngineOptions, memory: MemoryPlan, backend: Backend) -> None:
+        self.model: schema.Model = pack.model
+        self.options = options
+        self.memory = memory
+        self.backend = backend
+        self.experts_per_token = _experts_per_token(pack.model, options)
+        trunk = weights.load(pack, backend, check_digest=options.check_digests)
+        self._experts = ExpertStream(
+            pack, memory.slots, experts_per_token=self.experts_per_token, check_digests=options.check_digests
+        )
+        self._decoder = TextModel(pack.model, trunk, pack.records, self._experts, backend, self.experts_per_token)
+        self._resources = ExitStack()
+
+    @classmethod
+    def open(cls, path: Path, options: EngineOptions | None = None) -> "Engine":
+        """Open the pack at `path` and read its trunk.
+
+        Raises UsageError for options that cannot be met (K above the model's, too little memory), and what Pack.open
+        raises; MismatchError if the trunk is damaged.
+        """
+        options = options or EngineOptions()
+        _check(options)
+        with ExitStack() as resources:
+            pack = resources.enter_context(Pack.open(path))
+            _experts_per_token(pack.model, options)
+            memory = plan(
+                pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk
+            )
+            engine = cls(pack, options, memory, CpuBackend(options.threads))
+            engine._resources = resources.pop_all()
+            return engine
+
+    @property
+    def context(self) -> int:
+        """The most tokens a session can hold."""
+        return self.memory.context
+
+    @property
+    def stats(self) -> EngineStats:
+        """Reads so far, and where the memory is."""
+        read = self._experts.stats
+        return EngineStats(read.records_read, read.bytes_read, read.hits, read.wait_seconds, self.memory.parts())
+
+    def new_session(self) -> "Session":
+        """A session at position 0."""
+        return Session(self, self._decoder, State(self.model, self.backend, self.context))
+
+    def close(self) -> None:
+        """Close the pack's files; sessions cannot be extended afterwards."""
+        self._resources.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Session:
+    """One sequence of tokens. After an error it cannot be extended: its state would be half a chunk ahead."""
+
+    def __init__(self, engine: Engine, decoder: TextModel, state: State) -> None:
+        self._engine = engine
+        self._decoder = decoder
+        self._state = state
+        self._failed = False
+
+    @property
+    def position(self) -> int:
+        """How many tokens have been given."""
+        return self._state.position
+
+    def extend(self, tokens: Sequence[int]) -> Floats:
+        """Give more tokens; returns the logits after the last one, float32 [vocab].
+
+        Raises UsageError for no tokens, unknown tokens or more than the context holds, StorageError and MismatchError
+        if experts cannot be read or are damaged.
+        """
+        *_, last = self._advance(tokens)
+        logits: Floats = self._decoder.logits(last[-1:])[0]
+        return logits
+
+    def extend_all(self, tokens: Sequence[int]) -> Floats:
+        """Give more tokens; returns the logits after each, float32 [len(tokens), vocab]. Raises as `extend` does."""
+        return np.concatenate([self._decoder.logits(hidden) for hidden in self._advance(tokens)])
+
+    def _advance(self, tokens: Sequence[int]) -> Iterator[Tensor]:
+        """The residual stream of each chunk, in order."""
+        self._check(tokens)
+        chunk = self._engine.options.chunk
+        for first in range(0, len(tokens), chunk):
+            part = tokens[first : first + chunk]
+            self._failed = True
+            hidden = self._decoder.hidden(part, self._state)
+            self._state.position += len(part)
+            self._failed = False
+            yield hidden
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if self._failed:
+            raise UsageError("this session was ended by an error; start a new one")
+        if len(tokens) == 0:
+            raise UsageError("there are no tokens to continue from; give a prompt of at least one token")
+        if self.position + len(tokens) > self._engine.context:
+            raise UsageError(
+                f"{self.position + len(tokens)} tokens do not fit the context of {self._engine.context};"
+                " shorten the prompt or ask for a larger context"
+            )
+        unknown = next((token for token in tokens if not 0 <= token < self._engine.model.vocab_size), None)
+        if unknown is not None:
+            raise UsageError(f"token {unknown} is outside the model's vocabulary of {self._engine.model.vocab_size}")
+
+
+def _check(options: EngineOptions) -> None:
+    if options.threads < 1 or options.chunk < 1:
+        raise UsageError(f"{options.threads} threads and chunks of {options.chunk} tokens: both must be at least 1")
+
+
+def _experts_per_token(model: schema.Model, options: EngineOptions) -> int:
+    wanted = model.num_experts_per_tok if options.experts_per_token is None else options.experts_per_token
+    if not 1 <= wanted <= model.num_experts_per_tok:
+        raise UsageError(
+            f"{wanted} experts per token are outside the model's 1 to {model.num_experts_per_tok};"
+            " it was trained with the largest of these"
+        )
+    return wanted

@@ -1,0 +1,54 @@
+// Rows of an affine matrix as float32 weights, group by group: w = code * scale + bias (MLX's affine quantization).
+// The weights exist only in registers; they equal the dequantised matrix bit for bit on every instruction set.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace moepack::MOEPACK_ISA {
+
+constexpr int64_t GROUPS_AT_ONCE = 32;
+
+// to[i] = from[first + i] for stored scales or biases of any scalar type.
+inline void widen(const void* from, Scalar scalar, int64_t first, int64_t count, float* to) {
+  const uint16_t* halves = static_cast<const uint16_t*>(from) + first;
+  if (scalar == Scalar::f32) {
+    std::memcpy(to, static_cast<const float*>(from) + first, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    store(to + i, scalar == Scalar::bf16 ? load_bf16(halves + i) : load_f16(halves + i));
+  }
+  if (i == count) return;
+  uint16_t rest[LANES] = {};
+  std::memcpy(rest, halves + i, static_cast<size_t>(count - i) * sizeof(uint16_t));
+  store_part(to + i, scalar == Scalar::bf16 ? load_bf16(rest) : load_f16(rest), count - i);
+}
+
+// Calls use(column, 16, w) for every sixteen columns, ascending; w[r] holds row `row + r`'s weights.
+template <int BITS> struct Affine {
+  template <int R, typename Use> static inline void walk(const Matrix& m, int64_t row, Use&& use) {
+    const int64_t groups = m.cols / m.group;
+    float scales[R][GROUPS_AT_ONCE], biases[R][GROUPS_AT_ONCE];
+    for (int64_t first = 0; first < groups; first += GROUPS_AT_ONCE) {
+      const int64_t count = groups - first < GROUPS_AT_ONCE ? groups - first : GROUPS_AT_ONCE;
+      for (int r = 0; r < R; ++r) {
+        widen(m.scales, m.scalar, (row + r) * groups + first, count, scales[r]);
+        widen(m.biases, m.scalar, (row + r) * groups + first, count, biases[r]);
+      }
+      for (int64_t g = 0; g < count; ++g) {
+        Group<BITS> group[R];
+        for (int r = 0; r < R; ++r) group[r].prepare(scales[r][g], biases[r][g]);
+        const int64_t begin = (first + g) * m.group, end = begin + m.group;
+        for (int64_t column = begin; column < end; column += LANES) {
+          F16 w[R];
+          for (int r = 0; r < R; ++r) w[r] = group[r].weights(m.data + (row + r) * m.row_bytes + column * BITS / 8);
+          use(column, LANES, w);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace moepack::MOEPACK_ISA

@@ -1,0 +1,25 @@
+// The kernels of one instruction set, in its namespace; kernels.h says what each computes.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace moepack::MOEPACK_ISA {
+
+void matmul(const Matrix&, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last);
+void swiglu(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first, int64_t last);
+void accumulate(const Matrix&, const Rows& h, const int32_t* index, const float* weight, float* y, int64_t stride,
+                int64_t first, int64_t last);
+void row(const Matrix&, int64_t row, float* y);
+void rms_norm(const float* x, const float* weight, float eps, float* y, int64_t count);
+void add_gated(const float* x, float gate, float* y, int64_t count);
+void route(const float* logits, int64_t count, int64_t k, int32_t* ids, float* weights, float* scratch);
+void attention_prepare(const Attention&, int64_t token);
+void attention_head(const Attention&, int64_t token, int64_t head, float* scratch);
+void delta_conv(const Delta&, int64_t first, int64_t last);
+void delta_head(const Delta&, int64_t head, float* scratch);
+
+// values becomes exp(value - max); returns their sum.
+float softmax(float* values, int64_t count);
+
+}  // namespace moepack::MOEPACK_ISA

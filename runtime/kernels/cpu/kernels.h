@@ -1,0 +1,91 @@
+// What the engine asks of a CPU: plain views of weights and activations, and one table of functions per instruction set.
+//
+// Every kernel computes a range of its outputs (rows, heads, channels, tokens); who computes which range is the thread
+// pool's affair and never changes a result: each output is computed by one thread in one fixed order, and a token's
+// arithmetic does not depend on the tokens beside it. All activations are float32, row-major.
+#pragma once
+
+#include <cstdint>
+
+namespace moepack {
+
+enum class Kind : int32_t { affine2, affine3, affine4, affine6, affine8, bf16, f16, f32 };
+enum class Scalar : int32_t { bf16, f16, f32 };
+
+// A weight matrix [rows, cols] as stored. Affine kinds: `data` holds each row's codes as one little-endian bit stream,
+// and scales and biases are [rows, cols / group] of type `scalar`. Float kinds: `data` is the matrix itself.
+struct Matrix {
+  Kind kind;
+  Scalar scalar;
+  int64_t rows, cols, group, row_bytes;
+  const uint8_t* data;
+  const void* scales;
+  const void* biases;
+};
+
+// Rows of activations: row t starts at base + index[t] * stride, or at base + t * stride without an index.
+struct Rows {
+  const float* base;
+  const int32_t* index;
+  int64_t count, stride;
+  const float* operator[](int64_t t) const { return base + (index ? index[t] : t) * stride; }
+};
+
+// One expert: gate and up are [intermediate, hidden], down is [hidden, intermediate].
+struct Expert { Matrix gate, up, down; };
+
+struct AttentionShape { int64_t num_heads, num_kv_heads, head_dim, rotary_dims; float eps; };
+
+// One chunk's view of a full-attention layer. `keys` and `values` are the cache [capacity, num_kv_heads * head_dim];
+// token t of the chunk sits at `position + t`; cos and sin are [tokens, rotary_dims / 2] for those positions.
+struct Attention {
+  AttentionShape shape;
+  int64_t tokens, position;
+  const float *query_gate, *key, *value;  // projections [tokens, heads * 2 * head_dim], [tokens, kv_heads * head_dim] twice
+  const float *query_norm, *key_norm, *cos, *sin;
+  float *queries, *keys, *values, *out;  // queries and out are [tokens, heads * head_dim]
+};
+
+struct DeltaShape { int64_t num_key_heads, num_value_heads, key_head_dim, value_head_dim, conv_kernel; float eps; };
+
+// One chunk's view of a Gated DeltaNet layer. `mixed` and `convolved` are [tokens, channels] with channels q | k | v;
+// conv_state is [conv_kernel - 1, channels], the inputs before the chunk; state is [value_heads, key_dim, value_dim].
+struct Delta {
+  DeltaShape shape;
+  int64_t tokens, channels;
+  const float *mixed, *gate, *beta, *decay;  // gate z [tokens, value_heads * value_dim]; beta b, decay a [tokens, value_heads]
+  const float *conv, *log_decay, *decay_bias, *norm;  // conv [conv_kernel, channels]; log_decay is A_log
+  float *convolved, *conv_state, *state, *out;
+};
+
+struct Kernels {
+  const char* name;
+  // y[t, r] = matrix[r] . x[t] for rows first..last; y has `stride` floats per token.
+  void (*matmul)(const Matrix&, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last);
+  // h[t, r] = silu(gate[r] . x[t]) * (up[r] . x[t]).
+  void (*swiglu)(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first, int64_t last);
+  // y[index[t], r] += weight[t] * (matrix[r] . h[t]), one rounding after the product and one after the sum.
+  void (*accumulate)(const Matrix&, const Rows& h, const int32_t* index, const float* weight, float* y, int64_t stride,
+                     int64_t first, int64_t last);
+  // y[c] = matrix[row, c]: a stored row as float32.
+  void (*row)(const Matrix&, int64_t row, float* y);
+  // y = x / sqrt(mean(x^2) + eps) * weight.
+  void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t count);
+  // y = y + sigmoid(gate) * x.
+  void (*add_gated)(const float* x, float gate, float* y, int64_t count);
+  // The k largest of softmax(logits), renormalised to sum 1, largest first; ties go to the lower id. scratch: [count].
+  void (*route)(const float* logits, int64_t count, int64_t k, int32_t* ids, float* weights, float* scratch);
+  // Of one token: q/k norms, rotation, and the cache's new row.
+  void (*attention_prepare)(const Attention&, int64_t token);
+  // Of one token and head: gated softmax attention over positions 0..position+token. scratch: one float per position.
+  void (*attention_head)(const Attention&, int64_t token, int64_t head, float* scratch);
+  // Causal convolution and SiLU of channels first..last, all tokens; advances conv_state.
+  void (*delta_conv)(const Delta&, int64_t first, int64_t last);
+  // The gated delta rule of one value head, all tokens; advances its state. scratch: 2 * key_dim floats.
+  void (*delta_head)(const Delta&, int64_t head, float* scratch);
+};
+
+// The best table this machine can run, or the one MOEPACK_ISA names (std::runtime_error if it cannot).
+const Kernels& kernels();
+
+}  // namespace moepack

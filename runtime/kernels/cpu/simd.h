@@ -1,0 +1,81 @@
+// Sixteen float lanes, written once per instruction set, so that every kernel is written once.
+//
+// All instruction sets keep the same sixteen lanes and the same reduction tree; those with a fused multiply-add agree
+// bit for bit. The build compiles each kernel file once per set, with MOEPACK_ISA naming the namespace it goes into.
+// Nothing here may use templates of the standard library: the linker would merge them across instruction sets.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifndef MOEPACK_ISA
+#error "compile kernel files with MOEPACK_ISA set to baseline, avx2, avx512 or neon"
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#include "simd_avx512.h"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include "simd_avx2.h"
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include "simd_neon.h"
+#else
+#include "simd_portable.h"
+#endif
+
+namespace moepack::MOEPACK_ISA {
+
+constexpr int LANES = 16;
+
+inline F16 load_part(const float* from, int64_t count) {
+  alignas(64) float lanes[LANES] = {};
+  std::memcpy(lanes, from, static_cast<size_t>(count) * sizeof(float));
+  return load(lanes);
+}
+
+inline void store_part(float* to, F16 value, int64_t count) {
+  alignas(64) float lanes[LANES];
+  store(lanes, value);
+  std::memcpy(to, lanes, static_cast<size_t>(count) * sizeof(float));
+}
+
+inline F16 load_up_to(const float* from, int64_t count) { return count >= LANES ? load(from) : load_part(from, count); }
+
+inline void store_up_to(float* to, F16 value, int64_t count) {
+  if (count >= LANES) store(to, value);
+  else store_part(to, value, count);
+}
+
+// e^x to about one unit in the last place, for any x; below -87 it is the smallest result, not zero.
+// x = n ln 2 + r, |r| <= ln(2)/2; a degree-6 Taylor-like polynomial (Cephes' coefficients) in r, then n is added to
+// the exponent bits. The magic number rounds to an integer and leaves it in the low bits of its mantissa.
+inline F16 exp(F16 x) {
+  const F16 magic = set(12582912.0f);
+  x = min(set(88.0f), max(set(-87.0f), x));  // this operand order lets NaN through
+  const F16 shifted = fma(x, set(1.44269504088896341f), magic);
+  const F16 n = sub(shifted, magic);
+  F16 r = fma(n, set(-0.693359375f), x);
+  r = fma(n, set(2.12194440e-4f), r);
+  F16 p = set(1.9875691500e-4f);
+  p = fma(p, r, set(1.3981999507e-3f));
+  p = fma(p, r, set(8.3334519073e-3f));
+  p = fma(p, r, set(4.1665795894e-2f));
+  p = fma(p, r, set(1.6666665459e-1f));
+  p = fma(p, r, set(5.0000001201e-1f));
+  p = add(fma(p, mul(r, r), r), set(1.0f));
+  return add_exponent(p, shifted);
+}
+
+inline F16 sigmoid(F16 x) { return div(set(1.0f), add(set(1.0f), exp(sub(set(0.0f), x)))); }
+
+inline F16 silu(F16 x) { return div(x, add(set(1.0f), exp(sub(set(0.0f), x)))); }
+
+// The dot product of two arrays: sixteen running sums over ascending elements, then the tree.
+inline float dot(const float* a, const float* b, int64_t count) {
+  F16 sum = set(0.0f);
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) sum = fma(load(a + i), load(b + i), sum);
+  if (i < count) sum = fma(load_part(a + i, count - i), load_part(b + i, count - i), sum);
+  return reduce_add(sum);
+}
+
+}  // namespace moepack::MOEPACK_ISA

@@ -1,0 +1,26 @@
+// How numpy arrays cross into C++: C-contiguous, on the CPU, shapes checked before any pointer is used.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace moepack {
+
+namespace nb = nanobind;
+
+template <typename T, int N> using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+inline void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+template <typename Any> int64_t extent(const Any& array, int axis) {
+  return static_cast<int64_t>(array.shape(static_cast<size_t>(axis)));
+}
+
+}  // namespace moepack

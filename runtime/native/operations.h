@@ -1,0 +1,10 @@
+// Binds the thread pool and every kernel.
+#pragma once
+
+#include "arrays.h"
+
+namespace moepack {
+
+void bind_operations(nb::module_& m);
+
+}  // namespace moepack

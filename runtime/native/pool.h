@@ -1,0 +1,59 @@
+// A persistent pool of threads that shares out a range of independent pieces of work.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace moepack {
+
+class Pool {
+ public:
+  // `threads` includes the caller, so threads - 1 are started.
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls work(first, last, thread) until 0..count is done, in pieces of `grain`; returns when all is done.
+  // One caller at a time: a second one waits.
+  template <typename Work> void run(int64_t count, int64_t grain, const Work& work) {
+    if (count <= grain || workers_.empty()) {
+      if (count > 0) work(int64_t{0}, count, 0);
+      return;
+    }
+    run(count, grain, &work, [](const void* w, int64_t first, int64_t last, int thread) {
+      (*static_cast<const Work*>(w))(first, last, thread);
+    });
+  }
+
+  // Room for `floats` floats that belongs to `thread` until it asks again. Call only inside work.
+  float* scratch(int thread, int64_t floats);
+
+ private:
+  using Call = void (*)(const void*, int64_t, int64_t, int);
+
+  void run(int64_t count, int64_t grain, const void* work, Call call);
+  void serve(int thread);
+  void take(int thread);
+  bool wait_for_work(uint64_t seen);
+
+  std::mutex caller_, mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> round_{0};
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> busy_{0};
+  std::atomic<bool> stop_{false};
+  const void* work_ = nullptr;
+  Call call_ = nullptr;
+  int64_t count_ = 0, grain_ = 1;
+  std::vector<std::vector<float>> scratch_;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace moepack

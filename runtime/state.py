@@ -1,0 +1,67 @@
+"""What a session remembers between tokens: recurrent states, and key/value caches that grow by doubling."""
+
+from ..manifests import schema
+from .backends.base import AttentionState, Backend, DeltaState
+
+FIRST_CAPACITY = 256  # positions; doubled whenever a chunk does not fit, up to the context
+FLOAT_BYTES = 4
+
+
+class State:
+    """One sequence's state, at `position` tokens. Layers are advanced by the model, position by the session."""
+
+    def __init__(self, model: schema.Model, backend: Backend, context: int) -> None:
+        self.position = 0
+        self.context = context
+        self._backend = backend
+        self.layers: list[AttentionState | DeltaState] = [
+            _attention_state(model, backend, min(FIRST_CAPACITY, context))
+            if kind == "full_attention"
+            else _delta_state(model, backend)
+            for kind in model.layer_types
+        ]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more positions in every cache; they must fit the context."""
+        needed = self.position + tokens
+        for layer in self.layers:
+            if isinstance(layer, AttentionState) and layer.capacity < needed:
+                self._grow(layer, needed)
+
+    def _grow(self, layer: AttentionState, needed: int) -> None:
+        capacity = layer.capacity
+        while capacity < needed:
+            capacity *= 2
+        layer.capacity = min(capacity, self.context)
+        layer.keys = self._backend.grown(layer.keys, layer.capacity)
+        layer.values = self._backend.grown(layer.values, layer.capacity)
+
+
+def _attention_state(model: schema.Model, backend: Backend, capacity: int) -> AttentionState:
+    width = model.full_attention.num_kv_heads * model.full_attention.head_dim
+    return AttentionState(backend.zeros(capacity, width), backend.zeros(capacity, width), capacity)
+
+
+def _delta_state(model: schema.Model, backend: Backend) -> DeltaState:
+    shape = model.linear_attention
+    conv = backend.zeros(shape.conv_kernel - 1, delta_channels(shape))
+    return DeltaState(conv, backend.zeros(shape.num_value_heads, shape.key_head_dim, shape.value_head_dim))
+
+
+def delta_channels(shape: schema.LinearAttention) -> int:
+    """Channels of the convolution: queries, keys and values of all heads."""
+    return 2 * shape.num_key_heads * shape.key_head_dim + shape.num_value_heads * shape.value_head_dim
+
+
+def position_bytes(model: schema.Model) -> int:
+    """Bytes that one more position costs in all key/value caches together."""
+    shape = model.full_attention
+    return 2 * FLOAT_BYTES * shape.num_kv_heads * shape.head_dim * model.layer_types.count("full_attention")
+
+
+def recurrent_bytes(model: schema.Model) -> int:
+    """Bytes of all convolution and recurrent states together, whatever the length of the sequence."""
+    shape = model.linear_attention
+    conv = (shape.conv_kernel - 1) * delta_channels(shape)
+    memory = shape.num_value_heads * shape.key_head_dim * shape.value_head_dim
+    return FLOAT_BYTES * (conv + memory) * model.layer_types.count("linear_attention")
