@@ -46,8 +46,9 @@ class AffineMatrix:
     def empty(cls, rows: int, cols: int, format: AffineFormat, dtype: DTypeLike = ml_dtypes.bfloat16) -> "AffineMatrix":
         """A matrix of undefined content. Raises ValueError if `cols` does not divide into whole groups."""
         require_whole_groups(cols, format)
-        groups = (rows, format.groups(cols))
-        return cls(format, np.empty((rows, format.words(cols)), np.uint32), np.empty(groups, dtype), np.empty(groups, dtype))
+        codes = np.empty((rows, format.words(cols)), np.uint32)
+        scales, biases = np.empty((2, rows, format.groups(cols)), dtype)
+        return cls(format, codes, scales, biases)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,8 +71,8 @@ def require_whole_groups(cols: int, format: AffineFormat) -> None:
 
 def native_parts(matrix: AffineMatrix) -> tuple[str, int, int, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """A matrix as the native code takes it: scale dtype, bits, group size, then codes, scales and biases as bytes."""
-    arrays = (as_bytes(array) for array in (matrix.codes, matrix.scales, matrix.biases))
-    return matrix.scales.dtype.name, matrix.format.bits, matrix.format.group_size, *arrays
+    codes, scales, biases = (as_bytes(array) for array in (matrix.codes, matrix.scales, matrix.biases))
+    return matrix.scales.dtype.name, matrix.format.bits, matrix.format.group_size, codes, scales, biases
 
 
 def as_bytes(array: np.ndarray) -> NDArray[np.uint8]:

@@ -53,7 +53,8 @@ def quantize(
     result = AffineMatrix.empty(rows, cols, format) if out is None else _checked_out(out, (rows, cols), format)
     target = (method, cols, *native_parts(result)[1:])
     if isinstance(weights, AffineMatrix):
-        bad_row = _native.quantize_affine(*native_parts(weights), *target)
+        arguments = (*native_parts(weights), *target)
+        bad_row = _native.quantize_affine(*arguments)
     else:
         bad_row = _native.quantize_floats(weights.dtype.name, as_bytes(weights), *target)
     if bad_row >= 0:

@@ -43,6 +43,15 @@ inline void unpack(const uint8_t* stream, int count, uint8_t* codes) {
     }
 }
 
+// Compilers make whole vectors of this one, and 4 bits are what checkpoints come in.
+template <>
+inline void unpack<4>(const uint8_t* stream, int count, uint8_t* codes) {
+    for (int i = 0; i < count / 2; i++) {
+        codes[2 * i] = stream[i] & 15;
+        codes[2 * i + 1] = stream[i] >> 4;
+    }
+}
+
 // `count` is a multiple of 8; `bits` one of 2, 3, 4, 6, 8.
 inline void pack(const uint8_t* codes, int count, int bits, uint8_t* stream) {
     switch (bits) {

@@ -1,44 +1,40 @@
 // Least squares by descent: from several starts, alternate nearest codes and the best grid for those codes.
 #pragma once
 #include "candidates.h"
-#include "lanes.h"
+#include "splits.h"
 
 namespace moepack::MOEPACK_ISA {
 
-// One block of groups in unit range, weight by weight: weights[i][lane].
+constexpr int rounds = 3;       // of descent from each start; more gain nothing measurable
+constexpr int start_bins = 24;  // resolution at which starts with four levels are searched
+constexpr int start_classes = 4;
+
+// One block of groups in units of their range (smallest weight 0, largest 1), weight by weight.
+template <int size>
 struct Block {
-    int size;
     Floats total;  // sum of each group's weights
-    Floats weights[max_group_size];
+    Floats weights[size];
+
+    float* lane(int index) { return reinterpret_cast<float*>(weights) + index; }
 };
 
-// A grid per lane with what its codes explain: of a group's sum of squares, gain is the part that the fit removes.
-struct Fit {
-    Floats scale;
-    Floats bias;
-    Floats mean_code;
-    Floats gain;
-};
-
-// Nearest codes on the grid of `start`, then the least-squares grid for these codes:
-// scale = cov(code, weight) / var(code), bias = mean weight - scale * mean code, gain = cov^2 / var.
-inline Fit refit(const Block& block, const Fit& start, float top) {
+// Nearest codes on the grid of `start`, then the least-squares grid for them; `start` again where they are all equal.
+template <int size>
+inline Fit refit(const Block<size>& block, const Fit& start, float top) {
     const Floats inverse = 1.0f / start.scale, zero = all(0), highest = all(top);
     Floats codes = zero, squares = zero, products = zero;
-    for (int i = 0; i < block.size; i++) {
+    for (int i = 0; i < size; i++) {
         const Floats quotient = (block.weights[i] - start.bias) * inverse;
         const Floats code = rounded(smaller(larger(quotient, zero), highest));
         codes += code;
         squares += code * code;
         products += code * block.weights[i];
     }
-    const float count = float(block.size);
-    const Floats covariance = count * products - codes * block.total;
-    const Floats variance = count * squares - codes * codes;
-    const auto sound = (covariance > 0) & (variance > 0);
-    const Floats scale = sound ? covariance / variance : start.scale;
-    const Floats gain = sound ? covariance * (covariance / variance) : zero;
-    return {scale, (block.total - scale * codes) / count, codes / count, gain};
+    const float count = float(size);
+    const Moments moments{codes, count * products - codes * block.total, count * squares - codes * codes};
+    const Fit fit = least_squares(moments, block.total, count);
+    const auto sound = (moments.covariance > 0) & (moments.variance > 0);
+    return {sound ? fit.scale : start.scale, sound ? fit.bias : start.bias, fit.mean_code, sound ? fit.gain : zero};
 }
 
 inline Fit better(const Fit& a, const Fit& b) {
@@ -47,50 +43,100 @@ inline Fit better(const Fit& a, const Fit& b) {
             second ? b.gain : a.gain};
 }
 
-// The min-max grid shrunken to `share` of its span around the middle of the range.
-inline Fit shrunken_start(float share, float top) {
-    return {all(share / top), all((1 - share) / 2), all(0), all(0)};
-}
-
-inline Fit descend(const Block& block, float top) {
-    constexpr float shares[] = {1.0f, 0.85f, 0.7f, 0.55f};
-    Fit best = shrunken_start(1, top);
-    for (const float share : shares) {
-        Fit fit = shrunken_start(share, top);
-        for (int round = 0; round < 6; round++) best = better(best, fit = refit(block, fit, top));
+template <int size>
+inline Fit descend(const Block<size>& block, Fit fit, Fit best, float top) {
+    for (int round = 0; round < rounds; round++) {
+        fit = refit(block, fit, top);
+        best = better(best, fit);
     }
     return best;
 }
 
-inline void fill_lane(Block& block, int lane, const float* weights, const Extremes& range) {
+// Starts for any number of levels: the min-max grid with 0, 2/3 or 4/3 of a step cut off either end.
+template <int size>
+inline Fit descend_from_spans(const Block<size>& block, float top) {
+    Fit best{all(0), all(0), all(0), all(0)};
+    for (int low = 0; low < 3; low++)
+        for (int high = 0; high < 3; high++) {
+            const float cut_low = float(low) / (1.5f * top), cut_high = float(high) / (1.5f * top);
+            const Fit start{all((1 - cut_low - cut_high) / top), all(cut_low), all(0), all(0)};
+            best = descend(block, start, best, top);
+        }
+    return best;
+}
+
+// Sums per bin in the order of weights, then from the highest bin down.
+template <int size>
+inline void fill_tails(const Block<size>& block, Tails<start_bins>& tails) {
+    float(&counts)[start_bins + 1][lanes] = reinterpret_cast<float(&)[start_bins + 1][lanes]>(tails.count);
+    float(&sums)[start_bins + 1][lanes] = reinterpret_cast<float(&)[start_bins + 1][lanes]>(tails.sum);
+    std::memset(&tails, 0, sizeof tails);
+    for (int i = 0; i < size; i++)
+        for (int lane = 0; lane < lanes; lane++) {
+            const float weight = block.weights[i][lane];
+            const int scaled = int(weight * float(start_bins)), bin = scaled < start_bins ? scaled : start_bins - 1;
+            counts[bin][lane] += 1;
+            sums[bin][lane] += weight;
+        }
+    for (int bin = start_bins - 1; bin >= 0; bin--) {
+        tails.count[bin] += tails.count[bin + 1];
+        tails.sum[bin] += tails.sum[bin + 1];
+    }
+}
+
+// Starts for four levels: all splits of a coarse histogram, dealt into classes; the best of each class.
+template <int size>
+inline Fit descend_from_splits(const Block<size>& block) {
+    Tails<start_bins> tails;
+    fill_tails(block, tails);
+    Fit best{all(0), all(0), all(0), all(0)};
+    for (size_t start = 0; start < start_classes; start++)
+        best = descend(block, best_split(tails, float(size), start, start_classes), best, 3);
+    return best;
+}
+
+template <int size>
+inline void fill_lane(Block<size>& block, int lane, const float* weights, const Extremes& range) {
     const float span = range.high - range.low, divisor = span > 0 ? span : 1;
-    float* values = reinterpret_cast<float*>(block.weights) + lane;
-    for (int i = 0; i < block.size; i++) values[i * lanes] = (weights[i] - range.low) / divisor;
+    float* out = block.lane(lane);
+    for (int i = 0; i < size; i++) out[i * lanes] = (weights[i] - range.low) / divisor;
 }
 
-inline void sum_lanes(Block& block) {
+template <int size>
+inline void sum_lanes(Block<size>& block) {
     block.total = all(0);
-    for (int i = 0; i < block.size; i++) block.total += block.weights[i];
+    for (int i = 0; i < size; i++) block.total += block.weights[i];
 }
 
+template <int size>
+inline UnitFit unit_fit(const Block<size>& block, const Fit& fit, int lane, const Extremes& range) {
+    const double low = range.low, span = double(range.high) - low;
+    return {low, span, fit.scale[lane], block.total[lane] / float(size), fit.mean_code[lane]};
+}
+
+template <int size>
 inline int64_t mse_by_descent(const Source& source, const Target& target, int64_t groups) {
-    alignas(64) float weights[lanes][max_group_size];
+    alignas(64) float weights[lanes][size], ones[size];
+    for (float& one : ones) one = 1;
     Extremes ranges[lanes];
-    Block block{target.group_size, {}, {}};
-    const float top = float((1 << target.bits) - 1);
+    Candidate candidates[2];
+    Block<size> block{};
     for (int64_t first = 0; first < groups; first += lanes) {
         const int used = groups - first < lanes ? int(groups - first) : lanes;
         for (int lane = 0; lane < used; lane++) {
-            load_group(source, first + lane, block.size, weights[lane]);
-            ranges[lane] = extremes(weights[lane], block.size);
+            load_group(source, first + lane, size, weights[lane]);
+            ranges[lane] = extremes<size>(weights[lane]);
             if (!ranges[lane].usable) return first + lane;
             fill_lane(block, lane, weights[lane], ranges[lane]);
         }
         sum_lanes(block);
-        const Fit fit = descend(block, top);
+        const float top = float((1 << target.bits) - 1);
+        const Fit fit = target.bits == 2 ? descend_from_splits(block) : descend_from_spans(block, top);
         for (int lane = 0; lane < used; lane++) {
-            const UnitFit unit{fit.scale[lane], block.total[lane] / float(block.size), fit.mean_code[lane]};
-            store_better(target, first + lane, weights[lane], ranges[lane], stored_fit(unit, ranges[lane]));
+            const Weighted group{weights[lane], ones};
+            const StoredGrid stored = stored_fit(unit_fit(block, fit, lane, ranges[lane]));
+            const Candidate& chosen = better_of<size>(group, ranges[lane], stored, target.bits, candidates);
+            store<size>(target, first + lane, chosen.grid, chosen.codes);
         }
     }
     return -1;

@@ -26,7 +26,8 @@ struct Extremes {
 // An integer that orders floats totally: -0.0 below +0.0, NaNs outside the infinities. Its own inverse.
 inline int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
 
-inline Extremes extremes(const float* weights, int count) {
+template <int count>
+inline Extremes extremes(const float* weights) {
     int32_t low = INT32_MAX, high = INT32_MIN;
     for (int i = 0; i < count; i++) {
         const int32_t key = ordered(std::bit_cast<int32_t>(weights[i]));
@@ -47,10 +48,11 @@ inline StoredGrid truncated(const Grid& grid) { return {bfloat16_truncated(grid.
 
 // code = clamp(rint((weight - bias) / scale)), ties to even; all codes are 0 when the scale is.
 // After clamping, adding 2^23 leaves the rounded quotient in the low bits: rint without a library call.
-inline void assign_codes(const float* weights, int count, const Grid& grid, int bits, uint8_t* codes) {
+template <int count>
+inline void assign_codes(const float* weights, const Grid& grid, int bits, uint8_t* codes) {
     const float top = float((1 << bits) - 1);
     if (grid.scale == 0) {
-        std::memset(codes, 0, size_t(count));
+        std::memset(codes, 0, count);
         return;
     }
     for (int i = 0; i < count; i++) {
@@ -61,22 +63,24 @@ inline void assign_codes(const float* weights, int count, const Grid& grid, int 
     }
 }
 
+template <int size>
 inline void store(const Target& target, int64_t group, const StoredGrid& grid, const uint8_t* codes) {
-    pack(codes, target.group_size, target.bits, target.codes + group * target.group_size / 8 * target.bits);
+    pack(codes, size, target.bits, target.codes + group * (size / 8) * target.bits);
     std::memcpy(target.scales + 2 * group, &grid.scale, 2);
     std::memcpy(target.biases + 2 * group, &grid.bias, 2);
 }
 
+template <int size>
 inline int64_t minmax(const Source& source, const Target& target, int64_t groups) {
-    alignas(64) float weights[max_group_size];
-    alignas(64) uint8_t codes[max_group_size];
+    alignas(64) float weights[size];
+    alignas(64) uint8_t codes[size];
     for (int64_t group = 0; group < groups; group++) {
-        load_group(source, group, target.group_size, weights);
-        const Extremes range = extremes(weights, target.group_size);
+        load_group(source, group, size, weights);
+        const Extremes range = extremes<size>(weights);
         if (!range.usable) return group;
         const Grid grid = minmax_grid(range, target.bits);
-        assign_codes(weights, target.group_size, grid, target.bits, codes);
-        store(target, group, truncated(grid), codes);
+        assign_codes<size>(weights, grid, target.bits, codes);
+        store<size>(target, group, truncated(grid), codes);
     }
     return -1;
 }
