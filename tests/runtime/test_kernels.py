@@ -1,0 +1,327 @@
+"""Each kernel against numpy in float64, all formats and odd shapes, and exactly equal however the work is divided."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import dequantize, expert_matrix
+from packs import pack_codes
+from reference import attend, choose, delta_step, l2_norm, rms_norm, rotate, sigmoid, silu
+
+from moepack.layout.formats import BITS, GROUP_SIZES, AffineFormat
+from moepack.layout.record import ExpertShape, RecordLayout
+from moepack.runtime import _native
+from moepack.runtime.backends.base import StoredMatrix
+from moepack.runtime.backends.cpu import CpuBackend
+
+FORMATS = [AffineFormat(bits, group) for bits in BITS for group in GROUP_SIZES]
+FLOATS: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
+CPUS = {threads: CpuBackend(threads) for threads in (1, 2, 4)}
+CPU = CPUS[2]
+EPS = 1e-6
+
+
+def floats(random: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return (random.normal(size=shape) * scale).astype(np.float32)
+
+
+def affine(
+    random: np.random.Generator, rows: int, cols: int, format: AffineFormat, dtype: Any = "bf16"
+) -> StoredMatrix:
+    codes = random.integers(0, 2**format.bits, (rows, cols))
+    scales, biases = (floats(random, rows, format.groups(cols), scale=0.1).astype(FLOATS[dtype]) for _ in range(2))
+    return StoredMatrix(pack_codes(codes, format.bits), scales, biases, format)
+
+
+def dense(stored: StoredMatrix) -> np.ndarray:
+    if stored.format is None:
+        return stored.weight.astype(np.float32)
+    return dequantize(stored.weight, stored.scales, stored.biases, stored.format)
+
+
+def close(got: np.ndarray, wanted: np.ndarray, tolerance: float = 2e-6) -> bool:
+    """Within `tolerance` of the largest value: float32 sums of a few hundred terms."""
+    return bool(np.abs(got - wanted).max() <= tolerance * max(1.0, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_affine_weights_are_the_dequantized_ones_bit_for_bit(format: AffineFormat, dtype: str) -> None:
+    stored = affine(np.random.default_rng(0), 5, 384, format, dtype)
+    rows = CPU.embed(CPU.matrix(stored), np.arange(5, dtype=np.int32))
+    assert np.array_equal(rows, dense(stored))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("cols", [1, 15, 16, 33, 384])
+def test_float_rows_of_any_width_are_exact(dtype: str, cols: int) -> None:
+    stored = StoredMatrix(floats(np.random.default_rng(1), 3, cols).astype(FLOATS[dtype]))
+    assert np.array_equal(CPU.embed(CPU.matrix(stored), np.array([2, 0], np.int32)), dense(stored)[[2, 0]])
+
+
+def test_half_precision_extremes_are_exact() -> None:
+    values = np.array([[0.0, -0.0, 6e-8, -6e-8, 6.1e-5, 65504, -65504, np.inf, -np.inf]], np.float16)
+    row = CPU.embed(CPU.matrix(StoredMatrix(values)), np.array([0], np.int32))
+    assert row.tobytes() == values.astype(np.float32).tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([*FORMATS, *FLOATS]), st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.integers(0, 99)
+)
+def test_products_are_right_and_do_not_depend_on_how_they_are_computed(
+    kind: AffineFormat | str, rows: int, tokens: int, width: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    if isinstance(kind, str):
+        stored = StoredMatrix(floats(random, rows, 37 * width).astype(FLOATS[kind]))
+    else:
+        stored = affine(random, rows, kind.group_size * width, kind)
+    x = floats(random, tokens, stored.shape[1])
+    together = CPU.linear(x, CPU.matrix(stored))
+    assert close(together, x.astype(float) @ dense(stored).T.astype(float))
+    for cpu in CPUS.values():
+        matrix = cpu.matrix(stored)
+        assert np.array_equal(cpu.linear(x, matrix), together)
+        assert np.array_equal(np.concatenate([cpu.linear(x[t : t + 1], matrix) for t in range(tokens)]), together)
+
+
+def test_activations_with_many_groups_and_rows() -> None:
+    """More groups than are prepared at once, more rows and tokens than a block."""
+    random = np.random.default_rng(2)
+    stored = affine(random, 333, 4224, AffineFormat(2, 32))
+    x = floats(random, 75, 4224)
+    assert close(CPU.linear(x, CPU.matrix(stored)), x.astype(float) @ dense(stored).T.astype(float))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 50])
+def test_swiglu(tokens: int) -> None:
+    random = np.random.default_rng(3)
+    gate, up = affine(random, 41, 96, AffineFormat(4, 32)), StoredMatrix(floats(random, 41, 96))
+    x = floats(random, tokens, 96)
+    wanted = silu(x.astype(float) @ dense(gate).T) * (x.astype(float) @ dense(up).T)
+    assert close(CPU.swiglu(x, CPU.matrix(gate), CPU.matrix(up)), wanted)
+
+
+@pytest.mark.parametrize("x", [-200.0, -87.5, -20.0, -1e-3, 0.0, 1e-6, 3.3, 30.0, 88.5, 1e4])
+def test_gates_hold_at_the_ends_of_the_range(x: float) -> None:
+    one = CPU.matrix(StoredMatrix(np.ones((1, 1), np.float32)))
+    got = CPU.swiglu(np.array([[x]], np.float32), one, one)[0, 0]
+    with np.errstate(over="ignore"):
+        assert got == pytest.approx(silu(np.float64(np.float32(x))) * np.float32(x), rel=1e-6, abs=1e-30)
+
+
+def test_not_a_number_is_not_hidden() -> None:
+    one = CPU.matrix(StoredMatrix(np.ones((1, 1), np.float32)))
+    assert np.isnan(CPU.swiglu(np.array([[np.nan]], np.float32), one, one)).all()
+
+
+@pytest.mark.parametrize("width", [1, 16, 100, 384])
+def test_norm_and_gated_sum(width: int) -> None:
+    random = np.random.default_rng(width)
+    x, y, weight, gate = (floats(random, *s) for s in ((9, width), (9, width), (width,), (9, 1)))
+    assert close(CPU.rms_norm(x, weight, EPS), rms_norm(x.astype(float), weight.astype(float), EPS))
+    wanted = y + sigmoid(gate.astype(float)) * x
+    CPU.add_gated(y, x, gate)
+    assert close(y, wanted)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 600), st.data())
+def test_the_router_chooses_the_largest_and_breaks_ties_downwards(experts: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, min(experts, 12)))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    logits = floats(random, 3, experts, scale=3.0).round(data.draw(st.integers(0, 3)))  # few decimals: many ties
+    routes = CPU.route(logits, k)
+    for t in range(3):
+        ids, weights = choose(logits[t].astype(float), k)
+        assert routes.ids[t].tolist() == ids.tolist()
+        assert close(routes.weights[t], weights)
+
+
+def record_of(random: np.random.Generator, layout: RecordLayout) -> np.ndarray:
+    record = np.zeros(layout.stride, np.uint8)
+    for component in layout.components:
+        if component.dtype == "uint32":
+            piece = random.integers(0, 256, component.size, dtype=np.uint8)
+        else:
+            piece = floats(random, *component.shape, scale=0.01).astype(ml_dtypes.bfloat16).reshape(-1).view(np.uint8)
+        record[component.offset : component.offset + component.size] = piece
+    return record
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("hidden", "intermediate", "group"), [(384, 192, 64), (96, 96, 32), (128, 256, 128)])
+def test_an_expert_reads_its_record(hidden: int, intermediate: int, group: int, bits: int) -> None:
+    random = np.random.default_rng(bits)
+    formats = {"gate": AffineFormat(bits, group), "up": AffineFormat(2, 32), "down": AffineFormat(bits, 32)}
+    layout = RecordLayout.of(ExpertShape(hidden, intermediate), formats)
+    record, x, before = record_of(random, layout), floats(random, 50, hidden), floats(random, 50, hidden)
+    tokens = np.flatnonzero(random.random(50) < 0.6).astype(np.int32)
+    weights = random.random(len(tokens)).astype(np.float32)
+    gate, up, down = (expert_matrix(record, layout, name).astype(float) for name in ("gate", "up", "down"))
+    wanted = before.astype(float)
+    wanted[tokens] += weights[:, None] * ((silu(x[tokens] @ gate.T) * (x[tokens] @ up.T)) @ down.T)
+    results = []
+    for cpu in CPUS.values():
+        out = before.copy()
+        cpu.expert(out, x, record, cpu.layout(layout), tokens, weights)
+        results.append(out)
+    assert close(results[0], wanted)
+    alone = before.copy()
+    for i in range(len(tokens)):
+        CPU.expert(alone, x, record, CPU.layout(layout), tokens[i : i + 1], weights[i : i + 1])
+    assert all(np.array_equal(result, alone) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "rotary"), [(4, 2, 32, 8), (3, 1, 24, 6), (2, 2, 80, 0), (8, 1, 64, 64)]
+)
+def test_attention(heads: int, kv_heads: int, dim: int, rotary: int) -> None:
+    random = np.random.default_rng(heads)
+    tokens, theta = 21, 1e4
+    query_gate, key, value = (floats(random, tokens, n * dim) for n in (2 * heads, kv_heads, kv_heads))
+    norms = [floats(random, dim) for _ in range(2)]
+    results = [run_attention(cpu, chunk, (heads, kv_heads, dim, rotary), query_gate, key, value, norms, theta)
+               for cpu in CPUS.values() for chunk in (21, 4, 1)]  # fmt: skip
+    keys, values, wanted = [], [], np.empty((tokens, heads * dim))
+    for t in range(tokens):
+        query, gate = np.split(query_gate[t].astype(float).reshape(heads, 2 * dim), 2, axis=1)
+        keys.append(rotate(rms_norm(key[t].astype(float).reshape(kv_heads, dim), norms[1], EPS), t, rotary, theta))
+        values.append(value[t].astype(float).reshape(kv_heads, dim))
+        turned = rotate(rms_norm(query, norms[0], EPS), t, rotary, theta)
+        wanted[t] = (attend(turned, np.stack(keys), np.stack(values)) * sigmoid(gate)).reshape(-1)
+    assert close(results[0], wanted, 5e-6)
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def run_attention(
+    cpu: CpuBackend,
+    chunk: int,
+    sizes: tuple[int, int, int, int],
+    query_gate: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    norms: list[np.ndarray],
+    theta: float,
+) -> np.ndarray:
+    heads, kv_heads, dim, rotary = sizes
+    tokens = len(query_gate)
+    shape = _native.attention_shape(heads, kv_heads, dim, rotary, EPS)
+    keys, values = (np.full((tokens, kv_heads * dim), np.nan, np.float32) for _ in range(2))
+    frequencies = (theta ** (-np.arange(0, rotary, 2) / max(rotary, 1))).astype(np.float32)
+    out = np.empty((tokens, heads * dim), np.float32)
+    for first in range(0, tokens, chunk):
+        part = slice(first, min(first + chunk, tokens))
+        cos, sin = (np.empty((part.stop - first, rotary // 2), np.float32) for _ in range(2))
+        _native.rotation(first, frequencies, cos, sin)
+        inputs = (query_gate[part], key[part], value[part], *norms, cos, sin, keys, values)
+        _native.attention(cpu._pool, shape, first, *inputs, out[part])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("key_heads", "value_heads", "key_dim", "value_dim"), [(2, 4, 32, 32), (1, 3, 24, 40), (2, 2, 128, 80)]
+)
+@pytest.mark.parametrize("kernel", [2, 4])
+def test_delta_rule(key_heads: int, value_heads: int, key_dim: int, value_dim: int, kernel: int) -> None:
+    random = np.random.default_rng(key_heads)
+    tokens, width = 19, value_heads * value_dim
+    channels = 2 * key_heads * key_dim + width
+    mixed, gate = floats(random, tokens, channels), floats(random, tokens, width)
+    beta, decay = floats(random, tokens, value_heads), floats(random, tokens, value_heads, scale=9.0)
+    conv, norm = floats(random, kernel, channels), floats(random, value_dim)
+    log_decay, bias = floats(random, value_heads), floats(random, value_heads)
+    shape = _native.delta_shape(key_heads, value_heads, key_dim, value_dim, kernel, EPS)
+    results = []
+    for cpu, chunk in ((cpu, chunk) for cpu in CPUS.values() for chunk in (19, 7, 2, 1)):
+        inputs, memory = (
+            np.zeros((kernel - 1, channels), np.float32),
+            np.zeros((value_heads, key_dim, value_dim), np.float32),
+        )
+        out = np.empty((tokens, width), np.float32)
+        for first in range(0, tokens, chunk):
+            part = slice(first, first + chunk)
+            arrays = (mixed[part], gate[part], beta[part], decay[part], conv, log_decay, bias, norm, inputs, memory)
+            _native.delta(cpu._pool, shape, *arrays, out[part])
+        results.append(np.concatenate([out.ravel(), memory.ravel(), inputs.ravel()]))
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+    memory, wanted = np.zeros((value_heads, key_dim, value_dim)), np.empty((tokens, width))
+    padded = np.concatenate([np.zeros((kernel - 1, channels)), mixed.astype(float)])
+    for t in range(tokens):
+        row = silu((padded[t : t + kernel] * conv).sum(0))
+        query, key, value = np.split(row, [key_heads * key_dim, 2 * key_heads * key_dim])
+        query, key = (
+            np.repeat(l2_norm(part.reshape(key_heads, key_dim)), value_heads // key_heads, 0) for part in (query, key)
+        )
+        rate = np.exp(-np.exp(log_decay.astype(float)) * np.logaddexp(0, decay[t].astype(float) + bias))
+        read = delta_step(
+            memory, query / np.sqrt(key_dim), key, value.reshape(value_heads, -1), rate, sigmoid(beta[t].astype(float))
+        )
+        wanted[t] = (rms_norm(read, norm, EPS) * silu(gate[t].astype(float).reshape(read.shape))).reshape(-1)
+    assert close(results[0][: wanted.size].reshape(wanted.shape), wanted, 2e-5)
+    assert close(results[0][wanted.size :][: memory.size].reshape(memory.shape), memory, 2e-5)
+    assert np.array_equal(results[0][-inputs.size :].reshape(inputs.shape), mixed[tokens - kernel + 1 :])
+
+
+def test_misfits_are_refused_before_anything_is_read() -> None:
+    matrix = CPU.matrix(affine(np.random.default_rng(0), 8, 64, AffineFormat(2, 32)))
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        CPU.linear(np.zeros((1, 32), np.float32), matrix)
+    with pytest.raises(ValueError, match="no such row"):
+        CPU.embed(matrix, np.array([8], np.int32))
+    with pytest.raises(ValueError, match="code bytes"):
+        _native.affine_matrix(*(np.zeros(4, np.uint8),) * 3, "BF16", 2, 32, 8, 64)
+    with pytest.raises(ValueError, match="outside the record"):
+        _native.RecordViews(64, 64, [(2, 32, 0, 0, 0)] * 3, 100)
+
+
+SUM = """
+import hashlib, sys
+sys.path[:0] = {path!r}
+import numpy as np
+from test_kernels import AffineFormat, CPU, FORMATS, affine, floats
+random = np.random.default_rng(0)
+from moepack.runtime import _native
+digest = hashlib.sha256()
+worst = 0.0
+for format in FORMATS:
+    stored, x = affine(random, 40, 384, format), floats(random, 11, 384)
+    from test_kernels import dense
+    got = CPU.swiglu(x, CPU.matrix(stored), CPU.matrix(stored))
+    product = x.astype(float) @ dense(stored).T
+    wanted = product / (1 + np.exp(-product)) * product
+    worst = max(worst, float(np.abs(got - wanted).max() / np.abs(wanted).max()))
+    digest.update(got.tobytes())
+print(_native.instruction_set(), worst, digest.hexdigest())
+"""
+
+
+def run_with(instruction_set: str) -> "subprocess.CompletedProcess[str]":
+    here = Path(__file__).parent
+    code = SUM.format(path=[str(here), str(here.parent)])
+    environment = {**os.environ, "MOEPACK_ISA": instruction_set}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_every_instruction_set_is_right_and_those_with_fused_multiply_add_agree_exactly() -> None:
+    digests = {}
+    for name in ("baseline", "avx2", "avx512", "neon"):
+        done = run_with(name)
+        if done.returncode:
+            assert "names no instruction set that this machine runs" in done.stderr
+            continue
+        got, worst, digest = done.stdout.split()
+        assert got == name
+        assert float(worst) < 2e-6
+        digests[name] = digest
+    assert _native.instruction_set() in digests
+    assert len({digest for name, digest in digests.items() if name != "baseline"}) <= 1
