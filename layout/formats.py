@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-_NAME = re.compile(r"affine([2-8])-g(\d{2,3})")
+_NAME = re.compile(r"affine([2-8])-g([1-9]\d{1,2})")
 
 
 @dataclass(frozen=True)

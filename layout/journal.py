@@ -70,16 +70,23 @@ class Journal:
 
     def _recover(self) -> list[Entry]:
         content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
-        whole = content[: content.rfind(b"\n") + 1]
+        whole = _whole_lines(content)
         if len(whole) != len(content):
             os.ftruncate(self._descriptor, len(whole))
-        return [entry for line in whole.splitlines() if (entry := _parse(line)) is not None]
+        return _parse_all(whole)
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """What another process has journaled at `path` so far; nothing if there is no journal."""
-    content = path.read_bytes() if path.is_file() else b""
-    return [entry for line in content.splitlines() if (entry := _parse(line)) is not None]
+    """What is journaled at `path` so far, without changing anything; nothing if there is no journal."""
+    return _parse_all(_whole_lines(path.read_bytes())) if path.is_file() else []
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _parse_all(lines: bytes) -> list[Entry]:
+    return [entry for line in lines.splitlines() if (entry := _parse(line)) is not None]
 
 
 def _parse(line: bytes) -> Entry | None:

@@ -15,6 +15,7 @@ from ..manifests import digest, inventory, schema
 from ..manifests.errors import CorruptInputError, MismatchError
 from ..manifests.files import open_regular, read_exactly, read_small
 from ..manifests.manifest import read_manifest
+from ..manifests.rules import under
 from .formats import AffineFormat
 from .plan import expert_shape
 from .record import RecordLayout
@@ -42,7 +43,8 @@ class Pack:
         self.manifest = manifest
         self.model = manifest.model
         self.records = tuple(_layout(path, manifest, layer) for layer in manifest.layers)
-        self.trunk = resources.enter_context(TensorFile.open(path / manifest.trunk.file))
+        with under("T1"):
+            self.trunk = resources.enter_context(TensorFile.open(path / manifest.trunk.file))
         check_trunk(self.trunk, manifest.trunk.formats)
         self._digests = _read_digests(path, manifest)
         self._descriptors = [_open_layer(path / layer.file, resources) for layer in manifest.layers]
@@ -81,7 +83,7 @@ class Pack:
         if digest.of_bytes(record.data) != self.record_digest(layer, expert):
             raise MismatchError(
                 f"{file}: expert {expert} (bytes {address.offset}+{address.size}) is damaged;"
-                f" `moe-pack verify {self.path}` names every damaged part"
+                f" `moe-pack verify {self.path}` names every damaged part (P3)"
             )
         return record
 

@@ -9,7 +9,7 @@ import msgspec
 from ..manifests import canonical, digest, names, schema
 from ..manifests.errors import MoepackError, UsageError
 from ..manifests.progress import Progress, Task
-from .journal import JOURNAL_FILE, Begun, Entry, Journal, LayerDone, TrunkDone
+from .journal import JOURNAL_FILE, Begun, Entry, Journal, LayerDone, TrunkDone, read_entries
 from .plan import PackPlan
 
 
@@ -32,16 +32,17 @@ class Finished:
 
 def open_journal(partial: Path, plan: PackPlan) -> Journal:
     """The journal of `partial`, begun when the directory is new. Raises UsageError if it is not this plan's."""
-    found = {path.name for path in partial.iterdir()}
-    adopted = _entries_of_manifest(partial, plan) if JOURNAL_FILE not in found and found else []
-    journal = Journal(partial / JOURNAL_FILE)
-    if not journal.entries and found <= {JOURNAL_FILE}:
-        journal.append(Begun(plan.identity))
-    for entry in adopted:
-        journal.append(entry)
-    if not journal.entries or journal.entries[0] != Begun(plan.identity):
-        journal.close()
+    begun = Begun(plan.identity)
+    entries = read_entries(partial / JOURNAL_FILE)
+    if entries and entries[0] != begun:
         raise _of_another_build(partial)
+    first: list[Entry] = []
+    if not entries:
+        others = any(path.name != JOURNAL_FILE for path in partial.iterdir())
+        first = [begun, *_units_of_manifest(partial, plan)] if others else [begun]
+    journal = Journal(partial / JOURNAL_FILE)
+    for entry in first:
+        journal.append(entry)
     return journal
 
 
@@ -82,7 +83,7 @@ def _confirmed_trunk(partial: Path, plan: PackPlan, claimed: str, task: Task) ->
     )
 
 
-def _entries_of_manifest(partial: Path, plan: PackPlan) -> list[Entry]:
+def _units_of_manifest(partial: Path, plan: PackPlan) -> list[Entry]:
     # Removing the journal is the step before the last one; a crash between the two leaves a whole pack, misnamed.
     try:
         content = (partial / names.MANIFEST_FILE).read_bytes()
@@ -97,7 +98,7 @@ def _entries_of_manifest(partial: Path, plan: PackPlan) -> list[Entry]:
     size = digest.DIGEST_BYTES * plan.model.num_experts
     per_layer = [records[i * size : (i + 1) * size] for i in components]
     layers = [LayerDone(i, digest.of_bytes(per_layer[i]).hex(), components[i]) for i in components]
-    return [Begun(plan.identity), *layers, TrunkDone(files[names.TRUNK_FILE])]
+    return [*layers, TrunkDone(files[names.TRUNK_FILE])]
 
 
 def _of_another_build(partial: Path) -> UsageError:

@@ -29,16 +29,14 @@ def decode(content: bytes, name: str) -> Any:
         raise CorruptInputError(f"{name} is not acceptable JSON: {error}") from error
 
 
-def decode_canonical(content: bytes, name: str) -> Any:
-    """Like `decode`, and `content` must be exactly the canonical rendering of what it says."""
-    value = decode(content, name)
+def check_canonical(value: Any, content: bytes, name: str) -> None:
+    """Raise CorruptInputError unless `content` is exactly the canonical rendering of the decoded `value`."""
     try:
         canonical = rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:
         raise CorruptInputError(f"{name} is not canonical JSON: {error}") from error
     if canonical != content:
-        raise CorruptInputError(f"{name} is not canonical JSON (RFC 8785); it was edited or not written by moe-pack")
-    return value
+        raise CorruptInputError(f"{name} is not canonical JSON (RFC 8785): it was edited, or not written by moe-pack")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def check(pack: Path, manifest: Manifest) -> None:
     for name, size in expected_sizes(manifest).items():
         problem = fault(pack, name, size)
         if problem is not None:
-            raise CorruptInputError(f"{pack / name} {problem}; fetch or build the pack again")
+            raise CorruptInputError(f"{pack / name} {problem}; fetch or build the pack again (P2)")
 
 
 def extra_names(pack: Path, manifest: Manifest) -> Iterator[str]:

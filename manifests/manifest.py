@@ -11,6 +11,7 @@ import msgspec
 from . import canonical, digest, names, rules
 from .errors import CorruptInputError, MismatchError, UnsupportedError
 from .files import read_small
+from .rules import under
 from .schema import FORMAT_VERSION, MAX_MANIFEST_BYTES, Manifest
 
 CHECKSUM = "checksum"
@@ -26,7 +27,9 @@ def read_manifest(pack: Path) -> Manifest:
     if not pack.is_dir():
         raise CorruptInputError(f"{pack} is not a pack: there is no such directory")
     file = pack / names.MANIFEST_FILE
-    manifest = _parse(read_small(file, MAX_MANIFEST_BYTES), str(file))
+    with under("M1"):
+        content = read_small(file, MAX_MANIFEST_BYTES)
+    manifest = _parse(content, str(file))
     rules.check(manifest, str(file))
     return manifest
 
@@ -48,7 +51,10 @@ def _checksum(fields: dict[str, Any]) -> str:
 
 
 def _parse(content: bytes, file: str) -> Manifest:
-    fields = canonical.decode_canonical(content, file)
+    with under("M1"):
+        fields = canonical.decode(content, file)
+    with under("M2"):
+        canonical.check_canonical(fields, content, file)
     if not isinstance(fields, dict) or fields.get("format") != "moepack":
         raise CorruptInputError(f"{file} is not the manifest of a pack (M3)")
     if fields.get("version") != FORMAT_VERSION and isinstance(fields.get("version"), int):

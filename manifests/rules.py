@@ -5,6 +5,7 @@ Each rule is one function that yields a sentence per violation; its number is in
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 
 from . import names
@@ -25,6 +26,15 @@ def check(manifest: Manifest, file: str) -> None:
     for number, rule in RULES.items():
         for sentence in rule(manifest):
             raise CorruptInputError(f"{file}: {sentence} ({number})")
+
+
+@contextmanager
+def under(number: str) -> Iterator[None]:
+    """A block whose CorruptInputErrors mean that rule `number` is broken, and say so."""
+    try:
+        yield
+    except CorruptInputError as error:
+        raise CorruptInputError(f"{error} ({number})") from error
 
 
 def _experts_per_token(manifest: Manifest) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """A tiny but genuine pack for the tests: random bytes in the real layout, written by the real writer."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from moepack.layout.formats import AffineFormat
@@ -11,7 +13,7 @@ from moepack.layout.plan import PackPlan, TensorSpec, expert_shape
 from moepack.layout.record import RecordLayout
 from moepack.layout.tensorfile import ARRAY_DTYPES
 from moepack.layout.writer import PackWriter
-from moepack.manifests import schema
+from moepack.manifests import canonical, digest, schema
 
 FORMATS = {"gate": "affine2-g32", "up": "affine2-g32", "down": "affine4-g32"}
 TRUNK = (
@@ -107,4 +109,16 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+def replace_file(path: Path, content: bytes | bytearray) -> None:
+    """Give a (read-only) file of a pack other bytes."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def edit_manifest(pack: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a pack's manifest and seal it again, as an attacker who knows the format would."""
+    fields = json.loads((pack / "manifest.json").read_bytes())
+    edit(fields)
+    fields.pop("checksum", None)
+    fields["checksum"] = digest.of_bytes(canonical.encode(fields)).hex()
+    replace_file(pack / "manifest.json", canonical.encode(fields))

@@ -1,0 +1,255 @@
+"""Crashes at every system call of a small build, then the same command again. Covers FORMAT.md W1 and W2."""
+
+import fcntl
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tinypack import Content, build, tiny_plan, tree, write_layer, write_missing
+
+from moepack.layout.journal import JOURNAL_FILE
+from moepack.layout.plan import PackPlan
+from moepack.layout.reader import Pack
+from moepack.layout.writer import PackWriter
+from moepack.manifests.errors import StorageError
+from moepack.manifests.progress import Silent
+from moepack.manifests.verify import verify
+
+CALLS = ("mkdir", "open", "write", "fchmod", "fsync", "rename", "unlink", "ftruncate")
+
+
+class Crash(BaseException):
+    """The process is gone: nothing catches this, and no system call works any more."""
+
+
+class FailingSystem:
+    """Counts the calls that change the disk, and crashes at the `crash_at`-th.
+
+    A crashing write has written half of its bytes; files that were not made durable lose everything that was written.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, crash_at: int) -> None:
+        self.calls = 0
+        self.crash_at = crash_at
+        self.unsynced: set[int] = set()
+        self.names: dict[int, str] = {}
+        self._truncate, self._write = os.ftruncate, os.write
+        monkeypatch.delattr(fcntl, "F_FULLFSYNC", raising=False)  # macOS too shall sync by os.fsync here
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+
+    def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls >= self.crash_at:
+                self._crash(name, *args)
+            result = call(*args, **kwargs)
+            if name == "open":
+                self.names[result] = str(args[0])
+                self.unsynced.discard(result)
+            elif name == "write":
+                self.unsynced.add(args[0])
+            elif name == "fsync":
+                self.unsynced.discard(args[0])
+            return result
+
+        return wrapper
+
+    def _crash(self, name: str, *args: Any) -> None:
+        if self.calls == self.crash_at:
+            for descriptor in self.unsynced:
+                if not self.names[descriptor].endswith(JOURNAL_FILE):  # its earlier lines are durable
+                    self._truncate(descriptor, 0)
+            if name == "write":
+                self._write(args[0], args[1][: len(args[1]) // 2])
+        raise Crash
+
+
+def crashed_build(target: Path, plan: PackPlan, crash_at: int) -> bool:
+    """Build until the crash; whether there was one."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        FailingSystem(monkeypatch, crash_at)
+        try:
+            build(target, plan)
+        except Crash:
+            return True
+    return False
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> PackPlan:
+    return tiny_plan(tmp_path)
+
+
+@pytest.fixture
+def expected(tmp_path: Path, plan: PackPlan) -> dict[str, bytes]:
+    build(tmp_path / "undisturbed", plan)
+    return tree(tmp_path / "undisturbed")
+
+
+def calls_of_a_build(folder: Path, plan: PackPlan) -> int:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        system = FailingSystem(monkeypatch, 10**9)
+        build(folder / "counted", plan)
+    return system.calls
+
+
+def assert_whole_or_absent(target: Path) -> None:
+    if target.exists():
+        assert verify(target, threads=1, progress=Silent()).ok
+
+
+def test_a_crash_at_any_call_leaves_no_half_pack_and_resumes_to_the_same_bytes(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]
+) -> None:
+    calls = calls_of_a_build(tmp_path, plan)
+    assert calls > 60
+    for crash_at in range(1, calls + 1):
+        target = tmp_path / f"crash{crash_at}"
+        assert crashed_build(target, plan, crash_at)
+        assert_whole_or_absent(target)
+        if not target.exists():
+            build(target, plan)
+        assert tree(target) == expected
+        assert not target.with_name(target.name + ".partial").exists()
+
+
+def test_crashes_during_resumption_are_no_different(tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]) -> None:
+    chance = random.Random(1)
+    for round_ in range(12):
+        target = tmp_path / f"round{round_}"
+        while not target.exists():
+            crashed_build(target, plan, chance.randrange(1, 60))
+            assert_whole_or_absent(target)
+        assert tree(target) == expected
+
+
+def test_a_finished_unit_is_not_made_again(tmp_path: Path, plan: PackPlan) -> None:
+    target = tmp_path / "pack"
+    with PackWriter.open(target, plan) as writer:
+        write_layer(writer, Content(plan), 1)
+    with PackWriter.open(target, plan) as writer:
+        assert writer.missing_layers() == [0]
+        assert writer.trunk_missing
+        write_missing(writer, Content(plan))
+    with Pack.open(target) as pack:
+        assert (pack.read_record(1, 2) == Content(plan).record(1, 2)).all()
+
+
+def damage(path: Path) -> None:
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_finished_unit_counts_only_after_hashing_it_again(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]
+) -> None:
+    target, partial = tmp_path / "pack", tmp_path / "pack.partial"
+    with PackWriter.open(target, plan) as writer:
+        write_layer(writer, Content(plan), 0)
+        write_layer(writer, Content(plan), 1)
+        with writer.trunk() as sink:
+            for spec in plan.trunk:
+                sink.write(spec.name, Content(plan).tensor(spec))
+    damage(partial / "experts/layer_00.bin")
+    damage(partial / "trunk.safetensors")
+    with PackWriter.open(target, plan) as writer:
+        assert writer.missing_layers() == [0]
+        assert writer.trunk_missing
+        write_missing(writer, Content(plan))
+    assert tree(target) == expected
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: os.truncate(path, 100)])
+def test_a_finished_unit_that_is_gone_or_short_is_made_again(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes], change: Callable[[Path], None]
+) -> None:
+    target = tmp_path / "pack"
+    with PackWriter.open(target, plan) as writer:
+        write_layer(writer, Content(plan), 0)
+    layer = tmp_path / "pack.partial/experts/layer_00.bin"
+    layer.chmod(0o644)
+    change(layer)
+    build(target, plan)
+    assert tree(target) == expected
+
+
+def test_a_torn_or_damaged_journal_line_claims_nothing(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]
+) -> None:
+    target, journal = tmp_path / "pack", tmp_path / "pack.partial" / JOURNAL_FILE
+    with PackWriter.open(target, plan) as writer:
+        write_layer(writer, Content(plan), 0)
+        write_layer(writer, Content(plan), 1)
+    content = journal.read_bytes()
+    journal.write_bytes(content.replace(b'"index":0', b'"index":x')[:-30])
+    with PackWriter.open(target, plan) as writer:
+        assert writer.missing_layers() == [0, 1]
+        write_missing(writer, Content(plan))
+    assert tree(target) == expected
+
+
+def full_disk(fails_at: int) -> Callable[..., int]:
+    written = 0
+    write = os.write
+
+    def wrapper(descriptor: int, data: memoryview) -> int:
+        nonlocal written
+        if written >= fails_at:
+            raise OSError(28, "No space left on device")
+        count = write(descriptor, data[: fails_at - written])
+        written += count
+        return count
+
+    return wrapper
+
+
+@pytest.mark.parametrize("room", [0, 10, 3_000, 30_000, 50_000, 80_000, 99_000, 100_500, 103_000])
+def test_a_full_disk_is_a_sentence_and_resumable(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes], room: int
+) -> None:
+    target = tmp_path / "pack"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "write", full_disk(room))
+        with pytest.raises(StorageError, match=r"No space left on device.* free, .* missing; make room .* to resume"):
+            build(target, plan)
+    assert not target.exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    build(target, plan)
+    assert tree(target) == expected
+
+
+def test_a_file_size_limit_is_a_sentence_too(tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"layer_00.bin .* \(File too large\): .* 9152 bytes of it"):
+            build(tmp_path / "pack", plan)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    build(tmp_path / "pack", plan)
+    assert tree(tmp_path / "pack") == expected
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "fchmod"])
+def test_an_io_error_publishes_nothing(tmp_path: Path, plan: PackPlan, call: str) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with pytest.MonkeyPatch.context() as monkeypatch, PackWriter.open(tmp_path / "pack", plan) as writer:
+        monkeypatch.setattr(os, call, broken)
+        with pytest.raises(StorageError, match=r"layer_00.bin cannot be written: Input/output error; run the same"):
+            write_layer(writer, Content(plan), 0)
+    assert not (tmp_path / "pack.partial/experts/layer_00.bin").exists()
+
+
+def test_another_copy_of_the_checkpoint_gives_the_same_bytes(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    build(tmp_path / "pack", tiny_plan(tmp_path / "elsewhere"))
+    assert tree(tmp_path / "pack") == expected

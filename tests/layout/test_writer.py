@@ -1,0 +1,226 @@
+"""The writer's promises short of crashes: one packer per target, no surprises, nothing overwritten."""
+
+import dataclasses
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tinypack import FORMATS, Content, build, tiny_model, tiny_plan, tree, write_layer, write_missing
+
+from moepack.layout.plan import PackPlan, TensorSpec
+from moepack.layout.reader import Pack
+from moepack.layout.writer import PackWriter
+from moepack.manifests import digest
+from moepack.manifests.errors import CorruptInputError, StorageError, UsageError
+from moepack.manifests.manifest import read_manifest
+from moepack.manifests.schema import Recipe
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> PackPlan:
+    return tiny_plan(tmp_path)
+
+
+def test_a_pack_reads_back_as_it_was_written(tmp_path: Path, plan: PackPlan) -> None:
+    manifest = build(tmp_path / "pack", plan)
+    assert read_manifest(tmp_path / "pack") == manifest
+    content = Content(plan)
+    with Pack.open(tmp_path / "pack") as pack:
+        for layer in range(2):
+            for expert in range(3):
+                record = content.record(layer, expert)
+                assert (pack.read_record(layer, expert) == record).all()
+                assert pack.record_digest(layer, expert) == digest.of_bytes(record.data)
+                address = pack.address(layer, expert)
+                assert os.pread(address.fd, address.size, address.offset) == record.tobytes()
+        for spec in plan.trunk:
+            assert pack.trunk.read(spec.name).tobytes() == content.tensor(spec).tobytes()
+    assert (tmp_path / "pack/config.json").read_bytes() == plan.copied[0].read_bytes()
+
+
+def test_the_plan_knows_every_size_beforehand(tmp_path: Path, plan: PackPlan) -> None:
+    build(tmp_path / "pack", plan)
+    files = tree(tmp_path / "pack")
+    assert plan.total_bytes == sum(map(len, files.values())) - len(files["manifest.json"])
+    assert plan.trunk_bytes == len(files["trunk.safetensors"])
+    assert plan.layer_bytes(1) == len(files[plan.layer_file(1)])
+    assert plan.expert_bytes == 2 * plan.layer_bytes(0)
+
+
+def test_the_plan_counts_bits_per_weight(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path, tiny_model(hidden=4096, intermediate=1024), dict.fromkeys(FORMATS, "affine2-g64"))
+    assert plan.expert_bits_per_weight == 2.5
+    trunk_weights = 32 + 5 * 32 + 5 * 32 + 2
+    all_weights = 3 * 4096 * 1024 * 6 + trunk_weights
+    assert plan.bits_per_weight == (plan.expert_bytes + plan.trunk_bytes) * 8 / all_weights
+
+
+def test_trunk_tensors_with_wider_elements_come_first_so_that_all_are_aligned(plan: PackPlan) -> None:
+    odd = dataclasses.replace(plan, trunk=(TensorSpec("a", "BF16", (3,)), TensorSpec("b", "F32", (1,))))
+    assert [spec.name for spec in odd.trunk] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"records": ()}, "0 record layouts for 2 layers"),
+        ({"model": tiny_model(hidden=64)}, "other shapes"),
+        ({"trunk": (TensorSpec("a", "U8", (1,)),) * 2}, "same name"),
+        ({"copied": (Path("manifest.json"),)}, "name that a pack may not hold"),
+        ({"copied": (Path("con.txt"),)}, "name that a pack may not hold"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(plan: PackPlan, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(plan, **changes)
+
+
+def test_published_files_are_read_only(tmp_path: Path, plan: PackPlan) -> None:
+    build(tmp_path / "pack", plan)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "pack").rglob("*") if path.is_file()}
+    assert modes == {0o444}
+
+
+def test_an_existing_target_is_left_alone(tmp_path: Path, plan: PackPlan) -> None:
+    (tmp_path / "pack").mkdir()
+    with pytest.raises(UsageError, match=r"pack exists; remove it or choose another output"):
+        PackWriter.open(tmp_path / "pack", plan)
+    assert not (tmp_path / "pack.partial").exists()
+
+
+def test_a_dangling_link_is_an_existing_target(tmp_path: Path, plan: PackPlan) -> None:
+    (tmp_path / "pack").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="pack exists"):
+        PackWriter.open(tmp_path / "pack", plan)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path, plan: PackPlan) -> None:
+    with pytest.raises(UsageError, match="nowhere is not a folder to write into: No such file"):
+        PackWriter.open(tmp_path / "nowhere/pack", plan)
+
+
+def test_one_packer_per_target(tmp_path: Path, plan: PackPlan) -> None:
+    owner = rf"another moe-pack \(pid {os.getpid()}\) is writing .*pack\.partial"
+    with PackWriter.open(tmp_path / "pack", plan), pytest.raises(StorageError, match=owner):
+        PackWriter.open(tmp_path / "pack", plan)
+    PackWriter.open(tmp_path / "pack", plan).close()
+
+
+def test_a_dead_packers_lock_dies_with_it(tmp_path: Path, plan: PackPlan) -> None:
+    code = (
+        "import fcntl, os, sys; os.mkdir(sys.argv[1]); fcntl.flock(os.open(sys.argv[1], 0), 2); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "pack.partial"], check=False)
+    assert (tmp_path / "pack.partial").exists()
+    build(tmp_path / "pack", plan)
+
+
+@pytest.mark.parametrize("files", [["notes.txt"], ["journal.jsonl", "notes.txt"], ["manifest.json"]])
+def test_somebody_elses_directory_is_not_touched(tmp_path: Path, plan: PackPlan, files: list[str]) -> None:
+    (tmp_path / "pack.partial").mkdir()
+    for name in files:
+        (tmp_path / "pack.partial" / name).write_text("precious")
+    with pytest.raises(UsageError, match=r"pack\.partial was begun by another build"):
+        PackWriter.open(tmp_path / "pack", plan)
+    assert all(
+        (tmp_path / "pack.partial" / name).read_text() == "precious" for name in files if name != "journal.jsonl"
+    )
+
+
+def test_another_plans_work_is_not_mixed_in(tmp_path: Path, plan: PackPlan) -> None:
+    with PackWriter.open(tmp_path / "pack", plan) as writer:
+        write_layer(writer, Content(plan), 0)
+    other = dataclasses.replace(plan, recipe=Recipe("affine2-g32", "mse", "source"))
+    with pytest.raises(UsageError, match="begun by another build"):
+        PackWriter.open(tmp_path / "pack", other)
+    build(tmp_path / "pack", plan)
+
+
+def test_a_changed_copied_file_is_another_plan(tmp_path: Path, plan: PackPlan) -> None:
+    before = plan.identity
+    plan.copied[0].write_text("changed")
+    assert dataclasses.replace(plan).identity != before
+
+
+def test_a_copied_file_that_changes_meanwhile_is_noticed(tmp_path: Path, plan: PackPlan) -> None:
+    with PackWriter.open(tmp_path / "pack", plan) as writer:
+        plan.copied[0].write_text("changed")
+        with pytest.raises(CorruptInputError, match=r"config.json changed while it was being packed"):
+            write_missing(writer, Content(plan))
+    assert not (tmp_path / "pack").exists()
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_made(
+    tmp_path: Path, plan: PackPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 20_000_000))
+    big = tiny_plan(tmp_path, tiny_model(experts=2000))
+    with pytest.raises(StorageError, match=r"has 0.02 GB free and this pack needs 0.07 GB more; make room"):
+        PackWriter.open(tmp_path / "pack", big)
+    assert not (tmp_path / "pack.partial").exists()
+
+
+def test_room_is_needed_only_for_what_is_missing(
+    tmp_path: Path, plan: PackPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PackWriter.open(tmp_path / "pack", plan) as writer:
+        write_layer(writer, Content(plan), 0)
+    left = plan.total_bytes - plan.layer_bytes(0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, left))
+    PackWriter.open(tmp_path / "pack", plan).close()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, left - 1))
+    with pytest.raises(StorageError, match="make room and run the same command again"):
+        PackWriter.open(tmp_path / "pack", plan)
+
+
+@pytest.mark.parametrize("size", [0, 16383, 16385])
+def test_a_record_of_another_size_is_refused(tmp_path: Path, plan: PackPlan, size: int) -> None:
+    with (
+        PackWriter.open(tmp_path / "pack", plan) as writer,
+        pytest.raises(ValueError, match="a record has 16384 bytes"),
+        writer.layer(0) as sink,
+    ):
+        sink.append(np.zeros(size, np.uint8))
+    assert not (tmp_path / "pack.partial/experts/layer_00.bin").exists()
+
+
+def test_dirty_padding_is_refused(tmp_path: Path, plan: PackPlan) -> None:
+    record = Content(plan).record(0, 0)
+    record[-1] = 1
+    with PackWriter.open(tmp_path / "pack", plan) as writer:
+        with pytest.raises(ValueError, match="zeros after byte 1408"), writer.layer(0) as sink:
+            sink.append(record)
+
+
+def test_a_layer_without_all_its_experts_is_not_published(tmp_path: Path, plan: PackPlan) -> None:
+    with PackWriter.open(tmp_path / "pack", plan) as writer:
+        with (
+            pytest.raises(ValueError, match="49152 bytes, but 16384 were written"),
+            writer.layer(0) as sink,
+        ):
+            sink.append(memoryview(Content(plan).record(0, 0)))
+        assert writer.missing_layers() == [0, 1]
+
+
+def test_an_incomplete_pack_is_not_committed(tmp_path: Path, plan: PackPlan) -> None:
+    with PackWriter.open(tmp_path / "pack", plan) as writer, pytest.raises(ValueError, match="all of its units"):
+        writer.commit()
+
+
+def test_big_records_are_hashed_in_parallel_to_the_same_digests(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path, tiny_model(hidden=1024, intermediate=512), dict.fromkeys(FORMATS, "affine4-g64"))
+    assert plan.records[0].stride > 256 * 1024
+    build(tmp_path / "pack", plan)
+    content = Content(plan)
+    with Pack.open(tmp_path / "pack") as pack:
+        assert pack.record_digest(1, 2) == digest.of_bytes(content.record(1, 2).data)
+        part = plan.records[1]["up.scales"]
+        joined = b"".join(content.record(1, e)[part.offset : part.offset + part.size].tobytes() for e in range(3))
+        listed = next(c for c in pack.manifest.layers[1].components if c.name == "up.scales")
+        assert listed.blake3 == digest.of_bytes(joined).hex()
