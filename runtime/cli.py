@@ -1,0 +1,239 @@
+"""The command line `moe-run`. Thin: it parses, calls the room, and shows what it returns."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial, wraps
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from .. import __version__
+from ..layout.reader import Pack
+from ..manifests import console
+from ..manifests.console import print_json, say
+from ..manifests.errors import INTERRUPTED_EXIT_CODE
+from . import host, report
+from .asked import Asked
+from .bench import Workload, measure
+from .engine import Engine, EngineOptions
+from .generate import Generation, Limits
+from .language import Language
+from .quantities import parse_size
+from .sampling import Sampler, Sampling
+
+P = ParamSpec("P")
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, a prompt that is"
+    " empty or too long); 3 a pack is malformed or its output is not finite; 4 the disk failed; 5 not supported;"
+    " 130 interrupted."
+)
+DEFAULTS = EngineOptions()
+
+app = typer.Typer(
+    help="Run packs: experts are streamed from disk, the rest of the model is in memory.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_prompt = partial(typer.Option, rich_help_panel="Prompt")
+_sampling = partial(typer.Option, rich_help_panel="Sampling (defaults: the pack's generation_config.json)")
+_engine = partial(typer.Option, rich_help_panel="Engine")
+
+PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
+KOption = Annotated[
+    int | None,
+    _engine("--experts-per-token", "-K", help="Use fewer experts per token.", show_default="the model's own K"),
+]
+MemoryOption = Annotated[
+    str | None,
+    _engine(metavar="SIZE", help="Budget of the whole process, such as 8GB or 7.5GiB.", show_default="3/4 of the free"),
+]
+SlotsOption = Annotated[
+    int | None, _engine(help="Expert records kept in memory.", show_default="what the memory budget leaves")
+]
+ThreadsOption = Annotated[int, _engine(help="Threads that compute.", show_default="all cores")]
+ContextOption = Annotated[
+    int | None, _engine(help="Most tokens, prompt and answer together.", show_default="the model's, at most 32768")
+]
+ChunkOption = Annotated[
+    int, _engine(help="Prompt tokens computed together; each chunk reads each expert it needs once.")
+]
+DigestsOption = Annotated[
+    bool, _engine("--check-digests/--no-check-digests", help="Compare every expert read with its digest before use.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moe-run {__version__}")
+        raise typer.Exit
+
+
+def _reported(command: Callable[P, None]) -> Callable[P, None]:
+    """`command` under console.run already inside typer, which would give a broken pipe the exit code of a bad pack."""
+
+    @wraps(command)
+    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
+        console.run(lambda: command(*args, **kwargs))
+
+    return reported
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+@app.command(epilog=EXIT_CODES)
+@_reported
+def generate(
+    pack: PackArgument,
+    prompt: Annotated[
+        str | None, _prompt("--prompt", "-p", help="The question, or with --raw the text to continue; - reads stdin.")
+    ] = None,
+    prompt_file: Annotated[Path | None, _prompt(metavar="FILE", help="A file with the prompt.")] = None,
+    messages: Annotated[
+        Path | None, _prompt(metavar="FILE", help='A JSON file with a whole chat: {"messages": [...], "tools": [...]}.')
+    ] = None,
+    system: Annotated[str | None, _prompt(metavar="TEXT", help="A system message before the question.")] = None,
+    tools: Annotated[
+        Path | None, _prompt(metavar="FILE", help="A JSON file with a list of tools the model may call.")
+    ] = None,
+    template_vars: Annotated[
+        str | None, _prompt(metavar="JSON", help='Variables of the chat template: {"enable_thinking": false}.')
+    ] = None,
+    raw: Annotated[bool, _prompt("--raw", help="Do not use the pack's chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer.")] = 512,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+    ] = None,
+    special: Annotated[bool, typer.Option("--special", help="Show special tokens in the answer.")] = False,
+    temp: Annotated[float | None, _sampling(help="Temperature; 0 always takes the likeliest token.")] = None,
+    top_p: Annotated[float | None, _sampling(help="Keep the likeliest tokens that reach this probability.")] = None,
+    top_k: Annotated[int | None, _sampling(help="Keep this many of the likeliest tokens; 0 keeps all.")] = None,
+    min_p: Annotated[float | None, _sampling(help="Drop tokens below this share of the likeliest one's.")] = None,
+    seed: Annotated[int | None, _sampling(help="Same seed, same answer.", show_default="random")] = None,
+    experts_per_token: KOption = None,
+    memory: MemoryOption = None,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = DEFAULTS.threads,
+    context: ContextOption = None,
+    chunk: ChunkOption = DEFAULTS.chunk,
+    check_digests: DigestsOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Answer a prompt. The answer goes to stdout as it comes, everything else to stderr."""
+    asked = Asked(prompt, prompt_file, messages, system, tools, template_vars, raw)
+    options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
+    with Pack.open(pack) as opened:
+        language = Language.of(opened)
+    sampler = Sampler(_chosen(language, temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed))
+    tokens = asked.tokens(language)
+    with Engine.open(pack, options) as engine:
+        _say_if(report.experts_note(engine))
+        limits = Limits(max_tokens, engine.context, language.tokenizer.end_tokens, tuple(stop or ()))
+        stream = language.tokenizer.stream(special=special)
+        answer = Generation(engine.new_session(), tokens, sampler, stream, limits)
+        _show(answer, sampler.settings, engine, json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+@_reported
+def bench(
+    pack: PackArgument,
+    prompt_tokens: Annotated[int, typer.Option(help="Random tokens in the prompt.")] = 128,
+    decode_tokens: Annotated[int, typer.Option(help="Random tokens decoded one by one.")] = 32,
+    repetitions: Annotated[int, typer.Option(help="Repetitions, cold and warm; medians are shown.")] = 3,
+    experts_per_token: KOption = None,
+    memory: MemoryOption = None,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = DEFAULTS.threads,
+    context: ContextOption = None,
+    chunk: ChunkOption = DEFAULTS.chunk,
+    check_digests: DigestsOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Measure prompt and decode speed, cold and warm, on random tokens."""
+    options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
+    with Pack.open(pack) as opened:
+        workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size)
+        files = [pack / layer.file for layer in opened.manifest.layers]
+    measured = measure(partial(Engine.open, pack, options), partial(host.drop_cached, files), workload)
+    _say_if(report.experts_note(measured.engine))
+    if json:
+        print_json(report.bench_document(measured, workload))
+    else:
+        console.out.print(report.bench_table(str(pack), measured.figures))
+        console.out.print(report.bench_remarks(measured, workload), markup=False)
+
+
+def _chosen(language: Language, **flags: float | None) -> Sampling:
+    """The pack's sampling with the flags that were given in its place; says what will not have an effect."""
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    settings = replace(language.sampling, **given)
+    if settings.greedy and (idle := [name for name in given if name != "temperature"]):
+        say(f"no effect without a temperature above 0: {', '.join(idle)}")
+    if language.unsupported:
+        say(f"the pack asks for {', '.join(language.unsupported)}, which is not applied")
+    return settings
+
+
+def _show(answer: Generation, sampling: Sampling, engine: Engine, *, json: bool) -> None:
+    """Print an answer as it comes, or its document at the end, and the statistics; leave with 130 if interrupted."""
+    _stream(answer, _discard if json else _write)
+    result = answer.result()
+    if json:
+        print_json(report.answer_document(result, sampling, engine))
+    say(report.statistics_line(result, engine))
+    if result.finish == "interrupted":
+        raise typer.Exit(INTERRUPTED_EXIT_CODE)
+
+
+def _stream(answer: Generation, write: Callable[[str], None]) -> None:
+    """Write the pieces; an interrupt ends the answer, and what was held back still comes out."""
+    try:
+        for piece in answer:
+            write(piece.text)
+    except KeyboardInterrupt:
+        for piece in answer.rest():
+            write(piece.text)
+    finally:
+        if not answer.result().text.endswith("\n"):
+            write("\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _discard(text: str) -> None:
+    pass
+
+
+def _say_if(text: str | None) -> None:
+    if text is not None:
+        say(text)
+
+
+def _size(text: str | None) -> int | None:
+    return None if text is None else parse_size(text)
+
+
+def main() -> None:
+    """The console script: errors become one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ?, and the answer goes on
+    console.run(app)

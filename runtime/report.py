@@ -1,0 +1,134 @@
+"""What runs report: JSON documents and lines for people, from results and an engine's counters."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from . import host
+from ._native import instruction_set
+from .bench import Figures, Measured, Workload, share
+from .engine import Engine
+from .generate import Result
+from .quantities import megabytes
+from .sampling import Sampling
+
+NOT_DROPPED = "but this system cannot be asked to drop its page cache, so records may have come from memory"
+
+
+def experts_note(engine: Engine) -> str | None:
+    """Says that fewer experts are used than the model was trained with; None when that is not so."""
+    used, own = engine.experts_per_token, engine.model.num_experts_per_tok
+    return None if used == own else f"{used} of {own} experts per token: not the model's own K"
+
+
+def engine_facts(engine: Engine) -> dict[str, Any]:
+    """How an engine ran, and its memory in bytes."""
+    return {
+        "experts_per_token": engine.experts_per_token,
+        "model_experts_per_token": engine.model.num_experts_per_tok,
+        "threads": engine.options.threads,
+        "instruction_set": instruction_set(),
+        "chunk": engine.options.chunk,
+        "context": engine.context,
+        "slots": engine.memory.slots,
+        "digests_checked": engine.options.check_digests,
+        "planned_bytes": dict(engine.stats.resident),
+        "peak_resident_bytes": host.peak_resident(),
+    }
+
+
+def answer_document(result: Result, sampling: Sampling, engine: Engine) -> dict[str, Any]:
+    """Everything about one answer, for `generate --json`."""
+    stats = engine.stats
+    return {
+        "text": result.text,
+        "tokens": list(result.tokens),
+        "finish_reason": result.finish,
+        "stop": result.stop,
+        "prompt_tokens": result.prompt_tokens,
+        "generated_tokens": len(result.tokens),
+        "prompt_seconds": result.prompt_seconds,
+        "decode_seconds": result.decode_seconds,
+        "prompt_tokens_per_second": result.prompt_rate,
+        "decode_tokens_per_second": result.decode_rate,
+        "sampling": {"greedy": sampling.greedy, **asdict(sampling)},
+        "bytes_read": stats.bytes_read,
+        "records_read": stats.records_read,
+        "hit_rate": share(stats.slot_hits, stats.records_read),
+        "read_wait_seconds": stats.wait_seconds,
+        **engine_facts(engine),
+    }
+
+
+def statistics_line(result: Result, engine: Engine) -> str:
+    """One line on an answer: speeds, bytes read, hit rate, memory."""
+    stats = engine.stats
+    parts = [
+        f"prompt {_counted(result.prompt_tokens, result.prompt_rate)}",
+        f"answer {_counted(len(result.tokens), result.decode_rate)}",
+        f"read {megabytes(stats.bytes_read)}",
+        f"{_percent(share(stats.slot_hits, stats.records_read))} of the experts were in memory",
+        f"resident at most {megabytes(host.peak_resident())}",
+    ]
+    return "; ".join(parts)
+
+
+def bench_document(measured: Measured[Engine], workload: Workload) -> dict[str, Any]:
+    """Everything a benchmark found, for `bench --json`."""
+    return {
+        "workload": asdict(workload),
+        "page_cache_dropped": measured.cache_dropped,
+        "figures": [asdict(figure) for figure in measured.figures],
+        **engine_facts(measured.engine),
+    }
+
+
+def bench_remarks(measured: Measured[Engine], workload: Workload) -> str:
+    """What a reader of the table must know: how it was run, and what the figures do and do not say."""
+    engine = measured.engine
+    plan, own = engine.memory, engine.model.num_experts_per_tok
+    dropped = "page cache dropped before each phase" if measured.cache_dropped else NOT_DROPPED
+    return "\n".join(
+        (
+            f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens, random, so no hit rate is as"
+            f" good as a text's; medians of {workload.repetitions}",
+            f"{engine.experts_per_token} of {own} experts per token; {plan.slots} slots of {plan.slot_bytes} bytes;"
+            f" {engine.options.threads} threads, {instruction_set()}; digests"
+            f" {'checked' if engine.options.check_digests else 'NOT checked'}",
+            f"cold: empty slots, {dropped}; GB/s is bytes read over the whole phase's time, computing included",
+            f"resident at most {megabytes(host.peak_resident())}, over all repetitions",
+        )
+    )
+
+
+def bench_table(title: str, figures: Sequence[Figures]) -> Table:
+    """A benchmark's figures, one row for each phase and condition."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("tokens/s", "slowest-fastest", "MB read/token", "in memory", "GB/s read", "from storage"):
+        table.add_column(heading, justify="right")
+    for figure in figures:
+        table.add_row(*_row(figure))
+    return table
+
+
+def _row(figure: Figures) -> tuple[str, ...]:
+    return (
+        f"{figure.phase}, {figure.condition}",
+        f"{figure.tokens_per_second:.2f}",
+        f"{figure.slowest:.2f}-{figure.fastest:.2f}",
+        f"{figure.bytes_per_token / 1e6:.2f}",
+        _percent(figure.hit_rate),
+        f"{figure.gigabytes_per_second:.2f}",
+        _percent(figure.storage_share),
+    )
+
+
+def _counted(tokens: int, rate: float | None) -> str:
+    return f"{tokens} tokens" if rate is None else f"{tokens} tokens at {rate:.2f}/s"
+
+
+def _percent(part: float | None) -> str:
+    return "n/a" if part is None else f"{part:.0%}"
