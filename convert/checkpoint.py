@@ -101,7 +101,7 @@ class Checkpoint:
 
 
 def _find(source: str) -> Origin:
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         return Origin(Path(source))
     if not hub.is_repository_name(source):
         raise UsageError(f"{source} is neither a directory nor a repository name such as org/name or org/name@revision")

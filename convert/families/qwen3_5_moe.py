@@ -62,7 +62,7 @@ def _layer_types(text: Settings) -> list[LayerType]:
 
 
 def _full_attention(text: Settings) -> FullAttention:
-    rope = Settings(text.values.get("rope_parameters") or text.values.get("rope_scaling") or {})
+    rope = text.nested("rope_parameters").nested("rope_scaling")
     rope.require(FIXED_ROPE)
     rope = Settings({**text.values, **rope.values})
     head_dim = text.count("head_dim")

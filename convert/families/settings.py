@@ -18,7 +18,9 @@ class Settings:
 
     def nested(self, key: str) -> "Settings":
         """The object under `key` if there is one, else these settings themselves."""
-        inner = self.values.get(key, self.values)
+        inner = self.values.get(key)
+        if inner is None:
+            return self
         if not isinstance(inner, dict):
             raise self.wrong(f"has {key} = {inner!r:.40}, which is not an object")
         return Settings(inner)

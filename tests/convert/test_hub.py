@@ -1,0 +1,80 @@
+"""Checkpoints by repository name: huggingface_hub's cache and offline switch are respected, failures are sentences."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import CheckpointMaker, Variant
+from huggingface_hub import errors
+
+from moepack.convert import hub
+from moepack.layout.reader import Pack
+from moepack.manifests.errors import StorageError, UsageError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def fill_cache(checkpoint: Path, cache: Path) -> None:
+    """What `hf download org/tiny` leaves behind."""
+    repository = cache / "models--org--tiny"
+    shutil.copytree(checkpoint, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+
+
+def moe_pack_offline(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", "from moepack.convert.cli import main; main()", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("variant", [Variant(), Variant(shard="100KB")], ids=["single file", "shards"])
+@pytest.mark.parametrize("revision", ["", "@main", f"@{COMMIT}"])
+def test_a_cached_repository_is_packed_and_its_commit_recorded(
+    variant: Variant, revision: str, make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    fill_cache(make_checkpoint(variant), tmp_path / "cache")
+    done = moe_pack_offline(tmp_path / "cache", "build", f"org/tiny{revision}", str(tmp_path / "pack"))
+    assert done.returncode == 0, done.stderr
+    with Pack.open(tmp_path / "pack") as pack:
+        assert (pack.manifest.source.repository, pack.manifest.source.revision) == ("org/tiny", COMMIT)
+
+
+def test_what_is_not_cached_cannot_be_had_offline(tmp_path: Path) -> None:
+    done = moe_pack_offline(tmp_path / "cache", "plan", "org/other")
+    assert done.returncode == StorageError.exit_code
+    assert "org/other is not in the cache" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [("org/name", True), ("org/name@v1.0", True), ("org/name@refs/pr/1", True), ("name", False), ("./a/b", False)],
+)
+def test_repository_names(text: str, is_one: bool) -> None:
+    assert hub.is_repository_name(text) is is_one
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (errors.HFValidationError("bad"), UsageError, "there is no repository"),
+        (errors.LocalEntryNotFoundError("x"), StorageError, "not in the cache"),
+        (errors.OfflineModeIsEnabled("x"), StorageError, "not in the cache"),
+        (OSError(28, "No space left on device"), StorageError, "No space left on device"),
+        (RuntimeError("odd\nsecond line"), StorageError, "odd"),
+    ],
+)
+def test_failures_become_one_sentence(
+    error: Exception, kind: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(kind, match=says) as caught:
+        hub.download("org/name", "main", ["config.json"], lambda _: [])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,234 @@
+"""Builds that are interrupted, parallel or repeated end with the same bytes."""
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import CheckpointMaker, Shape, Variant
+from packs import build_pack
+
+from moepack.convert.parallel import in_flight, in_order
+from moepack.layout.sinks import LayerSink, TrunkSink
+from moepack.manifests.errors import StorageError, UsageError
+from moepack.manifests.manifest import pack_digest
+from moepack.manifests.progress import Silent
+from moepack.manifests.verify import verify
+
+MOE_PACK = (sys.executable, "-c", "from moepack.convert.cli import main; main()")
+LONGER = Variant(shape=Shape(layers=12, experts=16, hidden=256, intermediate=128, seed=9), fused=True)
+KILLS_OF_EACH = 3
+BUILDS = 12
+
+
+def digest(path: Path) -> str:
+    assert verify(path, threads=2, progress=Silent()).ok
+    return pack_digest(path)
+
+
+@pytest.mark.parametrize("variant", [Variant(), Variant(dialect="mlx", bits=4)], ids=["huggingface", "mlx"])
+@pytest.mark.parametrize("trunk", ["source", "affine8-g64"])
+def test_the_number_of_threads_does_not_show(
+    variant: Variant, trunk: str, make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    for jobs in (1, 2, 4):
+        build_pack(make_checkpoint(variant), tmp_path / str(jobs), trunk=trunk, jobs=jobs)
+    assert len({digest(tmp_path / str(jobs)) for jobs in (1, 2, 4)}) == 1
+
+
+class Failing:
+    """Lets a sink's method through `after` times, then fails as a full disk does."""
+
+    def __init__(self, sink: type, method: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = after
+        original = getattr(sink, method)
+
+        def limited(*arguments: object) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise StorageError("the disk is full")
+            original(*arguments)
+
+        monkeypatch.setattr(sink, method, limited)
+
+
+@pytest.mark.parametrize(
+    ("sink", "method", "after"),
+    [(LayerSink, "append", 0), (LayerSink, "append", 11), (LayerSink, "append", 31), (TrunkSink, "write_blocks", 7)],
+)
+def test_a_failed_build_leaves_no_pack_and_is_resumed(
+    sink: type, method: str, after: int, make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(Variant())
+    build_pack(checkpoint, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(sink, method, after, patch)
+        with pytest.raises(StorageError, match="the disk is full"):
+            build_pack(checkpoint, tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
+    build_pack(checkpoint, tmp_path / "pack")
+    assert digest(tmp_path / "pack") == digest(tmp_path / "whole")
+    assert not (tmp_path / "pack.partial").exists()
+
+
+def test_finished_layers_are_not_packed_again(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, per_layer = make_checkpoint(Variant()), Variant().shape.experts
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(LayerSink, "append", 2 * per_layer + 1, patch)
+        with pytest.raises(StorageError):
+            build_pack(checkpoint, tmp_path / "pack")
+    appended = Failing(LayerSink, "append", 1000, monkeypatch)
+    build_pack(checkpoint, tmp_path / "pack")
+    assert 1000 - appended.left == 2 * per_layer
+
+
+def test_another_recipe_does_not_resume_what_is_there(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(Variant())
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(LayerSink, "append", 9, patch)
+        with pytest.raises(StorageError):
+            build_pack(checkpoint, tmp_path / "pack")
+    with pytest.raises(UsageError, match="partial"):
+        build_pack(checkpoint, tmp_path / "pack", method="minmax")
+
+
+def test_progress_adds_up(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    counted = Counted()
+    packing = build_pack(make_checkpoint(Variant()), tmp_path / "pack", progress=counted)
+    total, done = counted.tasks["packing"]
+    header = len(packing.plan.trunk_header)
+    assert total == packing.plan.expert_bytes + packing.plan.trunk_bytes
+    assert done == total - header
+
+
+class Counted(Silent):
+    def __init__(self) -> None:
+        self.tasks: dict[str, tuple[int, int]] = {}
+
+    def task(self, title: str, total: int, done: int = 0) -> "CountedTask":
+        self.tasks[title] = (total, done)
+        return CountedTask(self, title)
+
+
+class CountedTask:
+    def __init__(self, owner: Counted, title: str) -> None:
+        self._owner, self._title = owner, title
+
+    def __enter__(self) -> "CountedTask":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, size: int) -> None:
+        total, done = self._owner.tasks[self._title]
+        self._owner.tasks[self._title] = (total, done + size)
+
+    def note(self, text: str) -> None:
+        pass
+
+
+def start(checkpoint: Path, target: Path) -> subprocess.Popen[bytes]:
+    command = [*MOE_PACK, "build", str(checkpoint), str(target), "--jobs", "2"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_at_random(checkpoint: Path, target: Path, chance: random.Random, duration: float) -> bool:
+    """Start a build, kill it at a random moment after it has begun to write; whether the kill came before its end."""
+    partial = target.with_name(target.name + ".partial")
+    before = partial.stat().st_mtime_ns if partial.exists() else 0
+    child = start(checkpoint, target)
+    while child.poll() is None and not (partial.exists() and partial.stat().st_mtime_ns != before):
+        time.sleep(0.001)
+    time.sleep(chance.uniform(0, duration))
+    child.kill()
+    return child.wait() != 0
+
+
+def kill_and_resume(checkpoint: Path, target: Path, seed: int, duration: float) -> int:
+    """Build `target` through a few kills and then to its end; how many kills came before the end of a run."""
+    chance, landed = random.Random(seed), 0
+    for _ in range(KILLS_OF_EACH):
+        if not target.exists():
+            landed += kill_at_random(checkpoint, target, chance, duration)
+    if not target.exists():
+        assert start(checkpoint, target).wait() == 0
+    return landed
+
+
+def test_thirty_kills_at_random_moments_change_nothing(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(LONGER)
+    begin = time.monotonic()
+    build_pack(checkpoint, tmp_path / "whole")
+    duration, expected = (time.monotonic() - begin) / KILLS_OF_EACH, digest(tmp_path / "whole")
+    targets = [tmp_path / f"pack-{build}" for build in range(BUILDS)]
+    with ThreadPoolExecutor(2) as pool:
+        landed = pool.map(lambda job: kill_and_resume(checkpoint, job[1], job[0], duration), enumerate(targets))
+    assert sum(landed) >= 30
+    assert [digest(target) for target in targets] == [expected] * BUILDS
+
+
+def test_work_in_order_is_bounded() -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def items() -> Iterator[int]:
+        nonlocal running, most
+        for item in range(50):
+            with lock:
+                running += 1
+                most = max(most, running)
+            yield item
+
+    results = []
+    for result in in_order(lambda item: item * item, items(), jobs=3):
+        results.append(result)
+        with lock:
+            running -= 1
+    assert results == [item * item for item in range(50)]
+    assert most <= in_flight(3)
+
+
+def test_the_first_error_stops_the_work() -> None:
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 4:
+            raise ValueError("four")
+        return item
+
+    results = []
+    with pytest.raises(ValueError, match="four"):
+        results.extend(in_order(work, range(1000), jobs=2))
+    assert max(begun) < 4 + 2 * in_flight(2)
+
+
+def test_an_abandoned_build_frees_its_threads(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(LayerSink, "append", 3, patch)
+        with pytest.raises(StorageError):
+            build_pack(make_checkpoint(Variant()), tmp_path / "pack", jobs=4)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("moe-pack")]
+
+
+def test_records_share_a_bounded_number_of_buffers(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    original = LayerSink.append
+
+    def noting(sink: LayerSink, record: np.ndarray) -> None:
+        seen.add(record.ctypes.data)
+        original(sink, record)
+
+    monkeypatch.setattr(LayerSink, "append", noting)
+    build_pack(make_checkpoint(LONGER), tmp_path / "pack", jobs=2)
+    assert len(seen) <= in_flight(2)

@@ -1,0 +1,89 @@
+"""What plan promises is what build writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import NARROW, ODD, CheckpointMaker, Variant
+from packs import build_pack
+
+from moepack.convert.checkpoint import Checkpoint
+from moepack.convert.estimate import estimate
+from moepack.convert.facts import of_plan
+from moepack.convert.plan import Packing, plan_pack, understand
+from moepack.convert.recipe import Recipe
+from moepack.convert.report import plan_table
+from moepack.manifests.errors import UsageError
+
+
+def planned(checkpoint: Path, recipe: Recipe) -> Packing:
+    with Checkpoint.open(str(checkpoint)) as opened:
+        return plan_pack(understand(opened), recipe)
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize(
+    ("variant", "recipe"),
+    [
+        (Variant(), ("affine2-g64", "mse", "source")),
+        (Variant(shape=ODD, fused=True, vision=True), ("affine4-g32", "minmax", "affine8-g64")),
+        (Variant(dialect="mlx", bits=4), ("affine4-g64", "mse", "bf16")),
+        (Variant(shape=NARROW), ("affine3-g32", "mse", "affine4-g64")),
+    ],
+)
+def test_every_size_is_known_beforehand(
+    variant: Variant, recipe: tuple[str, str, str], make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    checkpoint, target = make_checkpoint(variant), tmp_path / "pack"
+    facts = of_plan(packing := planned(checkpoint, Recipe.parse(*recipe)), estimate(packing, 2), tmp_path)
+    build_pack(checkpoint, target, expert_format=recipe[0], method=recipe[1], trunk=recipe[2])
+    assert facts["experts"]["bytes"] == size_of(target / "experts")
+    assert facts["trunk"]["bytes"] == (target / "trunk.safetensors").stat().st_size
+    assert facts["digests_bytes"] == (target / "digests.bin").stat().st_size
+    assert facts["total_bytes"] == size_of(target) - (target / "manifest.json").stat().st_size
+    assert facts["experts"]["records"] * facts["experts"]["record_bytes"] == facts["experts"]["bytes"]
+    assert facts["experts"]["record_bytes"] % facts["experts"]["alignment_bytes"] == 0
+    assert facts["disk"]["fits"]
+    json.dumps(facts)
+    assert plan_table(facts).row_count > 5
+
+
+def test_nothing_is_estimated_where_nothing_is_quantized(make_checkpoint: CheckpointMaker) -> None:
+    checkpoint = make_checkpoint(Variant(dialect="mlx", bits=4))
+    passing = planned(checkpoint, Recipe.parse("affine4-g64", "mse", "source"))
+    assert estimate(passing, 2).seconds == 0
+    coding = estimate(planned(checkpoint, Recipe()), 2)
+    assert coding.expert_weights_per_second is not None
+    assert coding.seconds > 0
+
+
+def test_planning_writes_nothing(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint.copy(Variant(), tmp_path / "checkpoint")
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in checkpoint.iterdir())
+    planned(checkpoint, Recipe())
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in checkpoint.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("affine5-g64", "mse", "source"), "affine2-g64"),
+        (("2bit", "mse", "source"), "affine2-g64"),
+        (("affine2-g64", "gptq", "source"), "minmax, mse"),
+        (("affine2-g64", "mse", "affine2-g64"), "source, bf16"),
+    ],
+)
+def test_unknown_names_in_a_recipe_list_the_choices(names: tuple[str, str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Recipe.parse(*names)
+
+
+def test_groups_that_do_not_divide_are_refused_naming_those_that_do(make_checkpoint: CheckpointMaker) -> None:
+    checkpoint = make_checkpoint(Variant(shape=NARROW))
+    with pytest.raises(UsageError, match="group sizes that fit this model are 32"):
+        planned(checkpoint, Recipe.parse("affine2-g64", "mse", "source"))
+    with pytest.raises(UsageError, match="has 96 inputs"):
+        planned(checkpoint, Recipe.parse("affine4-g128", "mse", "source"))
