@@ -19,7 +19,7 @@ from .families.family import Family, Role, TrunkTensor
 from .shelf import Shelf
 from .tensors import FLOATS, Affine, Encoding, Scratch, Source, TrunkEntry, Weights, read_affine
 
-PREFIXES = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+PREFIXES = {"language_model.": ""}
 DEFAULT_GROUP_SIZE = 64  # what a null in config.json means to MLX
 DEFAULT_BITS = 4
 

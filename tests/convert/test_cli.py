@@ -1,0 +1,466 @@
+"""`moe-pack` as a user meets it: exit codes, one sentence for each failure, nothing half-written."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from checkpoints import NARROW, CheckpointMaker, Variant, edit_config
+from packs import build_pack
+from safetensors.torch import load_file, save_file
+
+from moepack import __version__
+from moepack.convert import cli, shipped
+from moepack.layout.reader import Pack
+from moepack.manifests import canonical
+from moepack.manifests.manifest import read_manifest, seal
+
+SINGLE = "model.safetensors"
+NORM = "model.norm.weight"
+EXPERT = "model.layers.1.mlp.experts.2.up_proj.weight"
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    def refused(self, code: int, *culprits: object) -> None:
+        """It failed with this code and one sentence that names every culprit."""
+        sentence = self.err.strip().splitlines()[-1]
+        assert self.code == code, self.err
+        assert sentence.startswith("error: ")
+        assert self.err.count("error: ") == 1
+        assert "Traceback" not in self.err
+        for culprit in culprits:
+            assert str(culprit) in sentence
+
+
+@pytest.fixture
+def moe_pack(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["moe-pack", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: CheckpointMaker, tmp_path: Path) -> Path:
+    """A copy to damage, in a folder of its own."""
+    return make_checkpoint.copy(Variant(), tmp_path / "source" / "checkpoint")
+
+
+@pytest.fixture
+def pack(make_checkpoint: CheckpointMaker, tmp_path: Path) -> Path:
+    target = tmp_path / "pack"
+    build_pack(make_checkpoint(Variant()), target)
+    return target
+
+
+def edit_tensors(checkpoint: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    """Set tensors of a single-file checkpoint; None removes one."""
+    tensors = {**load_file(checkpoint / SINGLE), **changes}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, checkpoint / SINGLE, metadata={"format": "pt"})
+
+
+def edit_header(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite a safetensors header in place, offsets and all."""
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + length :])
+
+
+def set_header_length(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(struct.pack("<Q", len(content)) + content[8:])
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def overlap(header: dict[str, Any]) -> None:
+    start, end = header[NORM]["data_offsets"]
+    header[NORM]["data_offsets"] = [start - 2, end - 2]
+
+
+def run_out(header: dict[str, Any]) -> None:
+    start, end = header[NORM]["data_offsets"]
+    header[NORM]["data_offsets"] = [start + 2**40, end + 2**40]
+
+
+def not_finite(name: str, value: float) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        tensor = load_file(checkpoint / SINGLE)[name]
+        tensor.view(-1)[tensor.numel() // 2] = value
+        edit_tensors(checkpoint, {name: tensor})
+
+    return damage
+
+
+def drop_shard(checkpoint: Path) -> None:
+    index = {
+        "weight_map": dict.fromkeys(load_file(checkpoint / SINGLE), SINGLE) | {"lm_head.weight": "other.safetensors"}
+    }
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    edit_tensors(checkpoint, {"lm_head.weight": None})
+
+
+Damage = Callable[[Path], None]
+BAD_CHECKPOINTS: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
+    "missing shard": (drop_shard, 3, ("other.safetensors", "missing")),
+    "truncated shard": (lambda at: truncate(at / SINGLE), 3, (SINGLE,)),
+    "empty shard": (lambda at: (at / SINGLE).write_bytes(b""), 3, (SINGLE,)),
+    "header longer than the file": (lambda at: set_header_length(at / SINGLE), 3, (SINGLE, "header")),
+    "overlapping offsets": (lambda at: edit_header(at / SINGLE, overlap), 3, (SINGLE,)),
+    "offsets out of range": (lambda at: edit_header(at / SINGLE, run_out), 3, (SINGLE,)),
+    "wrong shape": (
+        lambda at: edit_tensors(at, {NORM: torch.zeros(64, dtype=torch.bfloat16)}),
+        3,
+        (NORM, "[64]", "[128]"),
+    ),
+    "wrong dtype": (lambda at: edit_tensors(at, {NORM: torch.zeros(128, dtype=torch.int32)}), 3, (NORM, "I32", "BF16")),
+    "wrong dtype of an expert": (
+        lambda at: edit_tensors(at, {EXPERT: torch.zeros(64, 128, dtype=torch.float64)}),
+        3,
+        (EXPERT, "F64"),
+    ),
+    "8-bit floats": (
+        lambda at: edit_tensors(at, {EXPERT: torch.zeros(64, 128).to(torch.float8_e4m3fn)}),
+        3,
+        (EXPERT, "F8_E4M3"),
+    ),
+    "missing tensor": (lambda at: edit_tensors(at, {NORM: None}), 3, (NORM,)),
+    "missing expert": (lambda at: edit_tensors(at, {EXPERT: None}), 3, (EXPERT,)),
+    "unknown tensor": (
+        lambda at: edit_tensors(at, {"model.layers.0.bias": torch.zeros(2)}),
+        5,
+        ("model.layers.0.bias",),
+    ),
+    "one expert too many": (lambda at: edit_config(at, {"num_experts": 7}), 3, ("[8, 128]", "[7, 128]")),
+    "the same tensor twice": (
+        lambda at: edit_tensors(at, {"model.language_model.norm.weight": torch.zeros(128)}),
+        3,
+        (NORM, "twice"),
+    ),
+    "unknown architecture": (
+        lambda at: edit_config(at, {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+        5,
+        ("LlamaForCausalLM", "qwen3_5_moe"),
+    ),
+    "quantized otherwise": (
+        lambda at: edit_config(at, {"quantization_config": {"quant_method": "fp8"}}),
+        5,
+        ("fp8", "bf16"),
+    ),
+    "more experts per token than there are": (
+        lambda at: edit_config(at, {"num_experts_per_tok": 9}),
+        3,
+        ("num_experts_per_tok",),
+    ),
+    "no config": (lambda at: (at / "config.json").unlink(), 3, ("config.json",)),
+    "a config that is not JSON": (lambda at: (at / "config.json").write_text("{"), 3, ("config.json",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHECKPOINTS)
+@pytest.mark.parametrize("command", ["plan", "build"])
+def test_bad_checkpoints_are_refused_before_anything_is_written(
+    case: str, command: str, checkpoint: Path, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    damage, code, culprits = BAD_CHECKPOINTS[case]
+    damage(checkpoint)
+    arguments = [tmp_path / "pack"] if command == "build" else []
+    moe_pack(command, checkpoint, *arguments).refused(code, *culprits)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", [EXPERT, NORM, "model.embed_tokens.weight", "model.layers.0.linear_attn.A_log"])
+@pytest.mark.parametrize("trunk", ["source", "affine4-g64"])
+def test_weights_that_are_no_numbers_are_named(
+    name: str, value: float, trunk: str, checkpoint: Path, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    not_finite(name, value)(checkpoint)
+    expert = ("expert 2", "up") if name == EXPERT else ()
+    moe_pack("build", checkpoint, tmp_path / "pack", "--trunk", trunk).refused(3, name, "NaN or infinity", *expert)
+    assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("part", ["scales", "biases"])
+@pytest.mark.parametrize("expert_format", ["affine4-g64", "affine2-g64"])
+@pytest.mark.parametrize("module", ["model.layers.1.mlp.switch_mlp.down_proj", "lm_head"])
+def test_codes_whose_scales_are_no_numbers_are_named(
+    part: str,
+    expert_format: str,
+    module: str,
+    make_checkpoint: CheckpointMaker,
+    tmp_path: Path,
+    moe_pack: Callable[..., Ran],
+) -> None:
+    checkpoint = make_checkpoint.copy(Variant(dialect="mlx", bits=4), tmp_path / "checkpoint")
+    not_finite(f"language_model.{module}.{part}", float("nan"))(checkpoint)
+    done = moe_pack("build", checkpoint, tmp_path / "pack", "--expert-format", expert_format)
+    done.refused(3, module, "NaN or infinity")
+
+
+BAD_MLX: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
+    "another mode": ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, 5, ("mxfp4", "affine")),
+    "another mode of one module": (
+        {"quantization": {"bits": 4, "lm_head": {"mode": "nvfp4"}}},
+        5,
+        ("lm_head", "nvfp4"),
+    ),
+    "other bits than stored": (
+        {"quantization": {"bits": 4, "language_model.lm_head": {"bits": 8, "group_size": 64}}},
+        3,
+        ("lm_head", "affine4-g64"),
+    ),
+    "said to be floats": ({"quantization": {"bits": 4, "language_model.lm_head": False}}, 3, ("lm_head",)),
+    "no object": ({"quantization": 4}, 3, ("quantization",)),
+    "bits that are no number": ({"quantization": {"lm_head": {"bits": "4"}}}, 3, ("lm_head", "bits")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MLX)
+def test_mlx_checkpoints_that_contradict_their_config_are_refused(
+    case: str, make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    changes, code, culprits = BAD_MLX[case]
+    checkpoint = make_checkpoint.copy(Variant(dialect="mlx", bits=4), tmp_path / "checkpoint")
+    edit_config(checkpoint, changes)
+    moe_pack("build", checkpoint, tmp_path / "pack").refused(code, *culprits)
+    assert not list(tmp_path.glob("pack*"))
+
+
+def test_a_null_group_size_means_64(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    checkpoint = make_checkpoint.copy(Variant(dialect="mlx", bits=4), tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "config.json").read_text())
+    quantization = {name: value and {**value, "group_size": None} for name, value in modules(config)}
+    edit_config(checkpoint, {"quantization": {"bits": 4, "group_size": None, "mode": None, **quantization}})
+    assert moe_pack("build", checkpoint, tmp_path / "pack").code == 0
+
+
+def modules(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, value) for name, value in config["quantization"].items() if isinstance(value, dict)]
+
+
+@pytest.mark.parametrize("there", ["directory", "file", "link"])
+def test_an_existing_target_is_left_alone(
+    there: str, make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    target = tmp_path / "pack"
+    {"directory": target.mkdir, "file": target.touch, "link": lambda: target.symlink_to("nowhere")}[there]()
+    moe_pack("build", make_checkpoint(Variant()), target).refused(2, target, "exists")
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
+def test_a_target_inside_the_checkpoint_is_refused(checkpoint: Path, moe_pack: Callable[..., Ran]) -> None:
+    moe_pack("build", checkpoint, checkpoint / "pack").refused(2, "inside the checkpoint")
+
+
+def test_a_target_in_no_folder_is_refused(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    moe_pack("build", make_checkpoint(Variant()), tmp_path / "no" / "pack").refused(2, tmp_path / "no")
+
+
+def test_a_disk_without_room_is_refused_before_writing(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    moe_pack("build", make_checkpoint(Variant()), tmp_path / "pack").refused(4, tmp_path, "free")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_leaves_something_resumable(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    """A limit on file sizes makes the kernel refuse the trunk in the middle, as a full disk would."""
+    checkpoint, target = make_checkpoint(Variant()), tmp_path / "pack"
+    command = [sys.executable, "-c", "from moepack.convert.cli import main; main()", "build", checkpoint, target]
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    full = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    Ran(full.returncode, full.stdout, full.stderr).refused(4, tmp_path)
+    assert not target.exists()
+    build_pack(checkpoint, target)
+    build_pack(checkpoint, tmp_path / "whole")
+    assert (target / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
+
+
+def swap(pack: Path) -> None:
+    first, second, aside = pack / "experts/layer_00.bin", pack / "experts/layer_01.bin", pack / "aside"
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def climb(pack: Path) -> None:
+    """A manifest that is sound but for a file's name, with the checksum that belongs to it."""
+    manifest = read_manifest(pack)
+    layer = msgspec.structs.replace(manifest.layers[0], file="../layer_00.bin")
+    climbing = seal(msgspec.structs.replace(manifest, layers=[layer, *manifest.layers[1:]]))
+    (pack / "manifest.json").write_bytes(canonical.encode(climbing))
+
+
+BAD_PACKS: dict[str, tuple[Damage, int, str]] = {
+    "missing file": (lambda at: (at / "experts/layer_02.bin").unlink(), 1, "layer_02.bin"),
+    "extra file": (lambda at: (at / "extra").touch(), 1, "extra"),
+    "truncated file": (lambda at: truncate(at / "experts/layer_03.bin"), 1, "layer_03.bin"),
+    "swapped files": (swap, 1, "layer_00.bin"),
+    "damaged record": (lambda at: flip(at / "experts/layer_01.bin"), 1, "layer 1"),
+    "damaged trunk": (lambda at: flip(at / "trunk.safetensors"), 1, "trunk.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PACKS)
+def test_verify_names_what_is_wrong(case: str, pack: Path, moe_pack: Callable[..., Ran]) -> None:
+    damage, code, culprit = BAD_PACKS[case]
+    damage(pack)
+    done = moe_pack("verify", pack)
+    done.refused(code, pack)
+    assert culprit in done.out
+    found = json.loads(moe_pack("verify", pack, "--json").out)
+    assert not found["ok"]
+    assert any(culprit.removeprefix("layer ") in str(finding) for finding in found["findings"])
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_a_manifest_that_climbs_out_is_refused(command: str, pack: Path, moe_pack: Callable[..., Ran]) -> None:
+    climb(pack)
+    moe_pack(command, pack).refused(3, "..")
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_what_is_no_pack_is_refused(command: str, tmp_path: Path, moe_pack: Callable[..., Ran]) -> None:
+    moe_pack(command, tmp_path).refused(3, "manifest.json")
+
+
+def test_the_commands_on_a_sound_checkpoint(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    checkpoint, target = make_checkpoint(Variant(fused=True, vision=True)), tmp_path / "pack"
+    planned = moe_pack("plan", checkpoint, "--json", "--out", tmp_path)
+    built = moe_pack("build", checkpoint, target, "--json")
+    seen = moe_pack("inspect", target, "--json")
+    checked = moe_pack("verify", target, "--json")
+    assert [ran.code for ran in (planned, built, seen, checked)] == [0, 0, 0, 0]
+    assert "left out: the vision tower" in built.err
+    facts, pack, report = json.loads(planned.out), json.loads(seen.out), json.loads(checked.out)
+    assert facts["total_bytes"] == pack["total_bytes"] == report["bytes_checked"]
+    assert json.loads(built.out)["pack_digest"] == report["pack_digest"]
+    for command in (["plan", checkpoint], ["inspect", target], ["verify", target]):
+        ran = moe_pack(*command)
+        assert ran.code == 0
+        assert len(ran.out.splitlines()) >= 4
+
+
+def test_options_reach_the_pack(make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]) -> None:
+    options = ["--expert-format", "affine4-g32", "--method", "minmax", "--trunk", "affine8-g64", "--jobs", "1"]
+    assert moe_pack("build", make_checkpoint(Variant()), tmp_path / "pack", *options).code == 0
+    with Pack.open(tmp_path / "pack") as pack:
+        recipe = pack.manifest.recipe
+        assert (recipe.expert_format, recipe.method, recipe.trunk_format) == ("affine4-g32", "minmax", "affine8-g64")
+        assert set(pack.manifest.trunk.formats.values()) == {"affine8-g64"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["build"], ["build", "a"], ["plan", "a", "--nonsense"], ["nonsense"], ["verify", "a", "--jobs", "0"]],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], moe_pack: Callable[..., Ran]) -> None:
+    done = moe_pack(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert "Traceback" not in done.err
+
+
+def test_a_format_that_does_not_fit_is_a_usage_error(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    moe_pack("build", make_checkpoint(Variant(shape=NARROW)), tmp_path / "pack").refused(2, "affine2-g64", "32")
+    moe_pack("plan", "anything", "--expert-format", "q4").refused(2, "q4", "affine2-g64")
+    assert not list(tmp_path.iterdir())
+
+
+def test_version_and_help(moe_pack: Callable[..., Ran]) -> None:
+    assert moe_pack("--version").out == f"moe-pack {__version__}\n"
+    for command in ([], ["plan"], ["build"], ["inspect"], ["verify"], ["demo"]):
+        shown = moe_pack(*command, "--help")
+        assert shown.code == 0
+        assert "130" in shown.out
+
+
+def test_interrupting_says_how_to_go_on(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    variant = Variant(dtype="float32", fused=True)
+    checkpoint, target = make_checkpoint(variant), tmp_path / "pack"
+    slow = (
+        "import time; from moepack.convert import cli; from moepack.layout.sinks import LayerSink\n"
+        "append = LayerSink.append\n"
+        "LayerSink.append = lambda *a: (time.sleep(0.2), append(*a))\n"
+        "cli.main()"
+    )
+    command = [sys.executable, "-c", slow, "build", str(checkpoint), str(target)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not list(tmp_path.glob("pack.partial/experts/*")):
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGINT)
+    _, err = child.communicate()
+    assert child.returncode == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    build_pack(checkpoint, target)
+
+
+@pytest.mark.skipif(not shipped.CHECKPOINT.exists(), reason="the demo model is not there yet")
+def test_the_demo_packs_and_says_what_to_run_next(tmp_path: Path, moe_pack: Callable[..., Ran]) -> None:
+    done = moe_pack("demo", tmp_path / "demo")
+    assert done.code == 0
+    assert f"moe-run generate {tmp_path / 'demo'}" in done.err
+    assert shipped.QUESTION.exists()
+    assert moe_pack("verify", tmp_path / "demo").code == 0
+
+
+def test_a_missing_demo_is_a_sentence(
+    tmp_path: Path, moe_pack: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "CHECKPOINT", tmp_path / "nowhere")
+    moe_pack("demo", tmp_path / "demo").refused(2, "nowhere")
