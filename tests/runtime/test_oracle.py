@@ -1,0 +1,164 @@
+"""Against the reference implementations: transformers in float32, and mlx_lm on its own 4-bit checkpoint.
+
+transformers runs eagerly, with the pack's dequantized weights (tests/oracle.py). mlx_lm computes in bf16 by default, so
+every floating-point parameter of its model, scales and biases of quantized ones included, is cast to float32 first
+(exact: float32 holds every bf16), after which MLX computes in float32 throughout.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import NARROW, ODD, TINY, CheckpointMaker, Shape, Variant
+from oracle import reference_model
+from packs import build_pack
+
+from moepack.runtime.backends.base import Routes
+from moepack.runtime.backends.cpu import CpuBackend
+from moepack.runtime.engine import Engine, EngineOptions
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("MOEPACK_SHARED", ROOT.parent / "shared"))
+TRAINED = {"trained-66m": SHARED / "models" / "trained-66m", "demo": ROOT / "convert" / "demo" / "checkpoint"}
+TOLERANCE = 1e-3  # largest absolute difference of any logit
+GREEDY_TOKENS = 64
+HONEST_TIE = 2e-5  # ours and the oracles' router logits differ by a few millionths
+Forward = Callable[[list[int]], np.ndarray]  # tokens -> logits [tokens, vocab]
+
+RANDOM = {
+    "tiny-2bit": (Variant(TINY), "affine2-g64"),
+    "odd-4bit": (Variant(ODD, dtype="float16"), "affine4-g64"),
+    "narrow-2bit": (Variant(NARROW, dtype="float32"), "affine2-g32"),
+    "g128-tied": (
+        Variant(Shape(hidden=256, intermediate=128, tied=True, layers=3, interval=3, seed=5)),
+        "affine2-g128",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Its threads spin: on a busy machine two of them take fifty times as long as one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Spied(CpuBackend):
+    """Remembers how close the router came to choosing another expert, in logits."""
+
+    closest = np.inf
+
+    def route(self, logits: np.ndarray, k: int) -> Routes:
+        ordered = np.sort(logits, axis=1)
+        self.closest = min(self.closest, float((ordered[:, -k] - ordered[:, -k - 1]).min()))
+        return super().route(logits, k)
+
+
+def ours(path: Path) -> tuple[list[int], np.ndarray]:
+    """A prompt continued greedily, all tokens, and the logits after each but the last.
+
+    Two experts within rounding of each other are an honest tie: implementations that agree to the sixth digit then
+    choose differently, and everything after differs visibly. So the first prompt is taken that meets no such tie.
+    """
+    for seed in range(20):
+        with Engine.open(path, EngineOptions(chunk=16)) as engine:
+            engine.backend.__class__ = Spied
+            tokens, logits = continued(engine, seed)
+            choices = np.sort(logits[-GREEDY_TOKENS - 1 : -1], axis=1)
+            closest = min(engine.backend.closest, float((choices[:, -1] - choices[:, -2]).min()))  # type: ignore[attr-defined]
+        if closest > HONEST_TIE:
+            return tokens, logits
+    raise AssertionError("every prompt meets a tie")
+
+
+def continued(engine: Engine, seed: int) -> tuple[list[int], np.ndarray]:
+    random = np.random.default_rng(seed)
+    session, tokens = engine.new_session(), list(map(int, random.integers(0, engine.model.vocab_size, 48)))
+    rows = [session.extend_all(tokens)]
+    for _ in range(GREEDY_TOKENS):
+        tokens.append(int(rows[-1][-1].argmax()))
+        rows.append(session.extend_all(tokens[-1:]))
+    return tokens, np.concatenate(rows)
+
+
+def check(path: Path, oracle: Forward) -> None:
+    """Given our tokens, the oracle has our logits and chooses each greedy token itself, so it generates the same."""
+    tokens, logits = ours(path)
+    wanted = oracle(tokens)
+    difference = float(np.abs(logits - wanted).max())
+    print(f"{path.name}: largest difference {difference:.2e}, standard deviation {wanted.std():.2f}")
+    assert difference <= TOLERANCE
+    assert wanted[-GREEDY_TOKENS - 1 : -1].argmax(-1).tolist() == tokens[-GREEDY_TOKENS:]
+
+
+def transformers_of(path: Path) -> Forward:
+    model = reference_model(path)
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+
+    def forward(tokens: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.tensor([tokens])).logits[0].numpy()
+
+    return forward
+
+
+@pytest.mark.parametrize("case", RANDOM)
+def test_random_models_agree_with_transformers(case: str, make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    variant, expert_format = RANDOM[case]
+    build_pack(make_checkpoint(variant), tmp_path / case, expert_format=expert_format)
+    check(tmp_path / case, transformers_of(tmp_path / case))
+
+
+@pytest.fixture(params=TRAINED)
+def trained(request: pytest.FixtureRequest) -> Path:
+    path: Path = TRAINED[request.param]
+    if not (path / "config.json").exists():
+        pytest.skip(f"{request.param} is not here")
+    return path
+
+
+@pytest.mark.parametrize("trunk", ["source", "affine8-g64"])
+def test_trained_models_agree_with_transformers(trained: Path, trunk: str, tmp_path: Path) -> None:
+    build_pack(trained, tmp_path / trained.name, trunk=trunk)
+    check(tmp_path / trained.name, transformers_of(tmp_path / trained.name))
+
+
+@pytest.fixture(scope="module")
+def mlx() -> Any:
+    return pytest.importorskip("mlx.core")
+
+
+def mlx_of(checkpoint: Path, mlx: Any) -> Forward:
+    from mlx.utils import tree_map
+    from mlx_lm.utils import load_model
+
+    def widened(parameter: Any) -> Any:
+        return parameter.astype(mlx.float32) if mlx.issubdtype(parameter.dtype, mlx.floating) else parameter
+
+    model, _ = load_model(checkpoint)
+    model.update(tree_map(widened, model.parameters()))
+    return lambda tokens: np.asarray(model(mlx.array([tokens]))[0])
+
+
+@pytest.mark.parametrize("shape", [TINY, ODD], ids=["tiny", "odd"])
+def test_its_own_4_bit_checkpoint_agrees_with_mlx(
+    shape: Shape, make_checkpoint: CheckpointMaker, mlx: Any, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(Variant(shape, dialect="mlx", bits=4))
+    build_pack(checkpoint, tmp_path / "mlx", expert_format="affine4-g64")
+    check(tmp_path / "mlx", mlx_of(checkpoint, mlx))
+
+
+def test_the_demo_checkpoint_agrees_with_mlx(mlx: Any, tmp_path: Path) -> None:
+    checkpoint = TRAINED["demo"]
+    if not (checkpoint / "config.json").exists():
+        pytest.skip("the demo checkpoint is not here")
+    build_pack(checkpoint, tmp_path / "mlx", expert_format="affine4-g64")
+    check(tmp_path / "mlx", mlx_of(checkpoint, mlx))
