@@ -58,7 +58,9 @@ def _parse(content: bytes, file: str) -> Manifest:
     if not isinstance(fields, dict) or fields.get("format") != "moepack":
         raise CorruptInputError(f"{file} is not the manifest of a pack (M3)")
     if fields.get("version") != FORMAT_VERSION and isinstance(fields.get("version"), int):
-        raise UnsupportedError(f"{file} has version {fields['version']}; this moepack reads version {FORMAT_VERSION}")
+        raise UnsupportedError(
+            f"{file} has version {fields['version']}; this moepack reads version {FORMAT_VERSION} (M4)"
+        )
     requires = fields.get("requires")
     unknown = [repr(name) for name in requires if name not in SUPPORTED_FEATURES] if isinstance(requires, list) else []
     if unknown:

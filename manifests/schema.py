@@ -14,7 +14,7 @@ MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=0, le=2**53)]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 FileName = Annotated[str, Meta(max_length=128)]
 Name = Annotated[str, Meta(max_length=256)]
 LayerType = Literal["linear_attention", "full_attention"]
