@@ -97,7 +97,9 @@ def bench_remarks(measured: Measured[Engine], workload: Workload) -> str:
             f"{engine.experts_per_token} of {own} experts per token; {plan.slots} slots of {plan.slot_bytes} bytes;"
             f" {engine.options.threads} threads, {instruction_set()}; digests"
             f" {'checked' if engine.options.check_digests else 'NOT checked'}",
-            f"cold: empty slots, {dropped}; GB/s is bytes read over the whole phase's time, computing included",
+            f"cold: empty slots, {dropped}",
+            "in memory: experts that were still in a slot; GB/s: bytes read over the whole phase's time, computing"
+            " included; from disk: the share of them that the page cache did not have",
             f"resident at most {megabytes(host.peak_resident())}, over all repetitions",
         )
     )
@@ -107,7 +109,7 @@ def bench_table(title: str, figures: Sequence[Figures]) -> Table:
     """A benchmark's figures, one row for each phase and condition."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("")
-    for heading in ("tokens/s", "slowest-fastest", "MB read/token", "in memory", "GB/s read", "from storage"):
+    for heading in ("tokens/s", "range", "MB/token", "in memory", "GB/s", "from disk"):
         table.add_column(heading, justify="right")
     for figure in figures:
         table.add_row(*_row(figure))
@@ -116,9 +118,9 @@ def bench_table(title: str, figures: Sequence[Figures]) -> Table:
 
 def _row(figure: Figures) -> tuple[str, ...]:
     return (
-        f"{figure.phase}, {figure.condition}",
+        f"{figure.condition} {figure.phase}",
         f"{figure.tokens_per_second:.2f}",
-        f"{figure.slowest:.2f}-{figure.fastest:.2f}",
+        f"{figure.slowest:.1f}-{figure.fastest:.1f}",
         f"{figure.bytes_per_token / 1e6:.2f}",
         _percent(figure.hit_rate),
         f"{figure.gigabytes_per_second:.2f}",

@@ -7,6 +7,7 @@ import pytest
 from front import TRAINED, byte_level, needs_trained_model, small_files
 from transformers import PreTrainedTokenizerFast
 
+from moepack.convert.shipped import CHECKPOINT
 from moepack.manifests.errors import CorruptInputError, UsageError
 from moepack.runtime.template import ChatTemplate
 
@@ -155,6 +156,16 @@ def test_the_trained_models_template(tools: Any) -> None:
     messages = [{"role": "system", "content": "s"}, *QUESTION, {"role": "assistant", "tool_calls": [CALL]}, *QUESTION]
     expected = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
     assert ours(source, messages, tools) == expected
+
+
+@pytest.mark.parametrize("tools", [None, [WEATHER, WEATHER]])
+@pytest.mark.parametrize("prompt", [True, False])
+def test_the_shipped_models_template(tools: Any, prompt: bool) -> None:
+    source = (CHECKPOINT / "chat_template.jinja").read_text()
+    messages = [message for message in LONG if isinstance(message.get("content"), str)]  # it knows no parts
+    expected = theirs(source, messages, tools, prompt)
+    assert ours(source, messages, tools, prompt) == expected
+    assert "<tool_call>" in expected
 
 
 @pytest.mark.parametrize(

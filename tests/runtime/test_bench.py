@@ -1,0 +1,168 @@
+"""The benchmark on an engine of known speed: what it runs, what it counts, what it says."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moepack.manifests.errors import UsageError
+from moepack.runtime import bench, host
+from moepack.runtime.bench import Figures, Sample, Workload, measure
+from moepack.runtime.sampling import Logits
+
+
+@dataclass(frozen=True)
+class Stats:
+    bytes_read: int = 0
+    records_read: int = 0
+    slot_hits: int = 0
+
+
+@dataclass
+class Machine:
+    """Stand-in engine: the first token of an engine's life reads 10 records of 100 bytes, later ones 2 and hit 8."""
+
+    context: int = 1000
+    stats: Stats = field(default_factory=Stats)
+    sessions: list["Tape"] = field(default_factory=list)
+
+    def new_session(self) -> "Tape":
+        self.sessions.append(Tape(self))
+        return self.sessions[-1]
+
+
+@dataclass
+class Tape:
+    machine: Machine
+    calls: list[list[int]] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        return sum(map(len, self.calls))
+
+    def extend(self, tokens: Sequence[int]) -> Logits:
+        self.calls.append(list(tokens))
+        stats = self.machine.stats
+        for _ in tokens:
+            read = 2 if stats.records_read else 10
+            stats = Stats(stats.bytes_read + 100 * read, stats.records_read + read, stats.slot_hits + 10 - read)
+        self.machine.stats = stats
+        return np.zeros(5, np.float32)
+
+
+class Machines:
+    """Opens machines and keeps them all; remembers the calls that drop the cache."""
+
+    def __init__(self, context: int = 1000, *, can_drop: bool = True) -> None:
+        self.context, self.can_drop, self.opened, self.open = context, can_drop, [], 0
+        self.drops = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[Machine]:
+        assert self.open == 0, "two engines at once would share the memory"
+        self.open += 1
+        self.opened.append(Machine(self.context))
+        yield self.opened[-1]
+        self.open -= 1
+
+    def drop(self) -> bool:
+        self.drops += 1
+        return self.can_drop
+
+
+WORKLOAD = Workload(prompt_tokens=4, decode_tokens=3, repetitions=2, vocab_size=50)
+
+
+def test_cold_runs_have_an_engine_each_and_warm_runs_one_that_has_worked_before() -> None:
+    machines = Machines()
+    measured = measure(machines, machines.drop, WORKLOAD)
+    assert [len(machine.sessions) for machine in machines.opened] == [1, 1, 3]
+    assert machines.drops == 4  # before each phase of each cold run
+    assert measured.cache_dropped
+    assert measured.engine is machines.opened[-1]
+
+
+def test_each_session_gets_one_prompt_and_then_single_tokens_that_no_other_gets() -> None:
+    machines = Machines()
+    measure(machines, machines.drop, WORKLOAD)
+    sessions = [session.calls for machine in machines.opened for session in machine.sessions]
+    assert all([len(call) for call in calls] == [4, 1, 1, 1] for calls in sessions)
+    assert len({tuple(map(tuple, calls)) for calls in sessions}) == len(sessions)
+    assert all(0 <= token < 50 for calls in sessions for call in calls for token in call)
+
+
+def test_figures_are_per_phase_and_condition() -> None:
+    machines = Machines()
+    figures = {
+        (figure.condition, figure.phase): figure for figure in measure(machines, machines.drop, WORKLOAD).figures
+    }
+    assert list(figures) == [("cold", "prompt"), ("cold", "decode"), ("warm", "prompt"), ("warm", "decode")]
+    assert figures["cold", "prompt"].bytes_per_token == (1000 + 3 * 200) / 4
+    assert figures["cold", "prompt"].hit_rate == 24 / 40
+    assert figures["warm", "prompt"].bytes_per_token == 200
+    assert figures["warm", "decode"].hit_rate == 0.8
+    assert all(figure.repetitions == 2 for figure in figures.values())
+
+
+def test_a_cache_that_could_not_be_dropped_is_reported() -> None:
+    machines = Machines(can_drop=False)
+    assert not measure(machines, machines.drop, WORKLOAD).cache_dropped
+
+
+def test_speeds_are_medians_and_rates_use_the_phase_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [Sample(10, seconds, 10**9, 5, 15, 5 * 10**8) for seconds in (1.0, 2.0, 10.0)]
+    figures = Figures.of("warm", "decode", samples)
+    assert (figures.tokens_per_second, figures.slowest, figures.fastest) == (5, 1, 10)
+    assert (figures.gigabytes_per_second, figures.bytes_per_token) == (0.5, 10**8)
+    assert (figures.hit_rate, figures.storage_share) == (0.75, 0.5)
+
+
+def test_what_the_system_does_not_say_stays_unsaid() -> None:
+    figures = Figures.of("warm", "decode", [Sample(10, 1.0, 10, 1, 1, None)])
+    assert figures.storage_share is None
+    nothing = Figures.of("warm", "decode", [Sample(10, 1.0, 0, 0, 0, 0)])
+    assert (nothing.hit_rate, nothing.storage_share) == (None, None)
+
+
+def test_other_reads_of_the_process_do_not_make_more_than_all() -> None:
+    assert Figures.of("cold", "prompt", [Sample(1, 1.0, 10, 1, 0, 4096)]).storage_share == 1
+
+
+def test_a_workload_longer_than_the_context_is_refused() -> None:
+    machines = Machines(context=6)
+    with pytest.raises(UsageError, match="4 prompt and 3 decode tokens do not fit the context of 6"):
+        measure(machines, machines.drop, WORKLOAD)
+
+
+@pytest.mark.parametrize("values", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-1, 1, 1)])
+def test_a_workload_of_nothing_is_refused(values: tuple[int, int, int]) -> None:
+    with pytest.raises(UsageError, match="less than 1"):
+        Workload(*values, vocab_size=10)
+
+
+def test_the_hit_rate_of_nothing_is_none() -> None:
+    assert (bench.share(0, 0), bench.share(1, 3)) == (None, 0.25)
+
+
+def test_the_host_tells_what_it_can(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 100_000)
+    assert host.drop_cached([file]) == hasattr(__import__("os"), "posix_fadvise")
+    assert file.read_bytes() == b"x" * 100_000
+    assert 10**6 < host.peak_resident() < 10**12
+    assert host.storage_read() is None or host.storage_read() >= 0  # type: ignore[operator]
+
+
+def test_a_host_without_the_means_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delattr("os.posix_fadvise", raising=False)
+    assert not host.drop_cached([tmp_path / "never opened"])
+
+
+def test_a_larger_allocation_raises_the_peak() -> None:
+    before = host.peak_resident()
+    array = np.ones(40_000_000, np.uint8)
+    assert array[::4096].sum() > 0
+    assert host.peak_resident() >= max(before, 40_000_000)
