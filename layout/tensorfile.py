@@ -119,9 +119,7 @@ class TensorFileWriter:
 
     def write(self, name: str, tensor: Array) -> None:
         """Append `tensor`, which must be the next planned one: same name, dtype, shape (ValueError otherwise)."""
-        spec = next(self._left, None)
-        if spec is None or spec.name != name:
-            raise ValueError(f"{name} was written where the plan has {spec.name if spec else 'nothing'}")
+        spec = self._next(name)
         if tensor.shape != spec.shape or tensor.dtype != ARRAY_DTYPES.get(spec.dtype):
             raise ValueError(f"{name} is {tensor.dtype}{tensor.shape}, planned was {spec.dtype}{spec.shape}")
         self._sink.write(byte_view(np.ascontiguousarray(tensor)))
@@ -131,9 +129,7 @@ class TensorFileWriter:
 
         Raises ValueError if a block's dtype or row shape is not the plan's, or if they do not add up to the tensor.
         """
-        spec = next(self._left, None)
-        if spec is None or spec.name != name:
-            raise ValueError(f"{name} was written where the plan has {spec.name if spec else 'nothing'}")
+        spec = self._next(name)
         rows = 0
         for block in blocks:
             rows += len(block)
@@ -148,6 +144,12 @@ class TensorFileWriter:
         spec = next(self._left, None)
         if spec is not None:
             raise ValueError(f"{spec.name} was planned but never written")
+
+    def _next(self, name: str) -> TensorSpec:
+        spec = next(self._left, None)
+        if spec is None or spec.name != name:
+            raise ValueError(f"{name} was written where the plan has {spec.name if spec else 'nothing'}")
+        return spec
 
 
 def byte_view(array: Array) -> memoryview:

@@ -293,6 +293,29 @@ def test_a_tensor_other_than_planned_is_refused(name: str, dtype: type, shape: t
         writer.write(name, np.zeros(shape, dtype))
 
 
+def test_a_tensor_may_come_in_blocks_of_rows(tmp_path: Path) -> None:
+    sink, tensor = Collected(), np.arange(35, dtype=np.int64).reshape(7, 5)
+    writer = TensorFileWriter(sink, [TensorSpec("a", "I64", (7, 5))])
+    writer.write_blocks("a", (tensor[at : at + 3] for at in range(0, 7, 3)))
+    writer.finish()
+    (tmp_path / "x.safetensors").write_bytes(sink.content)
+    assert (load_file(tmp_path / "x.safetensors")["a"].numpy() == tensor).all()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sentence"),
+    [
+        ([(3, 5)], "a came in 3 rows, planned were 7"),
+        ([(7, 5), (1, 5)], "does not fit"),
+        ([(7, 4)], "does not fit"),
+    ],
+)
+def test_blocks_must_add_up_to_the_tensor(shapes: list[tuple[int, int]], sentence: str) -> None:
+    writer = TensorFileWriter(Collected(), [TensorSpec("a", "U8", (7, 5))])
+    with pytest.raises(ValueError, match=sentence):
+        writer.write_blocks("a", (np.zeros(shape, np.uint8) for shape in shapes))
+
+
 def test_a_forgotten_tensor_is_noticed() -> None:
     writer = TensorFileWriter(Collected(), [TensorSpec("a", "U8", (4,))])
     with pytest.raises(ValueError, match="a was planned but never written"):
