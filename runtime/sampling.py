@@ -94,30 +94,34 @@ class Sampler:
 
 def distribution(logits: Logits, settings: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """The kept tokens, ascending, and their probabilities (float64, summing to 1), for a temperature above 0."""
+    tokens = _top_k(logits, settings.top_k)
     with np.errstate(over="ignore"):  # near temperature 0 all but the largest become -inf, which is right
-        scaled = (logits.astype(np.float64) - float(logits.max())) / settings.temperature
-    tokens = _top_k(scaled, settings.top_k)
-    tokens = tokens[_top_p(scaled[tokens], settings.top_p)]
-    tokens = tokens[np.exp(scaled[tokens]) >= settings.min_p]  # the largest has exp(0) = 1
-    weights = np.exp(scaled[tokens])
-    return tokens, weights / weights.sum()
+        scaled = (logits[tokens].astype(np.float64) - float(logits.max())) / settings.temperature
+    kept = _top_p(scaled, settings.top_p)
+    kept = kept[np.exp(scaled[kept]) >= settings.min_p]  # the largest has exp(0) = 1
+    weights = np.exp(scaled[kept])
+    return tokens[kept], weights / weights.sum()
 
 
-def _top_k(scaled: NDArray[np.float64], top_k: int) -> NDArray[np.intp]:
-    """Tokens no less likely than the k-th; more than k of them when several tie there."""
-    if top_k == 0 or top_k >= len(scaled):
-        return np.arange(len(scaled))
-    threshold = np.partition(scaled, -top_k)[-top_k]
-    return np.flatnonzero(scaled >= threshold)
+def _top_k(logits: Logits, top_k: int) -> NDArray[np.intp]:
+    """Tokens no less likely than the k-th; more than k of them when several tie there. No temperature changes that."""
+    if top_k == 0 or top_k >= len(logits):
+        return np.arange(len(logits))
+    threshold = np.partition(logits, -top_k)[-top_k]
+    return np.flatnonzero(logits >= threshold)
 
 
 def _top_p(scaled: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
-    """The fewest most likely of the scaled logits whose probabilities reach `top_p`; always at least one."""
+    """Indices of the fewest, likeliest scaled logits whose probabilities reach `top_p`; always at least one."""
     if top_p == 1:
         return np.arange(len(scaled))
-    order = np.argsort(scaled, kind="stable")
-    weights = np.exp(scaled[order])
-    from_below = np.cumsum(weights / weights.sum())
+    probabilities = np.exp(scaled)
+    probabilities /= probabilities.sum()
+    likely = probabilities > (1 - top_p) / len(scaled)  # all others together stay below 1 - top_p: no need to sort them
+    likely[probabilities.argmax()] = True
+    candidates = np.flatnonzero(likely)
+    order = candidates[np.argsort(probabilities[candidates], kind="stable")]
+    from_below = probabilities[~likely].sum() + np.cumsum(probabilities[order])
     kept = from_below > 1 - top_p
     kept[-1] = True
     return np.sort(order[kept])
