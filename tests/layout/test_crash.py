@@ -194,6 +194,34 @@ def test_a_torn_or_damaged_journal_line_claims_nothing(
     assert tree(target) == expected
 
 
+def test_a_journal_goes_on_cleanly_after_a_torn_line(tmp_path: Path, plan: PackPlan) -> None:
+    target, journal = tmp_path / "pack", tmp_path / "pack.partial" / JOURNAL_FILE
+    with PackWriter.open(target, plan) as writer:
+        write_layer(writer, Content(plan), 1)
+    with journal.open("ab") as file:
+        file.write(b'{"type":"lay')
+    with PackWriter.open(target, plan) as writer:
+        write_layer(writer, Content(plan), 0)
+    with PackWriter.open(target, plan) as writer:
+        assert writer.missing_layers() == []
+    assert b"lay{" not in journal.read_bytes()
+
+
+def test_what_an_earlier_run_left_unfinished_does_not_get_into_the_pack(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]
+) -> None:
+    target, partial = tmp_path / "pack", tmp_path / "pack.partial"
+    with PackWriter.open(target, plan) as writer:
+        write_layer(writer, Content(plan), 0)
+    for stray in ("manifest.json", "model.bin.tmp", "experts/layer_07.bin", "experts/layer_01.bin"):
+        (partial / stray).write_text("stray")
+    with PackWriter.open(target, plan) as writer:
+        assert writer.missing_layers() == [1]
+        assert tree(partial).keys() == {JOURNAL_FILE, "experts/layer_00.bin"}
+        write_missing(writer, Content(plan))
+    assert tree(target) == expected
+
+
 def full_disk(fails_at: int) -> Callable[..., int]:
     written = 0
     write = os.write
