@@ -72,22 +72,24 @@ def write_checkpoint(width: Width, directory: Path) -> None:
     """Write the checkpoint: config.json, one shard per layer and one for the rest, and their index."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(width.config, indent=2))
-    shards = {"rest.safetensors": list(_rest(width))}
+    shards = {"rest.safetensors": list(rest_tensors(width))}
     for layer in range(width.layers):
-        shards[f"layer-{layer:02d}.safetensors"] = list(_layer(width, layer))
+        shards[f"layer-{layer:02d}.safetensors"] = [*layer_tensors(width, layer), *expert_tensors(width, layer)]
     for name, tensors in shards.items():
         _write_shard(width, directory / name, tensors)
     weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def _rest(width: Width) -> Iterator[TensorSpec]:
+def rest_tensors(width: Width) -> Iterator[TensorSpec]:
+    """Embedding, final norm and head."""
     yield TensorSpec("language_model.model.embed_tokens.weight", "BF16", (width.vocab, width.hidden))
     yield TensorSpec("language_model.model.norm.weight", "BF16", (width.hidden,))
     yield TensorSpec("language_model.lm_head.weight", "BF16", (width.vocab, width.hidden))
 
 
-def _layer(width: Width, layer: int) -> Iterator[TensorSpec]:
+def layer_tensors(width: Width, layer: int) -> Iterator[TensorSpec]:
+    """A decoder layer without its routed experts."""
     prefix, hidden = f"language_model.model.layers.{layer}.", width.hidden
     linear = {"in_proj_qkv": (12288, hidden), "in_proj_z": (8192, hidden), "in_proj_b": (64, hidden)}
     linear |= {"in_proj_a": (64, hidden), "out_proj": (hidden, 8192)}
@@ -102,7 +104,6 @@ def _layer(width: Width, layer: int) -> Iterator[TensorSpec]:
     yield from _small(prefix, layer)
     yield TensorSpec(f"{prefix}mlp.gate.weight", "BF16", (width.experts, hidden))
     yield TensorSpec(f"{prefix}mlp.shared_expert_gate.weight", "BF16", (1, hidden))
-    yield from _experts(width, prefix)
 
 
 def _small(prefix: str, layer: int) -> Iterator[TensorSpec]:
@@ -116,7 +117,9 @@ def _small(prefix: str, layer: int) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{prefix}linear_attn.dt_bias", "BF16", (64,))
 
 
-def _experts(width: Width, prefix: str) -> Iterator[TensorSpec]:
+def expert_tensors(width: Width, layer: int) -> Iterator[TensorSpec]:
+    """A decoder layer's routed experts."""
+    prefix = f"language_model.model.layers.{layer}."
     for projection, (rows, cols) in _expert_shapes(width).items():
         stem = f"{prefix}mlp.switch_mlp.{projection}_proj"
         yield TensorSpec(f"{stem}.weight", "U32", (width.experts, rows, FORMAT.words(cols)))

@@ -1,0 +1,89 @@
+"""The mission's checkpoint in full, as headers over sparse files: what `moe-pack plan` says of it.
+
+No weights of Qwen3.5-397B-A17B are needed for its arithmetic: 60 layers, 512 experts, all shapes from config.json, MLX
+4-bit as mlx_lm.convert writes it (router gates at 8 bits).
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from extended.synthetic import Width, expert_tensors, layer_tensors, rest_tensors
+
+from moepack.layout.formats import AffineFormat
+from moepack.layout.tensorheader import TensorSpec, render
+
+WIDTH = Width(layers=60, vocab=248320)
+ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
+
+
+def quantized(tensor: TensorSpec) -> Iterator[TensorSpec]:
+    """A trunk tensor as mlx_lm.convert leaves it: matrices as codes, scales and biases."""
+    if len(tensor.shape) != 2:
+        yield tensor
+        return
+    rows, cols = tensor.shape
+    format_ = AffineFormat(8 if tensor.name.endswith(ROUTERS) else 4, 64)
+    stem = tensor.name.removesuffix(".weight")
+    yield TensorSpec(f"{stem}.weight", "U32", (rows, format_.words(cols)))
+    yield TensorSpec(f"{stem}.scales", "BF16", (rows, format_.groups(cols)))
+    yield TensorSpec(f"{stem}.biases", "BF16", (rows, format_.groups(cols)))
+
+
+def shards() -> Iterator[list[TensorSpec]]:
+    yield [part for tensor in rest_tensors(WIDTH) for part in quantized(tensor)]
+    for layer in range(WIDTH.layers):
+        trunk = [part for tensor in layer_tensors(WIDTH, layer) for part in quantized(tensor)]
+        yield [*trunk, *expert_tensors(WIDTH, layer)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("397b")
+    config = WIDTH.config
+    gates = {f"language_model.model.layers.{i}{name.removesuffix('.weight')}" for i in range(60) for name in ROUTERS}
+    config["quantization"] |= {gate: {"group_size": 64, "bits": 8} for gate in gates}
+    (directory / "config.json").write_text(json.dumps(config))
+    weight_map = {}
+    for number, tensors in enumerate(shards()):
+        header = render(tensors, {})
+        path = directory / f"model-{number:05d}.safetensors"
+        path.write_bytes(header)
+        with path.open("r+b") as file:
+            file.truncate(len(header) + sum(tensor.size for tensor in tensors))  # sparse: no block is allocated
+        weight_map |= {tensor.name: path.name for tensor in tensors}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return directory
+
+
+def plan(checkpoint: Path, *options: str) -> dict[str, Any]:
+    command = [str(Path(sys.executable).parent / "moe-pack"), "plan", str(checkpoint), "--json", *options]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_source_is_the_missions_checkpoint(checkpoint: Path) -> None:
+    assert plan(checkpoint)["source"]["bytes"] == 223_012_133_816  # 207.7 GiB of weights; 209 GiB with all other files
+
+
+def test_two_bit_experts_and_the_trunk_as_in_the_source(checkpoint: Path) -> None:
+    report = plan(checkpoint)
+    experts, trunk = report["experts"], report["trunk"]
+    assert experts["record_bytes"] == 3_932_160 == 240 * 16 * 1024
+    assert experts["padding_bytes"] == 0
+    assert experts["bytes"] == 60 * 512 * 3_932_160
+    assert trunk["bytes"] == pytest.approx(5.58e9, rel=1e-3)  # what stays in memory
+    assert report["total_bytes"] == pytest.approx(126.4e9, rel=1e-3)
+
+
+def test_four_bit_experts_pass_through(checkpoint: Path) -> None:
+    experts = plan(checkpoint, "--expert-format", "affine4-g64")["experts"]
+    assert experts["passed_through"]
+    assert experts["record_bytes"] == 7_077_888 == 432 * 16 * 1024
+
+
+def test_eight_bit_trunk(checkpoint: Path) -> None:
+    assert plan(checkpoint, "--trunk", "affine8-g64")["trunk"]["bytes"] == pytest.approx(10.42e9, rel=1e-3)
