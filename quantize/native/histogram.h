@@ -1,5 +1,5 @@
-// From affine codes of at most 4 bits to 2 bits: a group has at most 16 distinct weights, so both methods work on
-// those, and codes become codes by comparing bytes.
+// Least squares from affine codes of at most 4 bits to 2 bits: a group has at most 16 distinct weights, so its
+// histogram is searched completely, and codes become codes by comparing bytes.
 #pragma once
 #include "candidates.h"
 #include "splits.h"
@@ -56,36 +56,25 @@ inline void load_ranked(const Affine& affine, int64_t group, Ranked<size>& ranke
     find_range(ranked);
 }
 
+// The lowest rank with at least this code.
+inline uint8_t first_rank_of(int code, const uint8_t* code_of_rank) {
+    int rank = 0;
+    while (rank < levels && code_of_rank[rank] < code) rank++;
+    return uint8_t(rank);
+}
+
 // Codes ascend with ranks, so a weight's code is how many of three ranks it reaches.
 template <int size>
 inline void store_ranked(const Target& target, int64_t group, const Ranked<size>& ranked, const StoredGrid& grid,
                          const uint8_t* code_of_rank) {
     alignas(64) uint8_t codes[size];
-    uint8_t one = 0, two = 0, three = 0;
-    for (int rank = 0; rank < levels; rank++) {
-        one += code_of_rank[rank] < 1;
-        two += code_of_rank[rank] < 2;
-        three += code_of_rank[rank] < 3;
-    }
+    const uint8_t one = first_rank_of(1, code_of_rank), two = first_rank_of(2, code_of_rank);
+    const uint8_t three = first_rank_of(3, code_of_rank);
     for (int i = 0; i < size; i++) {
         const uint8_t rank = ranked.ranks[i];
         codes[i] = uint8_t((rank >= one) + (rank >= two) + (rank >= three));
     }
     store<size>(target, group, grid, codes);
-}
-
-template <int size>
-inline int64_t minmax_by_histogram(const Source& source, const Target& target, int64_t groups) {
-    alignas(64) uint8_t codes[levels];
-    Ranked<size> ranked;
-    for (int64_t group = 0; group < groups; group++) {
-        load_ranked(source.affine, group, ranked);
-        if (!ranked.range.usable) return group;
-        const Grid grid = minmax_grid(ranked.range, 2);
-        assign_codes<levels>(ranked.values, grid, 2, codes);
-        store_ranked(target, group, ranked, truncated(grid), codes);
-    }
-    return -1;
 }
 
 // How many weights have each rank.

@@ -6,21 +6,15 @@
 namespace moepack::MOEPACK_ISA {
 
 template <int size>
-inline int64_t minmax_of(const Source& source, const Target& target, int64_t groups) {
-    if (suits_histogram(source, target)) return minmax_by_histogram<size>(source, target, groups);
-    return minmax<size>(source, target, groups);
-}
-
-template <int size>
 inline int64_t mse_of(const Source& source, const Target& target, int64_t groups) {
     if (suits_histogram(source, target)) return mse_by_histogram<size>(source, target, groups);
     return mse_by_descent<size>(source, target, groups);
 }
 
 inline int64_t quantize_minmax(const Source& source, const Target& target, int64_t groups) {
-    if (target.group_size == 32) return minmax_of<32>(source, target, groups);
-    if (target.group_size == 64) return minmax_of<64>(source, target, groups);
-    return minmax_of<128>(source, target, groups);
+    if (target.group_size == 32) return minmax<32>(source, target, groups);
+    if (target.group_size == 64) return minmax<64>(source, target, groups);
+    return minmax<128>(source, target, groups);
 }
 
 inline int64_t quantize_mse(const Source& source, const Target& target, int64_t groups) {
