@@ -66,7 +66,7 @@ def plan(checkpoint: Path, *options: str) -> dict[str, Any]:
 
 
 def test_the_source_is_the_missions_checkpoint(checkpoint: Path) -> None:
-    assert plan(checkpoint)["source"]["bytes"] == 223_012_133_816  # 207.7 GiB of weights; 209 GiB with all other files
+    assert plan(checkpoint)["source"]["bytes"] == 223_012_133_816  # text weights only; published: 224 GB
 
 
 def test_two_bit_experts_and_the_trunk_as_in_the_source(checkpoint: Path) -> None:
