@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tinypack import FORMATS, Content, build, tiny_model, tiny_plan, tree, write_layer, write_missing
 
+from moepack.layout import atomic
 from moepack.layout.plan import PackPlan, TensorSpec
 from moepack.layout.reader import Pack
 from moepack.layout.writer import PackWriter
@@ -206,6 +207,32 @@ def test_a_layer_without_all_its_experts_is_not_published(tmp_path: Path, plan: 
 def test_an_incomplete_pack_is_not_committed(tmp_path: Path, plan: PackPlan) -> None:
     with PackWriter.open(tmp_path / "pack", plan) as writer, pytest.raises(ValueError, match="all of its units"):
         writer.commit()
+
+
+def test_files_are_written_back_while_they_grow(
+    tmp_path: Path, plan: PackPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+    name = "fdatasync" if hasattr(os, "fdatasync") else "fsync"
+    monkeypatch.setattr(atomic, "FLUSH_BYTES", 20_000)
+    monkeypatch.setattr(os, name, flushed.append)
+    with atomic.AtomicFile(tmp_path / "file", 100_000) as file:
+        for _ in range(10):
+            file.write(b"x" * 10_000)
+    assert len(flushed) >= 5
+    assert (tmp_path / "file").read_bytes() == b"x" * 100_000
+
+
+def test_a_device_that_fails_behind_our_back_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(atomic, "FLUSH_BYTES", 100_000)
+    monkeypatch.setattr(os, "fdatasync" if hasattr(os, "fdatasync") else "fsync", broken)
+    failure = pytest.raises(StorageError, match="file cannot be written: Input/output error")
+    with failure, atomic.AtomicFile(tmp_path / "file", 100_000) as file:
+        file.write(b"x" * 100_000)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_big_records_are_hashed_in_parallel_to_the_same_digests(tmp_path: Path) -> None:
