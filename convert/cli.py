@@ -56,7 +56,7 @@ MethodOption = Annotated[str, typer.Option(help=f"How the experts' codes are cho
 TrunkOption = Annotated[
     str, typer.Option(help=f"The trunk's format: {', '.join(TRUNK_FORMATS)}. Router and norms keep theirs.")
 ]
-JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="all cores")]
+JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="the cores, at most 16")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 OutOption = Annotated[Path, typer.Option(help="Where the pack would go: the disk whose free space counts.")]
 

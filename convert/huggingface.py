@@ -6,13 +6,13 @@ As transformers writes it. Vision towers and multi-token prediction are left out
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..layout.record import PROJECTIONS
+from ..layout.record import PROJECTIONS, ExpertShape
 from ..layout.tensorfile import ARRAY_DTYPES
 from ..manifests.errors import UnsupportedError
 from ..manifests.schema import Model
 from ..quantize.affine import AffineMatrix
 from .checkpoint import Checkpoint
-from .families.family import Family, Role, TrunkTensor
+from .families.family import ExpertNames, Family, Role, TrunkTensor, layer_prefix
 from .shelf import Shelf
 from .tensors import LayerExperts, Plain, Scratch, Source, TrunkEntry, Weights
 
@@ -23,10 +23,9 @@ def interpret(checkpoint: Checkpoint, family: Family, model: Model) -> Source:
     """Find every tensor of `model`. Raises CorruptInputError or UnsupportedError naming the first that is amiss."""
     _refuse_quantized(checkpoint)
     shelf = Shelf(checkpoint, PREFIXES, family.left_out)
-    if model.tie_word_embeddings:
-        shelf.set_aside("lm_head.", "an output head that is tied to the embedding")
+    shelf.set_aside(family.unused(model), "an output head that is tied to the embedding")
     trunk = tuple(_trunk_entry(shelf, tensor) for tensor in family.trunk(model))
-    experts = tuple(_experts(checkpoint, shelf, model, layer) for layer in range(model.num_layers))
+    experts = tuple(_experts(shelf, family.experts, model, layer_prefix(layer)) for layer in range(model.num_layers))
     shelf.finish()
     return Source(checkpoint, "huggingface", model, trunk, experts, shelf.left_out)
 
@@ -48,22 +47,21 @@ def _trunk_entry(shelf: Shelf, tensor: TrunkTensor) -> TrunkEntry:
     return TrunkEntry(tensor, shelf.take_plain(tensor.name, shape), shift)
 
 
-def _experts(checkpoint: Checkpoint, shelf: Shelf, model: Model, layer: int) -> LayerExperts:
-    prefix = f"model.layers.{layer}.mlp.experts"
-    experts, hidden, intermediate = model.num_experts, model.hidden_size, model.moe_intermediate_size
-    if f"{prefix}.0.gate_proj.weight" not in shelf:
-        gate_up = shelf.take_plain(f"{prefix}.gate_up_proj", (experts, 2 * intermediate, hidden))
-        down = shelf.take_plain(f"{prefix}.down_proj", (experts, hidden, intermediate))
-        return FusedExperts(checkpoint, gate_up, down, hidden, intermediate)
-    shapes = {"gate": (intermediate, hidden), "up": (intermediate, hidden), "down": (hidden, intermediate)}
-    return SeparateExperts(
-        checkpoint,
-        shapes,
-        tuple(
-            {name: shelf.take_plain(f"{prefix}.{expert}.{name}_proj.weight", shapes[name]) for name in PROJECTIONS}
-            for expert in range(experts)
-        ),
-    )
+def _experts(shelf: Shelf, names: ExpertNames, model: Model, prefix: str) -> LayerExperts:
+    shape = ExpertShape(model.hidden_size, model.moe_intermediate_size)
+    if prefix + names.separate.format(expert=0, projection="gate") in shelf:
+        return _separate(shelf, prefix + names.separate, shape, model.num_experts)
+    gate_up = shelf.take_plain(prefix + names.gate_up, (model.num_experts, 2 * shape.intermediate, shape.hidden))
+    down = shelf.take_plain(prefix + names.down, (model.num_experts, *shape.of("down")))
+    return FusedExperts(shelf.checkpoint, gate_up, down, shape)
+
+
+def _separate(shelf: Shelf, name: str, shape: ExpertShape, experts: int) -> "SeparateExperts":
+    def take(expert: int, projection: str) -> Plain:
+        return shelf.take_plain(name.format(expert=expert, projection=projection), shape.of(projection))
+
+    tensors = tuple({projection: take(expert, projection) for projection in PROJECTIONS} for expert in range(experts))
+    return SeparateExperts(shelf.checkpoint, shape, tensors)
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ class FusedExperts:
     checkpoint: Checkpoint
     gate_up: Plain
     down: Plain
-    hidden: int
-    intermediate: int
+    shape: ExpertShape
 
     @property
     def encodings(self) -> Mapping[str, Plain]:
@@ -83,12 +80,12 @@ class FusedExperts:
 
     def read(self, expert: int, scratch: Scratch, into: Mapping[str, AffineMatrix]) -> dict[str, Weights]:
         """The three matrices of one expert, in the checkpoint's dtype; gate and up come in one read."""
-        shape = (1, 2 * self.intermediate, self.hidden)
-        gate_up = scratch.array("gate_up", shape, ARRAY_DTYPES[self.gate_up.dtype])
-        down = scratch.array("down", (1, self.hidden, self.intermediate), ARRAY_DTYPES[self.down.dtype])
+        rows, cols = self.shape.of("gate")
+        gate_up = scratch.array("gate_up", (2 * rows, cols), ARRAY_DTYPES[self.gate_up.dtype])
+        down = scratch.array("down", self.shape.of("down"), ARRAY_DTYPES[self.down.dtype])
         self.checkpoint.read_into(self.gate_up.stored, gate_up, expert)
         self.checkpoint.read_into(self.down.stored, down, expert)
-        return {"gate": gate_up[0, : self.intermediate], "up": gate_up[0, self.intermediate :], "down": down[0]}
+        return {"gate": gate_up[:rows], "up": gate_up[rows:], "down": down}
 
     def stored(self, expert: int, projection: str) -> str:
         """The name of the checkpoint's tensor that holds a matrix."""
@@ -100,7 +97,7 @@ class SeparateExperts:
     """Three tensors for each expert."""
 
     checkpoint: Checkpoint
-    shapes: Mapping[str, tuple[int, int]]
+    shape: ExpertShape
     tensors: tuple[Mapping[str, Plain], ...]
 
     @property
@@ -112,7 +109,7 @@ class SeparateExperts:
         """The three matrices of one expert, in the checkpoint's dtype."""
         matrices: dict[str, Weights] = {}
         for projection, tensor in self.tensors[expert].items():
-            out = scratch.array(projection, self.shapes[projection], ARRAY_DTYPES[tensor.dtype])
+            out = scratch.array(projection, self.shape.of(projection), ARRAY_DTYPES[tensor.dtype])
             self.checkpoint.read_into(tensor.stored, out)
             matrices[projection] = out
         return matrices

@@ -15,7 +15,7 @@ from ..manifests.errors import CorruptInputError, UnsupportedError
 from ..manifests.schema import Model
 from ..quantize.affine import AffineMatrix
 from .checkpoint import Checkpoint
-from .families.family import Family, Role, TrunkTensor
+from .families.family import Family, Role, TrunkTensor, layer_prefix
 from .shelf import Shelf
 from .tensors import FLOATS, Affine, Encoding, Scratch, Source, TrunkEntry, Weights, read_affine
 
@@ -33,10 +33,10 @@ def interpret(checkpoint: Checkpoint, family: Family, model: Model) -> Source:
     """Find every tensor of `model`. Raises CorruptInputError or UnsupportedError naming the first that is amiss."""
     shelf = Shelf(checkpoint, PREFIXES, family.left_out)
     reader = _Reader(shelf, _declared_formats(checkpoint.config, shelf))
-    if model.tie_word_embeddings:
-        shelf.set_aside("lm_head.", "an output head that is tied to the embedding")
+    shelf.set_aside(family.unused(model), "an output head that is tied to the embedding")
     trunk = tuple(reader.trunk_entry(tensor) for tensor in family.trunk(model))
-    experts = tuple(StackedExperts(checkpoint, *reader.experts(model, layer)) for layer in range(model.num_layers))
+    stems = [layer_prefix(layer) + family.experts.stacked for layer in range(model.num_layers)]
+    experts = tuple(reader.experts(model, stem) for stem in stems)
     shelf.finish()
     return Source(checkpoint, "mlx", model, trunk, experts, shelf.left_out)
 
@@ -86,14 +86,13 @@ class _Reader:
             return TrunkEntry(tensor, self.encoding(tensor.stem, tensor.shape))
         return TrunkEntry(tensor, self.shelf.take_plain(tensor.name, tensor.shape))
 
-    def experts(self, model: Model, layer: int) -> tuple[dict[str, tuple[int, int]], dict[str, Encoding]]:
+    def experts(self, model: Model, stem: str) -> "StackedExperts":
         shape = ExpertShape(model.hidden_size, model.moe_intermediate_size)
-        shapes = {projection: shape.of(projection) for projection in PROJECTIONS}
-        stem = f"model.layers.{layer}.mlp.switch_mlp"
-        return shapes, {
-            projection: self.encoding(f"{stem}.{projection}_proj", (model.num_experts, *shapes[projection]))
+        encodings = {
+            projection: self.encoding(stem.format(projection=projection), (model.num_experts, *shape.of(projection)))
             for projection in PROJECTIONS
         }
+        return StackedExperts(self.shelf.checkpoint, shape, encodings)
 
     def encoding(self, stem: str, shape: tuple[int, ...]) -> Encoding:
         """How module `stem`, whose weights are of `shape`, is stored."""
@@ -127,15 +126,15 @@ class StackedExperts:
     """Each projection of all experts in one stack [experts, rows, cols], as floats or affine codes."""
 
     checkpoint: Checkpoint
-    shapes: Mapping[str, tuple[int, int]]
+    shape: ExpertShape
     encodings: Mapping[str, Encoding]
 
     def read(self, expert: int, scratch: Scratch, into: Mapping[str, AffineMatrix]) -> dict[str, Weights]:
         """The three matrices of one expert, those named in `into` read right there."""
-        return {projection: self._read(expert, projection, scratch, into) for projection in self.shapes}
+        return {projection: self._read(expert, projection, scratch, into) for projection in PROJECTIONS}
 
     def _read(self, expert: int, projection: str, scratch: Scratch, into: Mapping[str, AffineMatrix]) -> Weights:
-        encoding, shape = self.encodings[projection], self.shapes[projection]
+        encoding, shape = self.encodings[projection], self.shape.of(projection)
         if isinstance(encoding, Affine):
             matrix = into.get(projection) or scratch.affine(projection, shape, encoding)
             read_affine(self.checkpoint, encoding, matrix, expert)

@@ -16,6 +16,8 @@ from .recipe import Recipe, passes_through
 from .tensors import Source
 from .trunk import TrunkItem, plan_item
 
+MOST_DEFAULT_JOBS = 16  # each holds an expert of up to 54 MB (fp32, 397B); more would wait for the disk anyway
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -74,8 +76,9 @@ def plan_pack(source: Source, recipe: Recipe) -> Packing:
 
 
 def default_jobs() -> int:
-    """As many threads as this process may run at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """As many threads as this process may run at once, up to MOST_DEFAULT_JOBS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_DEFAULT_JOBS)
 
 
 def require_outside(target: Path, source: Source) -> None:

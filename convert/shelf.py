@@ -3,7 +3,7 @@
 What is left on the shelf at the end is a tensor nobody expected: better a refusal than a pack without it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..layout.tensorfile import TensorEntry
 from ..manifests.errors import CorruptInputError, UnsupportedError
@@ -15,7 +15,7 @@ class Shelf:
     """The tensors of `checkpoint`, each prefix of `prefixes` replaced; those of `left_out` are set aside."""
 
     def __init__(self, checkpoint: Checkpoint, prefixes: Mapping[str, str], left_out: Mapping[str, str]) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._prefixes = prefixes
         self._left: dict[str, TensorEntry] = {}
         self._set_aside: dict[str, list[int]] = {}
@@ -41,15 +41,17 @@ class Shelf:
     def __contains__(self, name: str) -> bool:
         return name in self._left
 
-    def set_aside(self, prefix: str, what: str) -> None:
-        """Leave out every tensor whose canonical name starts with `prefix`."""
-        for name in [name for name in self._left if name.startswith(prefix)]:
-            self._set_aside.setdefault(what, []).append(self._left.pop(name).size)
+    def set_aside(self, names: Iterable[str], what: str) -> None:
+        """Leave out the tensors called `names`, as far as they are there, with any scales and biases."""
+        for name in names:
+            for part in (name, *(name.removesuffix("weight") + other for other in ("scales", "biases"))):
+                if part in self._left:
+                    self._set_aside.setdefault(what, []).append(self._left.pop(part).size)
 
     def peek(self, name: str) -> TensorEntry:
         """The tensor called `name`, left where it is. Raises CorruptInputError if it is missing."""
         if name not in self._left:
-            raise CorruptInputError(f"{self._checkpoint.origin.directory} has no tensor {name!r}; is it all there?")
+            raise CorruptInputError(f"{self.checkpoint.origin.directory} has no tensor {name!r}; is it all there?")
         return self._left[name]
 
     def take(self, name: str, dtypes: Sequence[str], shape: tuple[int, ...]) -> TensorEntry:
@@ -57,7 +59,7 @@ class Shelf:
         entry = self.peek(name)
         if entry.dtype not in dtypes or entry.shape != shape:
             raise CorruptInputError(
-                f"{self._checkpoint.home(entry.name)}: tensor {entry.name!r} is {entry.dtype} {list(entry.shape)},"
+                f"{self.checkpoint.home(entry.name)}: tensor {entry.name!r} is {entry.dtype} {list(entry.shape)},"
                 f" expected {' or '.join(dtypes)} {list(shape)} by config.json"
             )
         return self._left.pop(name)
@@ -72,7 +74,7 @@ class Shelf:
         if self._left:
             entry = self._left[min(self._left)]
             raise UnsupportedError(
-                f"{self._checkpoint.home(entry.name)}: tensor {entry.name!r} {list(entry.shape)} is unknown to this"
+                f"{self.checkpoint.home(entry.name)}: tensor {entry.name!r} {list(entry.shape)} is unknown to this"
                 f" version ({len(self._left)} such in all)"
             )
 

@@ -20,7 +20,7 @@ from .families.family import Role
 from .finite import not_finite, require_finite
 from .parallel import in_order
 from .recipe import TRUNK_METHOD, Recipe
-from .tensors import FLOATS, Affine, Encoding, Scratch, TrunkEntry, Weights, read_affine
+from .tensors import FLOATS, Affine, Encoding, TrunkEntry, Weights, read_affine
 
 BLOCK_BYTES = 8 * 1024 * 1024  # of a tensor being copied
 BLOCK_WEIGHTS = 2 * 1024 * 1024  # of a matrix being recoded
@@ -162,7 +162,7 @@ def _read(encoding: Encoding, checkpoint: Checkpoint, shape: Sequence[int], bloc
     """Rows of a trunk tensor, in the checkpoint's own dtype or format."""
     first, rows = block
     if isinstance(encoding, Affine):
-        matrix = Scratch().affine("", (rows, shape[-1]), encoding)
+        matrix = AffineMatrix.empty(rows, shape[-1], encoding.format, ARRAY_DTYPES[encoding.dtype])
         read_affine(checkpoint, encoding, matrix, first)
         return matrix
     out = np.empty((rows, *shape[1:]), ARRAY_DTYPES[encoding.dtype])

@@ -1,7 +1,7 @@
 """What a model family is: tables of names, shapes and roles, and the way to read its geometry from config.json.
 
-A family is data, one file of this folder. Nothing else in the room knows the name of a tensor. Tensors are named
-canonically (FORMAT.md): `model.layers.N.…`, `lm_head.weight`; dialects translate a checkpoint's own names.
+A family is data, one file of this folder; nothing else in the room knows the names of a model's tensors. They are
+named canonically (FORMAT.md): `model.layers.N.…`, `lm_head.weight`; dialects translate a checkpoint's own prefixes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -55,6 +55,20 @@ class TrunkTensor:
 
 
 @dataclass(frozen=True)
+class ExpertNames:
+    """What a layer's routed experts are called, after the layer's prefix, in each way of storing them.
+
+    `gate_up` [experts, 2 intermediate, hidden] and `down` [experts, hidden, intermediate] are fused tensors.
+    In `separate` and `stacked`, `{projection}` stands for gate, up or down, and `{expert}` for the expert's index.
+    """
+
+    gate_up: str
+    down: str
+    separate: str
+    stacked: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family. `left_out` maps the prefixes of tensors that a text model does without to what they are."""
 
@@ -65,6 +79,7 @@ class Family:
     every_layer: tuple[Row, ...]
     by_layer_type: Mapping[LayerType, tuple[Row, ...]]
     after_layers: tuple[Row, ...]
+    experts: ExpertNames
     left_out: Mapping[str, str]
     geometry: Callable[[Mapping[str, Any]], Model]
 
@@ -73,8 +88,18 @@ class Family:
         yield from _tensors(self.before_layers, model, "")
         for index, layer_type in enumerate(model.layer_types):
             rows = (*self.by_layer_type[layer_type], *self.every_layer)
-            yield from _tensors(rows, model, f"model.layers.{index}.")
+            yield from _tensors(rows, model, layer_prefix(index))
         yield from _tensors(self.after_layers, model, "")
+
+    def unused(self, model: Model) -> Iterator[str]:
+        """The names of tensors that `model` does without because its output head is tied to the embedding."""
+        if model.tie_word_embeddings:
+            yield from (row.name for row in self.after_layers if row.presence is Presence.UNTIED)
+
+
+def layer_prefix(index: int) -> str:
+    """What every canonical name of layer `index` begins with."""
+    return f"model.layers.{index}."
 
 
 def _tensors(rows: tuple[Row, ...], model: Model, prefix: str) -> Iterator[TrunkTensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...manifests.errors import UnsupportedError
 from ...manifests.schema import FullAttention, LayerType, LinearAttention, Model
-from .family import Family, Presence, Role, Row
+from .family import ExpertNames, Family, Presence, Role, Row
 from .settings import Settings
 
 FULL_ATTENTION_INTERVAL = 4
@@ -152,6 +152,12 @@ QWEN3_5_MOE = Family(
     after_layers=(
         Row("model.norm.weight", Role.CENTERED_NORM, lambda m: (m.hidden_size,)),
         Row("lm_head.weight", Role.MATRIX, lambda m: (m.vocab_size, m.hidden_size), Presence.UNTIED),
+    ),
+    experts=ExpertNames(
+        gate_up="mlp.experts.gate_up_proj",
+        down="mlp.experts.down_proj",
+        separate="mlp.experts.{expert}.{projection}_proj.weight",
+        stacked="mlp.switch_mlp.{projection}_proj",
     ),
     left_out={
         "mtp.": "multi-token prediction",

@@ -1,11 +1,17 @@
 """Geometry from config.json: what is read, what is derived, what is refused and how."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import TINY, text_config
+from checkpoints import TINY, CheckpointMaker, Variant, edit_config, text_config
+from packs import build_pack
+from safetensors.torch import load_file, save_file
 
+from moepack.convert import families
 from moepack.convert.families import find_family
+from moepack.convert.families.qwen3_5_moe import QWEN3_5_MOE
 from moepack.manifests.errors import CorruptInputError, UnsupportedError
 from moepack.manifests.schema import Model
 
@@ -155,3 +161,23 @@ def test_other_mathematics_is_refused(changes: dict[str, Any]) -> None:
 def test_other_families_are_refused_naming_what_is_supported(config: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=r"qwen3_5_moe .*Qwen3_5MoeForCausalLM"):
         find_family(config)
+
+
+def test_another_family_is_one_more_table(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same model under other names: a table that says so is all that packing it takes."""
+    checkpoint = make_checkpoint.copy(Variant(), tmp_path / "checkpoint")
+    build_pack(checkpoint, tmp_path / "expected")
+    weights = checkpoint / "model.safetensors"
+    renamed = {name.replace(".mlp.experts.", ".moe.bank."): tensor for name, tensor in load_file(weights).items()}
+    save_file(renamed, weights, metadata={"format": "pt"})
+    edit_config(checkpoint, {"model_type": "invented", "architectures": ["InventedForCausalLM"]})
+    names = replace(QWEN3_5_MOE.experts, separate="moe.bank.{expert}.{projection}_proj.weight")
+    invented = replace(
+        QWEN3_5_MOE, name="invented", model_types=("invented",), architectures=("InventedForCausalLM",), experts=names
+    )
+    monkeypatch.setattr(families, "FAMILIES", (QWEN3_5_MOE, invented))
+    build_pack(checkpoint, tmp_path / "pack")
+    for name in ("trunk.safetensors", "digests.bin"):
+        assert (tmp_path / "pack" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()

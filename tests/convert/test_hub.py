@@ -20,7 +20,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def fill_cache(checkpoint: Path, cache: Path) -> None:
     """What `hf download org/tiny` leaves behind."""
     repository = cache / "models--org--tiny"
-    shutil.copytree(checkpoint, repository / "snapshots" / COMMIT)
+    snapshot = repository / "snapshots" / COMMIT
+    shutil.copytree(checkpoint, repository / "blobs")
+    snapshot.mkdir(parents=True)
+    for path in (repository / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
 
@@ -31,8 +35,11 @@ def moe_pack_offline(cache: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("variant", [Variant(), Variant(shard="100KB")], ids=["single file", "shards"])
-@pytest.mark.parametrize("revision", ["", "@main", f"@{COMMIT}"])
+@pytest.mark.parametrize(
+    ("variant", "revision"),
+    [(Variant(), ""), (Variant(shard="100KB"), "@main"), (Variant(shard="100KB"), f"@{COMMIT}")],
+    ids=["single file", "shards of a branch", "shards of a commit"],
+)
 def test_a_cached_repository_is_packed_and_its_commit_recorded(
     variant: Variant, revision: str, make_checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:

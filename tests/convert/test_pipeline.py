@@ -23,8 +23,8 @@ from moepack.manifests.verify import verify
 
 MOE_PACK = (sys.executable, "-c", "from moepack.convert.cli import main; main()")
 LONGER = Variant(shape=Shape(layers=12, experts=16, hidden=256, intermediate=128, seed=9), fused=True)
-KILLS_OF_EACH = 3
-BUILDS = 12
+KILLS = 30  # in all, not counting those that came too late
+KILLS_OF_EACH = 4
 
 
 def digest(path: Path) -> str:
@@ -153,15 +153,18 @@ def kill_at_random(checkpoint: Path, target: Path, chance: random.Random, durati
     return child.wait() != 0
 
 
-def kill_and_resume(checkpoint: Path, target: Path, seed: int, duration: float) -> int:
-    """Build `target` through a few kills and then to its end; how many kills came before the end of a run."""
-    chance, landed = random.Random(seed), 0
-    for _ in range(KILLS_OF_EACH):
-        if not target.exists():
-            landed += kill_at_random(checkpoint, target, chance, duration)
-    if not target.exists():
-        assert start(checkpoint, target).wait() == 0
-    return landed
+def kill_and_resume(checkpoint: Path, folder: Path, seed: int, duration: float) -> list[Path]:
+    """Packs, each built through a few kills and then to its end, until half of all kills came before a run's end."""
+    folder.mkdir()
+    chance, landed, packs = random.Random(seed), 0, list[Path]()
+    while landed < KILLS // 2:
+        packs.append(folder / str(len(packs)))
+        for _ in range(KILLS_OF_EACH):
+            if not packs[-1].exists():
+                landed += kill_at_random(checkpoint, packs[-1], chance, duration)
+        if not packs[-1].exists():
+            assert start(checkpoint, packs[-1]).wait() == 0
+    return packs
 
 
 def test_thirty_kills_at_random_moments_change_nothing(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
@@ -169,11 +172,9 @@ def test_thirty_kills_at_random_moments_change_nothing(make_checkpoint: Checkpoi
     begin = time.monotonic()
     build_pack(checkpoint, tmp_path / "whole")
     duration, expected = (time.monotonic() - begin) / KILLS_OF_EACH, digest(tmp_path / "whole")
-    targets = [tmp_path / f"pack-{build}" for build in range(BUILDS)]
     with ThreadPoolExecutor(2) as pool:
-        landed = pool.map(lambda job: kill_and_resume(checkpoint, job[1], job[0], duration), enumerate(targets))
-    assert sum(landed) >= 30
-    assert [digest(target) for target in targets] == [expected] * BUILDS
+        halves = pool.map(lambda seed: kill_and_resume(checkpoint, tmp_path / str(seed), seed, duration), range(2))
+    assert {digest(pack) for packs in halves for pack in packs} == {expected}
 
 
 def test_work_in_order_is_bounded() -> None:
