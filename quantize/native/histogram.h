@@ -52,7 +52,7 @@ inline void load_ranked(const Affine& affine, int64_t group, Ranked<size>& ranke
     for (int i = 0; i < size; i++) ranked.ranks[i] ^= flip;
     dequantize_codes(reversed ? descending : ascending, levels, scale, bias, ranked.values);
     ranked.first = reversed ? bias + (levels - 1) * double(scale) : bias;
-    ranked.step = reversed ? -double(scale) : scale;
+    ranked.step = __builtin_fabs(double(scale));  // of -0.0 too, so that no negative zero is stored
     find_range(ranked);
 }
 
