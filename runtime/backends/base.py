@@ -6,6 +6,7 @@ point where the host must see a result is `Routes.ids`, once per layer, because 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -102,13 +103,12 @@ class Routes:
 
     def by_expert(self) -> Iterator[tuple[int, Ids, Floats]]:
         """(expert, its tokens ascending, their weights), experts ascending."""
-        flat = self.ids.reshape(-1)
-        order = np.argsort(flat, kind="stable")
-        starts = np.flatnonzero(np.diff(flat[order], prepend=-1))
+        order = np.argsort(self.ids, axis=None, kind="stable")
+        experts, weights = self.ids.reshape(-1)[order], self.weights.reshape(-1)[order]
         tokens = (order // self.ids.shape[1]).astype(np.int32)
-        weights = self.weights.reshape(-1)[order]
-        for first, last in zip(starts, [*starts[1:], len(order)], strict=True):
-            yield int(flat[order[first]]), tokens[first:last], weights[first:last]
+        starts = [0, *(np.flatnonzero(experts[1:] != experts[:-1]) + 1).tolist(), len(order)]
+        for first, last in pairwise(starts):
+            yield int(experts[first]), tokens[first:last], weights[first:last]
 
 
 class Backend(Protocol):

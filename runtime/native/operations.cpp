@@ -16,12 +16,13 @@ using In2 = Array<const float, 2>;
 using Out1 = Array<float, 1>;
 using Out2 = Array<float, 2>;
 
-constexpr int64_t ROW_GRAIN = 16;  // the kernels' block of rows
+constexpr int64_t ROW_GRAIN = 16;         // the kernels' block of rows
+constexpr int64_t LEAST_WORK = 64 * 1024;  // multiplications worth handing to another thread
 
-// Pieces small enough to even out threads of unequal speed, large enough to be worth handing out.
-int64_t grain_of(const Pool& pool, int64_t count) {
-  const int64_t pieces = count / (pool.threads() * 8);
-  return pieces < ROW_GRAIN ? ROW_GRAIN : pieces / ROW_GRAIN * ROW_GRAIN;
+// Rows per piece: small enough to even out threads of unequal speed, large enough to be worth handing out.
+int64_t grain_of(const Pool& pool, int64_t rows, int64_t work_per_row) {
+  const int64_t even = rows / (pool.threads() * 8), worth = LEAST_WORK / (work_per_row + 1) + 1;
+  return ((even > worth ? even : worth) + ROW_GRAIN - 1) / ROW_GRAIN * ROW_GRAIN;
 }
 
 Rows all_rows(const In2& x) { return {x.data(), nullptr, extent(x, 0), extent(x, 1)}; }
@@ -30,7 +31,7 @@ void matmul(Pool& pool, const HeldMatrix& matrix, In2 x, Out2 y) {
   const Matrix& m = matrix.view;
   require(extent(x, 1) == m.cols && extent(y, 1) == m.rows && extent(x, 0) == extent(y, 0), "matmul: shapes do not fit");
   nb::gil_scoped_release release;
-  pool.run(m.rows, grain_of(pool, m.rows), [&](int64_t first, int64_t last, int) {
+  pool.run(m.rows, grain_of(pool, m.rows, m.cols * extent(x, 0)), [&](int64_t first, int64_t last, int) {
     kernels().matmul(m, all_rows(x), y.data(), m.rows, first, last);
   });
 }
@@ -40,7 +41,7 @@ void swiglu(Pool& pool, const HeldMatrix& gate, const HeldMatrix& up, In2 x, Out
   require(g.rows == u.rows && g.cols == u.cols && extent(x, 1) == g.cols && extent(h, 1) == g.rows &&
           extent(x, 0) == extent(h, 0), "swiglu: shapes do not fit");
   nb::gil_scoped_release release;
-  pool.run(g.rows, grain_of(pool, g.rows), [&](int64_t first, int64_t last, int) {
+  pool.run(g.rows, grain_of(pool, g.rows, 2 * g.cols * extent(x, 0)), [&](int64_t first, int64_t last, int) {
     kernels().swiglu(g, u, all_rows(x), h.data(), g.rows, first, last);
   });
 }
@@ -97,10 +98,10 @@ void expert(Pool& pool, const RecordViews& layout, Bytes record, In2 x, Array<co
   nb::gil_scoped_release release;
   const Expert e = layout.expert(record.data());
   std::vector<float> hidden(static_cast<size_t>(count * wide));
-  pool.run(wide, ROW_GRAIN, [&](int64_t first, int64_t last, int) {
+  pool.run(wide, grain_of(pool, wide, 2 * layout.hidden * count), [&](int64_t first, int64_t last, int) {
     kernels().swiglu(e.gate, e.up, {x.data(), tokens.data(), count, layout.hidden}, hidden.data(), wide, first, last);
   });
-  pool.run(layout.hidden, grain_of(pool, layout.hidden), [&](int64_t first, int64_t last, int) {
+  pool.run(layout.hidden, grain_of(pool, layout.hidden, wide * count), [&](int64_t first, int64_t last, int) {
     kernels().accumulate(e.down, {hidden.data(), nullptr, count, wide}, tokens.data(), weights.data(), y.data(),
                          layout.hidden, first, last);
   });

@@ -21,9 +21,11 @@ class Pool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls work(first, last, thread) until 0..count is done, in pieces of `grain`; returns when all is done.
-  // One caller at a time: a second one waits.
+  // Waits for pieces, not for threads: on a busy machine the caller does what nobody else gets to. One caller at a
+  // time; a second one waits.
   template <typename Work> void run(int64_t count, int64_t grain, const Work& work) {
     if (count <= grain || workers_.empty()) {
+      const std::lock_guard one(caller_);
       if (count > 0) work(int64_t{0}, count, 0);
       return;
     }
@@ -42,16 +44,20 @@ class Pool {
   void serve(int thread);
   void take(int thread);
   bool wait_for_work(uint64_t seen);
+  void wake();
 
+  // The round in the high half, the next piece in the low half. A thread owns a piece by moving this on from exactly
+  // the value it saw, which fails if the round's work has been replaced meanwhile.
+  std::atomic<uint64_t> next_{0};
+  std::atomic<uint64_t> pieces_{0}, done_{0};
+  std::atomic<int64_t> count_{0}, grain_{1};
+  std::atomic<const void*> work_{nullptr};
+  std::atomic<Call> call_{nullptr};
+
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
   std::mutex caller_, mutex_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> round_{0};
-  std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0};
-  std::atomic<bool> stop_{false};
-  const void* work_ = nullptr;
-  Call call_ = nullptr;
-  int64_t count_ = 0, grain_ = 1;
   std::vector<std::vector<float>> scratch_;
   std::vector<std::thread> workers_;
 };

@@ -21,25 +21,35 @@ inline void widen(const void* from, Scalar scalar, int64_t first, int64_t count,
     store(to + i, scalar == Scalar::bf16 ? load_bf16(halves + i) : load_f16(halves + i));
   }
   if (i == count) return;
+  if (scalar == Scalar::bf16) {
+    for (; i < count; ++i) {
+      const uint32_t bits = static_cast<uint32_t>(halves[i]) << 16;
+      std::memcpy(to + i, &bits, sizeof bits);
+    }
+    return;
+  }
   uint16_t rest[LANES] = {};
   std::memcpy(rest, halves + i, static_cast<size_t>(count - i) * sizeof(uint16_t));
-  store_part(to + i, scalar == Scalar::bf16 ? load_bf16(rest) : load_f16(rest), count - i);
+  store_part(to + i, load_f16(rest), count - i);
 }
 
 // Calls use(column, 16, w) for every sixteen columns, ascending; w[r] holds row `row + r`'s weights.
 template <int BITS> struct Affine {
   template <int R, typename Use> static inline void walk(const Matrix& m, int64_t row, Use&& use) {
     const int64_t groups = m.cols / m.group;
-    float scales[R][GROUPS_AT_ONCE], biases[R][GROUPS_AT_ONCE];
+    float scales[R * GROUPS_AT_ONCE + LANES], biases[R * GROUPS_AT_ONCE + LANES];  // [R][count], and room for a whole store
     for (int64_t first = 0; first < groups; first += GROUPS_AT_ONCE) {
       const int64_t count = groups - first < GROUPS_AT_ONCE ? groups - first : GROUPS_AT_ONCE;
-      for (int r = 0; r < R; ++r) {
-        widen(m.scales, m.scalar, (row + r) * groups + first, count, scales[r]);
-        widen(m.biases, m.scalar, (row + r) * groups + first, count, biases[r]);
-      }
+      const auto fetch = [&](int64_t at, int64_t many, float* to, float* to_biases) {
+        widen(m.scales, m.scalar, at, many, to);
+        widen(m.biases, m.scalar, at, many, to_biases);
+      };
+      if (count == groups) fetch(row * groups, R * count, scales, biases);  // the rows' parameters follow each other
+      else
+        for (int r = 0; r < R; ++r) fetch((row + r) * groups + first, count, scales + r * count, biases + r * count);
       for (int64_t g = 0; g < count; ++g) {
         Group<BITS> group[R];
-        for (int r = 0; r < R; ++r) group[r].prepare(scales[r][g], biases[r][g]);
+        for (int r = 0; r < R; ++r) group[r].prepare(scales[r * count + g], biases[r * count + g]);
         const int64_t begin = (first + g) * m.group, end = begin + m.group;
         for (int64_t column = begin; column < end; column += LANES) {
           F16 w[R];

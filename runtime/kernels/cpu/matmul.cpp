@@ -11,10 +11,10 @@ namespace moepack::MOEPACK_ISA {
 namespace {
 
 constexpr int64_t BLOCK_ROWS = 16, BLOCK_TOKENS = 32;
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int TILE_TOKENS = 8;
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers; elsewhere 16
+constexpr int TILE_TOKENS = 8, ROWS_OF_ONE_TOKEN = 8;
 #else
-constexpr int TILE_TOKENS = 4;
+constexpr int TILE_TOKENS = 4, ROWS_OF_ONE_TOKEN = 4;
 #endif
 
 struct Block { float dots[BLOCK_TOKENS][BLOCK_ROWS]; };
@@ -37,7 +37,7 @@ inline void tile(const Matrix& m, int64_t row, const float* const* x, float (*ou
 
 template <typename Source, int T>
 inline void rows_of_tile(const Matrix& m, int64_t row, int64_t rows, const float* const* x, float (*out)[BLOCK_ROWS]) {
-  constexpr int R = T == 1 ? 4 : 2;
+  constexpr int R = T == 1 ? ROWS_OF_ONE_TOKEN : 2;
   int64_t r = 0;
   for (; r + R <= rows; r += R) tile<Source, R, T>(m, row + r, x, reinterpret_cast<float(*)[BLOCK_ROWS]>(&out[0][r]));
   for (; r < rows; ++r) tile<Source, 1, T>(m, row + r, x, reinterpret_cast<float(*)[BLOCK_ROWS]>(&out[0][r]));
