@@ -45,7 +45,7 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="A checkpoint: a directory, or org/name[@revision] on the Hugging Face Hub, which is downloaded first.",
+        help="A checkpoint: a directory, or org/name or org/name@revision on the Hugging Face Hub (downloaded first).",
     ),
 ]
 PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]

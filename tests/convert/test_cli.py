@@ -427,6 +427,7 @@ def test_version_and_help(moe_pack: Callable[..., Ran]) -> None:
         shown = moe_pack(*command, "--help")
         assert shown.code == 0
         assert "130" in shown.out
+    assert "org/name@revision" in " ".join(moe_pack("build", "--help").out.split())
 
 
 def test_interrupting_says_how_to_go_on(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
@@ -450,7 +451,6 @@ def test_interrupting_says_how_to_go_on(make_checkpoint: CheckpointMaker, tmp_pa
     build_pack(checkpoint, target)
 
 
-@pytest.mark.skipif(not shipped.CHECKPOINT.exists(), reason="the demo model is not there yet")
 def test_the_demo_packs_and_says_what_to_run_next(tmp_path: Path, moe_pack: Callable[..., Ran]) -> None:
     done = moe_pack("demo", tmp_path / "demo")
     assert done.code == 0

@@ -85,3 +85,9 @@ def test_failures_become_one_sentence(
     with pytest.raises(kind, match=says) as caught:
         hub.download("org/name", "main", ["config.json"], lambda _: [])
     assert "\n" not in str(caught.value)
+
+
+def test_local_work_does_not_even_load_the_hub_library() -> None:
+    code = "import sys, moepack.convert.cli; print('huggingface_hub' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
