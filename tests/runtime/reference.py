@@ -15,7 +15,7 @@ Floats = np.ndarray
 
 
 def sigmoid(x: Floats) -> Floats:
-    return 1 / (1 + np.exp(-x))
+    return np.exp(-np.logaddexp(0, -x))
 
 
 def silu(x: Floats) -> Floats:

@@ -1,0 +1,25 @@
+"""Random activations and stored matrices; light to import, for it also runs in subprocesses."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from packs import pack_codes
+
+from moepack.layout.formats import BITS, GROUP_SIZES, AffineFormat
+from moepack.runtime.backends.base import StoredMatrix
+
+FORMATS = [AffineFormat(bits, group) for bits in BITS for group in GROUP_SIZES]
+FLOATS: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
+
+
+def floats(random: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return (random.normal(size=shape) * scale).astype(np.float32)
+
+
+def affine(
+    random: np.random.Generator, rows: int, cols: int, format: AffineFormat, dtype: Any = "bf16"
+) -> StoredMatrix:
+    codes = random.integers(0, 2**format.bits, (rows, cols))
+    scales, biases = (floats(random, rows, format.groups(cols), scale=0.1).astype(FLOATS[dtype]) for _ in range(2))
+    return StoredMatrix(pack_codes(codes, format.bits), scales, biases, format)
