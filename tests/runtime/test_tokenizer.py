@@ -63,12 +63,20 @@ def test_a_sentencepiece_tokenizer_with_byte_fallback_streams_too(text: str, spa
     assert "".join(streamed(tokenizer, tokens)) == tokenizer.decode(tokens)
 
 
+def test_a_silent_special_token_does_not_swallow_the_space_after_it() -> None:
+    space, x, end = 257, 258, SENTENCEPIECE.token_to_id("</s>")
+    tokens = [space, x, end, space, x]
+    assert plain(SENTENCEPIECE).decode(tokens) == "x x"
+    assert "".join(streamed(plain(SENTENCEPIECE), tokens)) == "x x"
+
+
 def _sentencepiece() -> Vocabulary:
     vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"<unk>": 256, "▁": 257, "x": 258, "o": 259, "l": 260}
     vocabulary = Vocabulary(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
     vocabulary.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     vocabulary.decoder = decoders.Sequence(steps)
+    vocabulary.add_special_tokens(["</s>"])
     return vocabulary
 
 
