@@ -363,3 +363,9 @@ def test_rendering_does_not_change_what_it_was_given() -> None:
 def test_the_loop_budget_is_per_rendering() -> None:
     template = ChatTemplate({"default": "{% for a in range(90000) %}{% endfor %}x"}, {}, "t")
     assert [template.render(QUESTION) for _ in range(12)] == ["x"] * 12
+
+
+@pytest.mark.parametrize("payload", ["{{ 'x' * 10 ** 9 }}", "{{ 10 ** 9 * 'x' }}", "{{ [0] * 10 ** 9 }}"])
+def test_a_repetition_is_refused_before_it_fills_the_memory(payload: str) -> None:
+    with pytest.raises(CorruptInputError, match="repeats a text or list beyond 10000000 items"):
+        ours(payload, QUESTION)
