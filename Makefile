@@ -30,10 +30,10 @@ type: $(VENV)/ready-dev ## Check types
 check: lint type test ## Everything CI checks
 
 bench: $(VENV)/ready-dev ## Time packing, verifying and decoding, side by side with cp and transformers
-	$(BIN)/python tests/extended/bench.py
+	PYTHONPATH=tests $(BIN)/python tests/extended/bench.py
 
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
-	$(BIN)/python tests/extended/scale.py
+	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py
 
 clean: ## Remove the virtual environment and everything built
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,7 +7,6 @@ cache is warm: what is compared is arithmetic. Streaming from a disk is what `mo
 
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from oracle import reference_model
 from rich.console import Console
 from rich.table import Table
 from scale import MOE_PACK, ROOT
 from synthetic import Width, write_checkpoint
 
 from moepack.runtime.engine import Engine, EngineOptions
-
-sys.path.insert(0, str(ROOT / "tests"))
-from oracle import reference_model
 
 PLACE = ROOT / "build" / "bench"
 THREADS = 2

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from oracle import dequantize
+from packs import reference_record
 from rich.console import Console
 from rich.table import Table
-from synthetic import Width, write_checkpoint
+from synthetic import FORMAT, Width, write_checkpoint
 
+from moepack.layout.formats import AffineFormat
 from moepack.layout.reader import Pack
 from moepack.layout.record import PROJECTIONS
 from moepack.layout.tensorfile import TensorFile
@@ -91,35 +94,23 @@ def verify(name: str) -> Cost:
     return measure(MOE_PACK, "verify", PLACE / name)
 
 
-def reference_record(file: TensorFile, expert: int) -> bytes:
-    """One expert by the reference system's 2-bit rule, in plain numpy: gate, up, down; codes, scales, biases."""
-    return b"".join(part for projection in PROJECTIONS for part in _reference_parts(file, projection, expert))
+def rule_record(file: TensorFile, expert: int) -> bytes:
+    """One expert by the reference system's 2-bit rule, in plain numpy."""
+    matrices = (dequantize(*source_parts(file, projection, expert), FORMAT) for projection in PROJECTIONS)
+    return reference_record(*matrices, AffineFormat.parse("affine2-g64"))
 
 
-def _reference_parts(file: TensorFile, projection: str, expert: int) -> tuple[bytes, bytes, bytes]:
+def source_parts(file: TensorFile, projection: str, expert: int) -> list[np.ndarray]:
+    """Codes, scales and biases of one expert's matrix, as the checkpoint stores them."""
     stem = f"language_model.model.layers.0.mlp.switch_mlp.{projection}_proj"
-    packed = file.read_row(f"{stem}.weight", expert)
-    scales, biases = (file.read_row(f"{stem}.{part}", expert).astype(np.float32) for part in ("scales", "biases"))
-    codes = (packed[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
-    groups = codes.reshape(*scales.shape, 64).astype(np.float32)
-    values = groups * scales[..., None] + biases[..., None]
-    low, high = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
-    scale = (high - low) / np.float32(3)
-    safe = np.where(scale == 0, np.float32(1), scale)
-    new = np.clip(np.rint((values - low) / safe), 0, 3).astype(np.uint32).reshape(packed.shape[0], -1, 16)
-    words = np.bitwise_or.reduce(new << np.arange(0, 32, 2, dtype=np.uint32), axis=-1)
-    return words.tobytes(), _truncate(scale), _truncate(low)
-
-
-def _truncate(values: np.ndarray) -> bytes:
-    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    return [file.read_row(f"{stem}.{part}", expert) for part in ("weight", "scales", "biases")]
 
 
 def compare_records() -> None:
     """Hold records of the minmax pack against the numpy rendering, byte for byte."""
     with Pack.open(PLACE / "minmax") as pack, TensorFile.open(SHARD) as file:
         for expert in CHECKED_EXPERTS:
-            if pack.read_record(0, expert).tobytes() != reference_record(file, expert):
+            if pack.read_record(0, expert).tobytes() != rule_record(file, expert):
                 sys.exit(f"expert {expert} differs from the reference rule")
         record = pack.records[0]
     out.print(f"{len(CHECKED_EXPERTS)} records of {record.stride:,} bytes equal the reference rule, byte for byte")
@@ -129,10 +120,7 @@ def compare_pass_through() -> None:
     """Hold records of the pass-through pack against the checkpoint's own bytes."""
     with Pack.open(PLACE / "pass-through") as pack, TensorFile.open(SHARD) as file:
         for expert in CHECKED_EXPERTS:
-            stems = [f"language_model.model.layers.0.mlp.switch_mlp.{p}_proj" for p in PROJECTIONS]
-            parts = [
-                file.read_row(f"{stem}.{part}", expert) for stem in stems for part in ("weight", "scales", "biases")
-            ]
+            parts = [part for name in PROJECTIONS for part in source_parts(file, name, expert)]
             if pack.read_record(0, expert).tobytes() != b"".join(part.tobytes() for part in parts):
                 sys.exit(f"expert {expert} differs from the checkpoint")
     out.print(f"{len(CHECKED_EXPERTS)} pass-through records equal the checkpoint, byte for byte")
