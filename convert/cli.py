@@ -9,7 +9,7 @@ import typer
 from .. import __version__
 from ..layout.reader import Pack
 from ..manifests import console
-from ..manifests.console import ConsoleProgress, print_json, say
+from ..manifests.console import ConsoleProgress, print_json, reported, say
 from ..manifests.errors import MismatchError
 from ..manifests.files import gigabytes
 from ..manifests.report import Report
@@ -77,6 +77,7 @@ def _options(
 
 
 @app.command(epilog=EXIT_CODES)
+@reported
 def plan(
     source: SourceArgument,
     expert_format: FormatOption = "affine2-g64",
@@ -94,6 +95,7 @@ def plan(
 
 
 @app.command(epilog=EXIT_CODES)
+@reported
 def build(
     source: SourceArgument,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The pack to write; must not exist.")],
@@ -108,6 +110,7 @@ def build(
 
 
 @app.command(epilog=EXIT_CODES)
+@reported
 def inspect(pack: PackArgument, json: JsonOption = False) -> None:
     """Show what a pack holds, after checking its structure (but not its weights; that is verify)."""
     with Pack.open(pack) as opened:
@@ -115,6 +118,7 @@ def inspect(pack: PackArgument, json: JsonOption = False) -> None:
 
 
 @app.command(epilog=EXIT_CODES)
+@reported
 def verify(pack: PackArgument, jobs: JobsOption = JOBS, json: JsonOption = False) -> None:
     """Read a whole pack and check every byte; name layer, expert and component of any damage."""
     checked = verify_pack(pack, threads=jobs, progress=ConsoleProgress())
@@ -123,6 +127,7 @@ def verify(pack: PackArgument, jobs: JobsOption = JOBS, json: JsonOption = False
 
 
 @app.command(epilog=EXIT_CODES)
+@reported
 def demo(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The pack to write; must not exist.")],
     jobs: JobsOption = JOBS,
@@ -168,4 +173,4 @@ def _show(found: dict[str, Any], as_table: Any, *, json: bool) -> None:
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
-    console.run(app)
+    console.main(app)

@@ -1,6 +1,7 @@
 """How every command speaks: data on stdout, everything else on stderr, errors in one sentence with an exit code.
 
-Progress is a live bar on a terminal and plain lines elsewhere. Both command lines run through `run`.
+Progress is a live bar on a terminal and plain lines elsewhere. Both command lines run through `main`, and each of
+their commands through `reported`.
 """
 
 import json
@@ -9,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from io import TextIOWrapper
+from typing import Any, ParamSpec
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -18,6 +21,7 @@ from rich.progress import Progress as Bar
 from .errors import INTERRUPTED_EXIT_CODE, MoepackError, StorageError
 from .progress import Task
 
+P = ParamSpec("P")
 SECONDS_BETWEEN_LINES = 5.0
 
 out = Console(highlight=False, soft_wrap=True)
@@ -32,6 +36,24 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def main(app: Callable[[], None]) -> None:
+    """Run a typer application to its exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ?, and the work goes on
+    run(app)
+
+
+def reported(command: Callable[P, None]) -> Callable[P, None]:
+    """`command` under `run` already inside typer, which would give a broken pipe the exit code of a bad pack."""
+
+    @wraps(command)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(lambda: command(*args, **kwargs))
+
+    return inside
 
 
 def run(command: Callable[[], None]) -> None:

@@ -3,17 +3,16 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial, wraps
-from io import TextIOWrapper
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
 from ..layout.reader import Pack
 from ..manifests import console
-from ..manifests.console import print_json, say
+from ..manifests.console import print_json, reported, say
 from ..manifests.errors import INTERRUPTED_EXIT_CODE
 from . import host, report
 from .asked import Asked
@@ -24,7 +23,6 @@ from .language import Language
 from .quantities import parse_size
 from .sampling import Sampler, Sampling
 
-P = ParamSpec("P")
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, a prompt that is"
     " empty or too long); 3 a pack is malformed or its output is not finite; 4 the disk failed; 5 not supported;"
@@ -76,16 +74,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _reported(command: Callable[P, None]) -> Callable[P, None]:
-    """`command` under console.run already inside typer, which would give a broken pipe the exit code of a bad pack."""
-
-    @wraps(command)
-    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
-        console.run(lambda: command(*args, **kwargs))
-
-    return reported
-
-
 @app.callback()
 def _options(
     version: Annotated[
@@ -96,7 +84,7 @@ def _options(
 
 
 @app.command(epilog=EXIT_CODES)
-@_reported
+@reported
 def generate(
     pack: PackArgument,
     prompt: Annotated[
@@ -149,7 +137,7 @@ def generate(
 
 
 @app.command(epilog=EXIT_CODES)
-@_reported
+@reported
 def bench(
     pack: PackArgument,
     prompt_tokens: Annotated[int, typer.Option(help="Random tokens in the prompt.")] = 128,
@@ -233,7 +221,4 @@ def _size(text: str | None) -> int | None:
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ?, and the answer goes on
-    console.run(app)
+    console.main(app)
