@@ -16,7 +16,7 @@ using In2 = Array<const float, 2>;
 using Out1 = Array<float, 1>;
 using Out2 = Array<float, 2>;
 
-constexpr int64_t ROW_GRAIN = 16;         // the kernels' block of rows
+constexpr int64_t ROW_GRAIN = 16;          // the kernels' block of rows
 constexpr int64_t LEAST_WORK = 64 * 1024;  // multiplications worth handing to another thread
 
 // Rows per piece: small enough to even out threads of unequal speed, large enough to be worth handing out.
@@ -29,17 +29,18 @@ Rows all_rows(const In2& x) { return {x.data(), nullptr, extent(x, 0), extent(x,
 
 void matmul(Pool& pool, const HeldMatrix& matrix, In2 x, Out2 y) {
   const Matrix& m = matrix.view;
-  require(extent(x, 1) == m.cols && extent(y, 1) == m.rows && extent(x, 0) == extent(y, 0), "matmul: shapes do not fit");
+  require(extent(x, 1) == m.cols && extent(y, 1) == m.rows && extent(x, 0) == extent(y, 0),
+          "matmul: shapes do not fit");
   nb::gil_scoped_release release;
-  pool.run(m.rows, grain_of(pool, m.rows, m.cols * extent(x, 0)), [&](int64_t first, int64_t last, int) {
-    kernels().matmul(m, all_rows(x), y.data(), m.rows, first, last);
-  });
+  pool.run(m.rows, grain_of(pool, m.rows, m.cols * extent(x, 0)),
+           [&](int64_t first, int64_t last, int) { kernels().matmul(m, all_rows(x), y.data(), m.rows, first, last); });
 }
 
 void swiglu(Pool& pool, const HeldMatrix& gate, const HeldMatrix& up, In2 x, Out2 h) {
   const Matrix &g = gate.view, &u = up.view;
   require(g.rows == u.rows && g.cols == u.cols && extent(x, 1) == g.cols && extent(h, 1) == g.rows &&
-          extent(x, 0) == extent(h, 0), "swiglu: shapes do not fit");
+              extent(x, 0) == extent(h, 0),
+          "swiglu: shapes do not fit");
   nb::gil_scoped_release release;
   pool.run(g.rows, grain_of(pool, g.rows, 2 * g.cols * extent(x, 0)), [&](int64_t first, int64_t last, int) {
     kernels().swiglu(g, u, all_rows(x), h.data(), g.rows, first, last);
@@ -56,7 +57,8 @@ void embed(const HeldMatrix& table, Array<const int32_t, 1> ids, Out2 y) {
 
 void rms_norm(Pool& pool, In2 x, In1 weight, float eps, Out2 y) {
   const int64_t width = extent(x, 1);
-  require(extent(weight, 0) == width && extent(y, 1) == width && extent(x, 0) == extent(y, 0), "rms_norm: shapes do not fit");
+  require(extent(weight, 0) == width && extent(y, 1) == width && extent(x, 0) == extent(y, 0),
+          "rms_norm: shapes do not fit");
   nb::gil_scoped_release release;
   pool.run(extent(x, 0), 8, [&](int64_t first, int64_t last, int) {
     for (int64_t t = first; t < last; ++t)
@@ -66,8 +68,9 @@ void rms_norm(Pool& pool, In2 x, In1 weight, float eps, Out2 y) {
 
 void add_gated(Pool& pool, In2 x, In2 gate, Out2 y) {
   const int64_t width = extent(x, 1);
-  require(extent(y, 1) == width && extent(y, 0) == extent(x, 0) && extent(gate, 0) == extent(x, 0) && extent(gate, 1) == 1,
-          "add_gated: shapes do not fit");
+  require(
+      extent(y, 1) == width && extent(y, 0) == extent(x, 0) && extent(gate, 0) == extent(x, 0) && extent(gate, 1) == 1,
+      "add_gated: shapes do not fit");
   nb::gil_scoped_release release;
   pool.run(extent(x, 0), 8, [&](int64_t first, int64_t last, int) {
     for (int64_t t = first; t < last; ++t)
@@ -78,7 +81,8 @@ void add_gated(Pool& pool, In2 x, In2 gate, Out2 y) {
 void route(Pool& pool, In2 logits, Array<int32_t, 2> ids, Out2 weights) {
   const int64_t experts = extent(logits, 1), k = extent(ids, 1);
   require(k >= 1 && k <= experts && extent(weights, 1) == k && extent(ids, 0) == extent(logits, 0) &&
-          extent(weights, 0) == extent(logits, 0), "route: shapes do not fit");
+              extent(weights, 0) == extent(logits, 0),
+          "route: shapes do not fit");
   nb::gil_scoped_release release;
   pool.run(extent(logits, 0), 8, [&](int64_t first, int64_t last, int thread) {
     float* const scratch = pool.scratch(thread, experts);
@@ -88,11 +92,13 @@ void route(Pool& pool, In2 logits, Array<int32_t, 2> ids, Out2 weights) {
 }
 
 // y[tokens[i]] += weights[i] * expert(x[tokens[i]])
-void expert(Pool& pool, const RecordViews& layout, Bytes record, In2 x, Array<const int32_t, 1> tokens, In1 weights, Out2 y) {
+void expert(Pool& pool, const RecordViews& layout, Bytes record, In2 x, Array<const int32_t, 1> tokens, In1 weights,
+            Out2 y) {
   const int64_t count = extent(tokens, 0), wide = layout.intermediate;
   require(static_cast<int64_t>(record.size()) >= layout.size, "expert: the record is too short");
   require(extent(x, 1) == layout.hidden && extent(y, 1) == layout.hidden && extent(x, 0) == extent(y, 0) &&
-          extent(weights, 0) == count, "expert: shapes do not fit");
+              extent(weights, 0) == count,
+          "expert: shapes do not fit");
   for (int64_t i = 0; i < count; ++i)
     require(tokens.data()[i] >= 0 && tokens.data()[i] < extent(x, 0), "expert: no such token");
   nb::gil_scoped_release release;
@@ -108,26 +114,41 @@ void expert(Pool& pool, const RecordViews& layout, Bytes record, In2 x, Array<co
 }
 
 AttentionShape attention_shape(int64_t heads, int64_t kv_heads, int64_t dim, int64_t rotary, float eps) {
-  require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && dim > 0 && rotary >= 0 && rotary % 2 == 0 && rotary <= dim,
-          "attention: no such shape");
+  require(
+      heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && dim > 0 && rotary >= 0 && rotary % 2 == 0 && rotary <= dim,
+      "attention: no such shape");
   return {heads, kv_heads, dim, rotary, eps};
 }
 
-void attention(Pool& pool, const AttentionShape& s, int64_t position, In2 query_gate, In2 key, In2 value, In1 query_norm,
-               In1 key_norm, In2 cos, In2 sin, Out2 keys, Out2 values, Out2 out) {
+void attention(Pool& pool, const AttentionShape& s, int64_t position, In2 query_gate, In2 key, In2 value,
+               In1 query_norm, In1 key_norm, In2 cos, In2 sin, Out2 keys, Out2 values, Out2 out) {
   const int64_t tokens = extent(out, 0), width = s.num_heads * s.head_dim, kv_width = s.num_kv_heads * s.head_dim;
   require(extent(out, 1) == width && extent(query_gate, 1) == 2 * width && extent(key, 1) == kv_width &&
-          extent(value, 1) == kv_width && extent(query_gate, 0) == tokens && extent(key, 0) == tokens &&
-          extent(value, 0) == tokens, "attention: projections do not fit");
+              extent(value, 1) == kv_width && extent(query_gate, 0) == tokens && extent(key, 0) == tokens &&
+              extent(value, 0) == tokens,
+          "attention: projections do not fit");
   require(extent(query_norm, 0) == s.head_dim && extent(key_norm, 0) == s.head_dim && extent(cos, 0) == tokens &&
-          extent(sin, 0) == tokens && extent(cos, 1) == s.rotary_dims / 2 && extent(sin, 1) == s.rotary_dims / 2,
+              extent(sin, 0) == tokens && extent(cos, 1) == s.rotary_dims / 2 && extent(sin, 1) == s.rotary_dims / 2,
           "attention: norms or rotations do not fit");
   require(extent(keys, 1) == kv_width && extent(values, 1) == kv_width && position >= 0 &&
-          position + tokens <= extent(keys, 0) && position + tokens <= extent(values, 0), "attention: the cache is too small");
+              position + tokens <= extent(keys, 0) && position + tokens <= extent(values, 0),
+          "attention: the cache is too small");
   nb::gil_scoped_release release;
   std::vector<float> queries(static_cast<size_t>(tokens * width));
-  const Attention a = {s, tokens, position, query_gate.data(), key.data(), value.data(), query_norm.data(), key_norm.data(),
-                       cos.data(), sin.data(), queries.data(), keys.data(), values.data(), out.data()};
+  const Attention a = {s,
+                       tokens,
+                       position,
+                       query_gate.data(),
+                       key.data(),
+                       value.data(),
+                       query_norm.data(),
+                       key_norm.data(),
+                       cos.data(),
+                       sin.data(),
+                       queries.data(),
+                       keys.data(),
+                       values.data(),
+                       out.data()};
   pool.run(tokens, 4, [&](int64_t first, int64_t last, int) {
     for (int64_t t = first; t < last; ++t) kernels().attention_prepare(a, t);
   });
@@ -140,7 +161,8 @@ void attention(Pool& pool, const AttentionShape& s, int64_t position, In2 query_
 // cos and sin of (position + t) * frequency, the angle rounded to float32 as transformers does.
 void rotation(int64_t position, In1 frequencies, Out2 cos, Out2 sin) {
   const int64_t half = extent(frequencies, 0);
-  require(extent(cos, 1) == half && extent(sin, 1) == half && extent(cos, 0) == extent(sin, 0), "rotation: shapes do not fit");
+  require(extent(cos, 1) == half && extent(sin, 1) == half && extent(cos, 0) == extent(sin, 0),
+          "rotation: shapes do not fit");
   for (int64_t t = 0; t < extent(cos, 0); ++t)
     for (int64_t i = 0; i < half; ++i) {
       const double angle = static_cast<float>(position + t) * frequencies.data()[i];
@@ -149,28 +171,36 @@ void rotation(int64_t position, In1 frequencies, Out2 cos, Out2 sin) {
     }
 }
 
-DeltaShape delta_shape(int64_t key_heads, int64_t value_heads, int64_t key_dim, int64_t value_dim, int64_t kernel, float eps) {
-  require(key_heads > 0 && value_heads > 0 && value_heads % key_heads == 0 && key_dim > 0 && value_dim > 0 && kernel > 0,
-          "delta: no such shape");
+DeltaShape delta_shape(int64_t key_heads, int64_t value_heads, int64_t key_dim, int64_t value_dim, int64_t kernel,
+                       float eps) {
+  require(
+      key_heads > 0 && value_heads > 0 && value_heads % key_heads == 0 && key_dim > 0 && value_dim > 0 && kernel > 0,
+      "delta: no such shape");
   return {key_heads, value_heads, key_dim, value_dim, kernel, eps};
 }
 
-void delta(Pool& pool, const DeltaShape& s, In2 mixed, In2 gate, In2 beta, In2 decay, In2 conv, In1 log_decay, In1 decay_bias,
-           In1 norm, Out2 conv_state, Array<float, 3> state, Out2 out) {
+void delta(Pool& pool, const DeltaShape& s, In2 mixed, In2 gate, In2 beta, In2 decay, In2 conv, In1 log_decay,
+           In1 decay_bias, In1 norm, Out2 conv_state, Array<float, 3> state, Out2 out) {
   const int64_t tokens = extent(out, 0), width = s.num_value_heads * s.value_head_dim;
   const int64_t channels = 2 * s.num_key_heads * s.key_head_dim + width;
   require(extent(out, 1) == width && extent(mixed, 1) == channels && extent(gate, 1) == width &&
-          extent(beta, 1) == s.num_value_heads && extent(decay, 1) == s.num_value_heads && extent(mixed, 0) == tokens &&
-          extent(gate, 0) == tokens && extent(beta, 0) == tokens && extent(decay, 0) == tokens, "delta: projections do not fit");
-  require(extent(conv, 0) == s.conv_kernel && extent(conv, 1) == channels && extent(log_decay, 0) == s.num_value_heads &&
-          extent(decay_bias, 0) == s.num_value_heads && extent(norm, 0) == s.value_head_dim, "delta: weights do not fit");
+              extent(beta, 1) == s.num_value_heads && extent(decay, 1) == s.num_value_heads &&
+              extent(mixed, 0) == tokens && extent(gate, 0) == tokens && extent(beta, 0) == tokens &&
+              extent(decay, 0) == tokens,
+          "delta: projections do not fit");
+  require(extent(conv, 0) == s.conv_kernel && extent(conv, 1) == channels &&
+              extent(log_decay, 0) == s.num_value_heads && extent(decay_bias, 0) == s.num_value_heads &&
+              extent(norm, 0) == s.value_head_dim,
+          "delta: weights do not fit");
   require(extent(conv_state, 0) == s.conv_kernel - 1 && extent(conv_state, 1) == channels &&
-          extent(state, 0) == s.num_value_heads && extent(state, 1) == s.key_head_dim && extent(state, 2) == s.value_head_dim,
+              extent(state, 0) == s.num_value_heads && extent(state, 1) == s.key_head_dim &&
+              extent(state, 2) == s.value_head_dim,
           "delta: the state does not fit");
   nb::gil_scoped_release release;
   std::vector<float> convolved(static_cast<size_t>(tokens * channels));
-  const Delta d = {s, tokens, channels, mixed.data(), gate.data(), beta.data(), decay.data(), conv.data(), log_decay.data(),
-                   decay_bias.data(), norm.data(), convolved.data(), conv_state.data(), state.data(), out.data()};
+  const Delta d = {s,           tokens,           channels,          mixed.data(),     gate.data(),
+                   beta.data(), decay.data(),     conv.data(),       log_decay.data(), decay_bias.data(),
+                   norm.data(), convolved.data(), conv_state.data(), state.data(),     out.data()};
   pool.run(channels, 512, [&](int64_t first, int64_t last, int) { kernels().delta_conv(d, first, last); });
   pool.run(s.num_value_heads, 1, [&](int64_t first, int64_t last, int thread) {
     float* const scratch = pool.scratch(thread, 2 * s.key_head_dim);
@@ -182,16 +212,20 @@ void delta(Pool& pool, const DeltaShape& s, In2 mixed, In2 gate, In2 beta, In2 d
 
 void bind_operations(nb::module_& m) {
   nb::class_<Pool>(m, "Pool")
-      .def("__init__", [](Pool* self, int threads) {
-        require(threads >= 1 && threads <= 1024, "a pool has 1 to 1024 threads");
-        new (self) Pool(threads);
-      }, nb::arg("threads"))
+      .def(
+          "__init__",
+          [](Pool* self, int threads) {
+            require(threads >= 1 && threads <= 1024, "a pool has 1 to 1024 threads");
+            new (self) Pool(threads);
+          },
+          nb::arg("threads"))
       .def_prop_ro("threads", &Pool::threads);
   nb::class_<AttentionShape>(m, "AttentionShape");
   nb::class_<DeltaShape>(m, "DeltaShape");
-  m.def("attention_shape", &attention_shape, nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("rotary_dims"), nb::arg("eps"));
-  m.def("delta_shape", &delta_shape, nb::arg("key_heads"), nb::arg("value_heads"), nb::arg("key_dim"), nb::arg("value_dim"),
-        nb::arg("conv_kernel"), nb::arg("eps"));
+  m.def("attention_shape", &attention_shape, nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"),
+        nb::arg("rotary_dims"), nb::arg("eps"));
+  m.def("delta_shape", &delta_shape, nb::arg("key_heads"), nb::arg("value_heads"), nb::arg("key_dim"),
+        nb::arg("value_dim"), nb::arg("conv_kernel"), nb::arg("eps"));
   m.def("instruction_set", [] { return kernels().name; });
   m.def("matmul", &matmul);
   m.def("swiglu", &swiglu);

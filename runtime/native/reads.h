@@ -12,7 +12,10 @@
 namespace moepack {
 
 // How a read ended: `got` bytes arrived; `error` is errno, or 0 (then got < size means the file ended early).
-struct ReadResult { int64_t got; int error; };
+struct ReadResult {
+  int64_t got;
+  int error;
+};
 
 class ReadPool {
  public:
@@ -27,7 +30,12 @@ class ReadPool {
   ReadResult wait(uint64_t ticket);
 
  private:
-  struct Read { uint64_t ticket; int fd; int64_t offset, size; uint8_t* to; };
+  struct Read {
+    uint64_t ticket;
+    int fd;
+    int64_t offset, size;
+    uint8_t* to;
+  };
 
   void serve();
 

@@ -24,9 +24,12 @@ Kind float_kind(Scalar s) { return s == Scalar::bf16 ? Kind::bf16 : s == Scalar:
 // All arrays arrive as flat bytes: numpy has no bf16 of its own, and shapes are stated anyway.
 HeldMatrix float_matrix(Bytes data, const std::string& dtype, int64_t rows, int64_t cols) {
   const int64_t row_bytes = cols * size_of(scalar(dtype));
-  require(rows > 0 && cols > 0 && static_cast<int64_t>(data.size()) == rows * row_bytes, "matrix bytes do not fit its shape");
+  require(rows > 0 && cols > 0 && static_cast<int64_t>(data.size()) == rows * row_bytes,
+          "matrix bytes do not fit its shape");
   return {{float_kind(scalar(dtype)), scalar(dtype), rows, cols, 0, row_bytes, data.data(), nullptr, nullptr},
-          nb::cast(data), nb::none(), nb::none()};
+          nb::cast(data),
+          nb::none(),
+          nb::none()};
 }
 
 HeldMatrix affine_matrix(Bytes codes, Bytes scales, Bytes biases, const std::string& dtype, int64_t bits, int64_t group,
@@ -34,16 +37,21 @@ HeldMatrix affine_matrix(Bytes codes, Bytes scales, Bytes biases, const std::str
   const int64_t parameters = rows * (cols / group) * size_of(scalar(dtype));
   require(rows > 0 && cols > 0 && cols % group == 0 && group % 32 == 0, "columns do not divide into whole groups");
   require(static_cast<int64_t>(codes.size()) == rows * cols * bits / 8, "code bytes do not fit the shape");
-  require(static_cast<int64_t>(scales.size()) == parameters && scales.size() == biases.size(), "scale bytes do not fit");
-  return {{affine_kind(bits), scalar(dtype), rows, cols, group, cols * bits / 8, codes.data(), scales.data(), biases.data()},
-          nb::cast(codes), nb::cast(scales), nb::cast(biases)};
+  require(static_cast<int64_t>(scales.size()) == parameters && scales.size() == biases.size(),
+          "scale bytes do not fit");
+  return {{affine_kind(bits), scalar(dtype), rows, cols, group, cols * bits / 8, codes.data(), scales.data(),
+           biases.data()},
+          nb::cast(codes),
+          nb::cast(scales),
+          nb::cast(biases)};
 }
 
 using Offsets = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 std::vector<Projection> projections(const std::vector<Offsets>& offsets) {
   std::vector<Projection> result;
-  for (const auto& [bits, group, codes, scales, biases] : offsets) result.push_back({bits, group, codes, scales, biases});
+  for (const auto& [bits, group, codes, scales, biases] : offsets)
+    result.push_back({bits, group, codes, scales, biases});
   return result;
 }
 
@@ -69,7 +77,7 @@ RecordViews::RecordViews(int64_t hidden_, int64_t intermediate_, std::vector<Pro
     require(p.group > 0 && p.group % 32 == 0 && cols % p.group == 0, "columns do not divide into whole groups");
     const int64_t parameters = rows * (cols / p.group) * 2;
     require(affine_kind(p.bits) <= Kind::affine8 && p.codes >= 0 && p.codes + rows * cols * p.bits / 8 <= size &&
-            p.scales >= 0 && p.scales + parameters <= size && p.biases >= 0 && p.biases + parameters <= size,
+                p.scales >= 0 && p.scales + parameters <= size && p.biases >= 0 && p.biases + parameters <= size,
             "a component lies outside the record");
   }
 }
@@ -78,8 +86,8 @@ Expert RecordViews::expert(const uint8_t* record) const {
   const auto matrix = [&](size_t i) -> Matrix {
     const Projection& p = projections_[i];
     const int64_t rows = i == 2 ? hidden : intermediate, cols = i == 2 ? intermediate : hidden;
-    return {affine_kind(p.bits), Scalar::bf16, rows, cols, p.group, cols * p.bits / 8,
-            record + p.codes, record + p.scales, record + p.biases};
+    return {affine_kind(p.bits), Scalar::bf16,     rows, cols, p.group, cols * p.bits / 8, record + p.codes,
+            record + p.scales,   record + p.biases};
   };
   return {matrix(0), matrix(1), matrix(2)};
 }
@@ -92,9 +100,11 @@ void bind_weights(nb::module_& m) {
   m.def("affine_matrix", &affine_matrix, nb::arg("codes"), nb::arg("scales"), nb::arg("biases"), nb::arg("dtype"),
         nb::arg("bits"), nb::arg("group"), nb::arg("rows"), nb::arg("cols"));
   nb::class_<RecordViews>(m, "RecordViews")
-      .def("__init__", [](RecordViews* self, int64_t hidden, int64_t intermediate, const std::vector<Offsets>& offsets, int64_t size) {
-        new (self) RecordViews(hidden, intermediate, projections(offsets), size);
-      }, nb::arg("hidden"), nb::arg("intermediate"), nb::arg("projections"), nb::arg("size"));
+      .def(
+          "__init__",
+          [](RecordViews* self, int64_t hidden, int64_t intermediate, const std::vector<Offsets>& offsets,
+             int64_t size) { new (self) RecordViews(hidden, intermediate, projections(offsets), size); },
+          nb::arg("hidden"), nb::arg("intermediate"), nb::arg("projections"), nb::arg("size"));
 }
 
 }  // namespace moepack

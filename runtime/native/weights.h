@@ -15,7 +15,9 @@ struct HeldMatrix {
 };
 
 // Where one projection's components lie in a record.
-struct Projection { int64_t bits, group, codes, scales, biases; };
+struct Projection {
+  int64_t bits, group, codes, scales, biases;
+};
 
 // Expert records of one layer: byte offsets of gate, up and down; scales and biases are bf16.
 class RecordViews {

@@ -37,7 +37,8 @@ inline void widen(const void* from, Scalar scalar, int64_t first, int64_t count,
 template <int BITS> struct Affine {
   template <int R, typename Use> static inline void walk(const Matrix& m, int64_t row, Use&& use) {
     const int64_t groups = m.cols / m.group;
-    float scales[R * GROUPS_AT_ONCE + LANES], biases[R * GROUPS_AT_ONCE + LANES];  // [R][count], and room for a whole store
+    constexpr int64_t ROOM = R * GROUPS_AT_ONCE + LANES;  // whole stores may run over the end
+    float scales[ROOM], biases[ROOM];                     // [R][count]
     for (int64_t first = 0; first < groups; first += GROUPS_AT_ONCE) {
       const int64_t count = groups - first < GROUPS_AT_ONCE ? groups - first : GROUPS_AT_ONCE;
       const auto fetch = [&](int64_t at, int64_t many, float* to, float* to_biases) {

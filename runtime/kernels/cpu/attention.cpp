@@ -20,8 +20,8 @@ void rotate(float* head, const float* cos, const float* sin, int64_t half) {
 
 // out[d] = sum over positions, ascending, of p[j] * values[j, d], for `count` <= 64 dimensions.
 template <int N>
-void mix(const float* p, int64_t positions, const float* values, int64_t stride, F16 scale, const float* gate, float* out,
-         int64_t count) {
+void mix(const float* p, int64_t positions, const float* values, int64_t stride, F16 scale, const float* gate,
+         float* out, int64_t count) {
   F16 sums[N];
   for (int n = 0; n < N; ++n) sums[n] = set(0.0f);
   for (int64_t j = 0; j < positions; ++j)
@@ -49,7 +49,8 @@ void attention_prepare(const Attention& a, int64_t token) {
     rms_norm(a.key + token * width + h * dim, a.key_norm, s.eps, key, dim);
     rotate(key, cos, sin, half);
   }
-  std::memcpy(a.values + (a.position + token) * width, a.value + token * width, static_cast<size_t>(width) * sizeof(float));
+  std::memcpy(a.values + (a.position + token) * width, a.value + token * width,
+              static_cast<size_t>(width) * sizeof(float));
 }
 
 void attention_head(const Attention& a, int64_t token, int64_t head, float* scratch) {
@@ -65,7 +66,8 @@ void attention_head(const Attention& a, int64_t token, int64_t head, float* scra
   int64_t d = 0;
   for (; d + SPAN * LANES <= dim; d += SPAN * LANES)
     mix<SPAN>(scratch, positions, a.values + kv * dim + d, stride, share, gate + d, out + d, SPAN * LANES);
-  for (; d < dim; d += LANES) mix<1>(scratch, positions, a.values + kv * dim + d, stride, share, gate + d, out + d, dim - d);
+  for (; d < dim; d += LANES)
+    mix<1>(scratch, positions, a.values + kv * dim + d, stride, share, gate + d, out + d, dim - d);
 }
 
 }  // namespace moepack::MOEPACK_ISA

@@ -24,7 +24,11 @@ void l2_norm(const float* x, float scale, float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += LANES) store_up_to(to + i, mul(load_up_to(x + i, count - i), factor), count - i);
 }
 
-struct Step { const float *query, *key, *value; float beta, decay; int64_t key_dim, value_dim; };
+struct Step {
+  const float *query, *key, *value;
+  float beta, decay;
+  int64_t key_dim, value_dim;
+};
 
 // Columns `at`.. of one head's state: decay, correct, and read out; N registers, the last `count - 16 (N - 1)` wide.
 template <int N> void advance(const Step& s, float* state, float* out, int64_t count) {
@@ -84,7 +88,8 @@ void delta_conv(const Delta& d, int64_t first, int64_t last) {
       const int64_t left = last - c;
       F16 sum = set(0.0f);
       for (int64_t j = 0; j < kernel; ++j)
-        sum = fma(load_up_to(input_row(d, token - (kernel - 1) + j) + c, left), load_up_to(d.conv + j * d.channels + c, left), sum);
+        sum = fma(load_up_to(input_row(d, token - (kernel - 1) + j) + c, left),
+                  load_up_to(d.conv + j * d.channels + c, left), sum);
       store_up_to(d.convolved + token * d.channels + c, silu(sum), left);
     }
   for (int64_t j = 0; j < kernel - 1; ++j)  // ascending: row j is read from row j + tokens or later
@@ -94,7 +99,8 @@ void delta_conv(const Delta& d, int64_t first, int64_t last) {
 
 void delta_head(const Delta& d, int64_t head, float* scratch) {
   const DeltaShape& s = d.shape;
-  const int64_t keys = s.key_head_dim, values = s.value_head_dim, key_head = head / (s.num_value_heads / s.num_key_heads);
+  const int64_t keys = s.key_head_dim, values = s.value_head_dim,
+                key_head = head / (s.num_value_heads / s.num_key_heads);
   float *query = scratch, *key = scratch + keys, *state = d.state + head * keys * values;
   for (int64_t token = 0; token < d.tokens; ++token) {
     const float* const row = d.convolved + token * d.channels;

@@ -8,18 +8,31 @@
 namespace moepack {
 
 #if defined(__aarch64__)
-namespace neon { extern const Kernels table; }
+namespace neon {
+extern const Kernels table;
+}
 #elif defined(__x86_64__)
-namespace baseline { extern const Kernels table; }
-namespace avx2 { extern const Kernels table; }
-namespace avx512 { extern const Kernels table; }
+namespace baseline {
+extern const Kernels table;
+}
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
 #else
-namespace baseline { extern const Kernels table; }
+namespace baseline {
+extern const Kernels table;
+}
 #endif
 
 namespace {
 
-struct Choice { const Kernels* table; bool runs; };
+struct Choice {
+  const Kernels* table;
+  bool runs;
+};
 
 #if defined(__x86_64__)
 // Every CPU with AVX2 has F16C, which older compilers cannot ask for.

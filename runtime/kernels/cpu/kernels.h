@@ -1,4 +1,4 @@
-// What the engine asks of a CPU: plain views of weights and activations, and one table of functions per instruction set.
+// What the engine asks of a CPU: plain views of weights and activations, and a table of functions per instruction set.
 //
 // Every kernel computes a range of its outputs (rows, heads, channels, tokens); who computes which range is the thread
 // pool's affair and never changes a result: each output is computed by one thread in one fixed order, and a token's
@@ -32,28 +32,37 @@ struct Rows {
 };
 
 // One expert: gate and up are [intermediate, hidden], down is [hidden, intermediate].
-struct Expert { Matrix gate, up, down; };
+struct Expert {
+  Matrix gate, up, down;
+};
 
-struct AttentionShape { int64_t num_heads, num_kv_heads, head_dim, rotary_dims; float eps; };
+struct AttentionShape {
+  int64_t num_heads, num_kv_heads, head_dim, rotary_dims;
+  float eps;
+};
 
 // One chunk's view of a full-attention layer. `keys` and `values` are the cache [capacity, num_kv_heads * head_dim];
 // token t of the chunk sits at `position + t`; cos and sin are [tokens, rotary_dims / 2] for those positions.
 struct Attention {
   AttentionShape shape;
   int64_t tokens, position;
-  const float *query_gate, *key, *value;  // projections [tokens, heads * 2 * head_dim], [tokens, kv_heads * head_dim] twice
+  const float *query_gate, *key, *value;  // [tokens, num_heads * 2 * head_dim], [tokens, num_kv_heads * head_dim] twice
   const float *query_norm, *key_norm, *cos, *sin;
   float *queries, *keys, *values, *out;  // queries and out are [tokens, heads * head_dim]
 };
 
-struct DeltaShape { int64_t num_key_heads, num_value_heads, key_head_dim, value_head_dim, conv_kernel; float eps; };
+struct DeltaShape {
+  int64_t num_key_heads, num_value_heads, key_head_dim, value_head_dim, conv_kernel;
+  float eps;
+};
 
 // One chunk's view of a Gated DeltaNet layer. `mixed` and `convolved` are [tokens, channels] with channels q | k | v;
 // conv_state is [conv_kernel - 1, channels], the inputs before the chunk; state is [value_heads, key_dim, value_dim].
 struct Delta {
   DeltaShape shape;
   int64_t tokens, channels;
-  const float *mixed, *gate, *beta, *decay;  // gate z [tokens, value_heads * value_dim]; beta b, decay a [tokens, value_heads]
+  const float *mixed, *gate, *beta,
+      *decay;  // gate is z [tokens, value_heads * value_dim]; b and a [tokens, value_heads]
   const float *conv, *log_decay, *decay_bias, *norm;  // conv [conv_kernel, channels]; log_decay is A_log
   float *convolved, *conv_state, *state, *out;
 };
@@ -63,7 +72,8 @@ struct Kernels {
   // y[t, r] = matrix[r] . x[t] for rows first..last; y has `stride` floats per token.
   void (*matmul)(const Matrix&, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last);
   // h[t, r] = silu(gate[r] . x[t]) * (up[r] . x[t]).
-  void (*swiglu)(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first, int64_t last);
+  void (*swiglu)(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first,
+                 int64_t last);
   // y[index[t], r] += weight[t] * (matrix[r] . h[t]), one rounding after the product and one after the sum.
   void (*accumulate)(const Matrix&, const Rows& h, const int32_t* index, const float* weight, float* y, int64_t stride,
                      int64_t first, int64_t last);

@@ -17,7 +17,9 @@ constexpr int TILE_TOKENS = 8, ROWS_OF_ONE_TOKEN = 8;
 constexpr int TILE_TOKENS = 4, ROWS_OF_ONE_TOKEN = 4;
 #endif
 
-struct Block { float dots[BLOCK_TOKENS][BLOCK_ROWS]; };
+struct Block {
+  float dots[BLOCK_TOKENS][BLOCK_ROWS];
+};
 
 // out[t][r] = row `row + r` . x[t] for R rows and T tokens at once.
 template <typename Source, int R, int T>
@@ -39,8 +41,8 @@ template <typename Source, int T>
 inline void rows_of_tile(const Matrix& m, int64_t row, int64_t rows, const float* const* x, float (*out)[BLOCK_ROWS]) {
   constexpr int R = T == 1 ? ROWS_OF_ONE_TOKEN : 2;
   int64_t r = 0;
-  for (; r + R <= rows; r += R) tile<Source, R, T>(m, row + r, x, reinterpret_cast<float(*)[BLOCK_ROWS]>(&out[0][r]));
-  for (; r < rows; ++r) tile<Source, 1, T>(m, row + r, x, reinterpret_cast<float(*)[BLOCK_ROWS]>(&out[0][r]));
+  for (; r + R <= rows; r += R) tile<Source, R, T>(m, row + r, x, reinterpret_cast<float (*)[BLOCK_ROWS]>(&out[0][r]));
+  for (; r < rows; ++r) tile<Source, 1, T>(m, row + r, x, reinterpret_cast<float (*)[BLOCK_ROWS]>(&out[0][r]));
 }
 
 // block.dots[t][r] = row `row + r` . x[token + t].
@@ -87,7 +89,8 @@ void matmul(const Matrix& m, const Rows& x, float* y, int64_t stride, int64_t fi
   });
 }
 
-void swiglu(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first, int64_t last) {
+void swiglu(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first,
+            int64_t last) {
   static_assert(BLOCK_ROWS == LANES);
   Block gates = {}, ups = {};
   blocks(x.count, first, last, [&](int64_t token, int64_t row, int64_t tokens, int64_t rows) {
@@ -112,7 +115,8 @@ void accumulate(const Matrix& m, const Rows& h, const int32_t* index, const floa
 }
 
 template <typename Source> static void copy_row(const Matrix& m, int64_t row, float* y) {
-  Source::template walk<1>(m, row, [&](int64_t column, int64_t left, const F16(&w)[1]) { store_up_to(y + column, w[0], left); });
+  Source::template walk<1>(
+      m, row, [&](int64_t column, int64_t left, const F16(&w)[1]) { store_up_to(y + column, w[0], left); });
 }
 
 void row(const Matrix& m, int64_t row, float* y) {

@@ -5,7 +5,9 @@
 
 namespace moepack::MOEPACK_ISA {
 
-struct F16 { __m256 lo, hi; };
+struct F16 {
+  __m256 lo, hi;
+};
 
 inline F16 load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
 inline void store(float* to, F16 a) { _mm256_storeu_ps(to, a.lo), _mm256_storeu_ps(to + 8, a.hi); }
@@ -16,9 +18,7 @@ inline F16 mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(
 inline F16 div(F16 a, F16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 inline F16 max(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
 inline F16 min(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
-inline F16 fma(F16 a, F16 b, F16 c) {
-  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
-}
+inline F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 
 inline float reduce_add(F16 a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);
@@ -78,7 +78,10 @@ template <int BITS> inline __m256i raw_codes(const uint8_t* from) {
   if constexpr (BITS == 8) return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(chunk)));
   if constexpr (BITS <= 4) return _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int32_t>(chunk)), shifts);
   // Lane i takes the two bytes that hold bit i * BITS and the one after it, then drops the bits below its code.
-  constexpr auto pick = [](int i) { const int byte = i * BITS / 8; return byte | (byte + 1) << 8 | 0x80800000; };
+  constexpr auto pick = [](int i) {
+    const int byte = i * BITS / 8;
+    return byte | (byte + 1) << 8 | 0x80800000;
+  };
   const __m256i control = _mm256_setr_epi32(pick(0), pick(1), pick(2), pick(3), pick(4), pick(5), pick(6), pick(7));
   const __m256i pairs = _mm256_shuffle_epi8(_mm256_set1_epi64x(static_cast<int64_t>(chunk)), control);
   return _mm256_srlv_epi32(pairs, _mm256_and_si256(shifts, _mm256_set1_epi32(7)));

@@ -5,7 +5,9 @@
 
 namespace moepack::MOEPACK_ISA {
 
-struct F16 { __m512 v; };
+struct F16 {
+  __m512 v;
+};
 
 inline F16 load(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline void store(float* to, F16 a) { _mm512_storeu_ps(to, a.v); }
@@ -42,8 +44,9 @@ inline F16 load_f16(const uint16_t* from) {
 
 // The sixteen codes of `2 * BITS` bytes, each in the low bits of a lane, with its neighbours still above it.
 template <int BITS> inline __m512i raw_codes(const uint8_t* from) {
-  const __m512i shifts = _mm512_setr_epi32(0, BITS, 2 * BITS, 3 * BITS, 4 * BITS, 5 * BITS, 6 * BITS, 7 * BITS, 8 * BITS,
-                                           9 * BITS, 10 * BITS, 11 * BITS, 12 * BITS, 13 * BITS, 14 * BITS, 15 * BITS);
+  const __m512i shifts =
+      _mm512_setr_epi32(0, BITS, 2 * BITS, 3 * BITS, 4 * BITS, 5 * BITS, 6 * BITS, 7 * BITS, 8 * BITS, 9 * BITS,
+                        10 * BITS, 11 * BITS, 12 * BITS, 13 * BITS, 14 * BITS, 15 * BITS);
   if constexpr (BITS == 8) return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   if constexpr (BITS == 2) {
     int32_t word;
@@ -64,9 +67,13 @@ template <int BITS> inline __m512i raw_codes(const uint8_t* from) {
     bytes = _mm_insert_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)), high, 2);
   }
   // Lane i takes the two bytes that hold bit i * BITS and the one after it, then drops the bits below its code.
-  constexpr auto pick = [](int i) { const int byte = i * BITS / 8; return byte | (byte + 1) << 8 | 0x80800000; };
-  const __m512i control = _mm512_setr_epi32(pick(0), pick(1), pick(2), pick(3), pick(4), pick(5), pick(6), pick(7), pick(8),
-                                            pick(9), pick(10), pick(11), pick(12), pick(13), pick(14), pick(15));
+  constexpr auto pick = [](int i) {
+    const int byte = i * BITS / 8;
+    return byte | (byte + 1) << 8 | 0x80800000;
+  };
+  const __m512i control =
+      _mm512_setr_epi32(pick(0), pick(1), pick(2), pick(3), pick(4), pick(5), pick(6), pick(7), pick(8), pick(9),
+                        pick(10), pick(11), pick(12), pick(13), pick(14), pick(15));
   const __m512i pairs = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), control);
   return _mm512_srlv_epi32(pairs, _mm512_and_si512(shifts, _mm512_set1_epi32(7)));
 }
@@ -80,8 +87,8 @@ template <int BITS> struct Group {
     scale = _mm512_set1_ps(s), bias = _mm512_set1_ps(b);
     if constexpr (BITS <= 4) {
       constexpr int mask = (1 << BITS) - 1;
-      const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4 & mask, 5 & mask, 6 & mask, 7 & mask, 8 & mask, 9 & mask, 10 & mask,
-                                          11 & mask, 12 & mask, 13 & mask, 14 & mask, 15 & mask);
+      const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4 & mask, 5 & mask, 6 & mask, 7 & mask, 8 & mask, 9 & mask,
+                                          10 & mask, 11 & mask, 12 & mask, 13 & mask, 14 & mask, 15 & mask);
       table = _mm512_add_ps(_mm512_mul_ps(codes, scale), bias);
     }
   }

@@ -5,23 +5,42 @@
 
 namespace moepack::MOEPACK_ISA {
 
-struct F16 { float32x4_t v[4]; };
+struct F16 {
+  float32x4_t v[4];
+};
 
-inline F16 load(const float* from) { return {{vld1q_f32(from), vld1q_f32(from + 4), vld1q_f32(from + 8), vld1q_f32(from + 12)}}; }
+inline F16 load(const float* from) {
+  return {{vld1q_f32(from), vld1q_f32(from + 4), vld1q_f32(from + 8), vld1q_f32(from + 12)}};
+}
 inline void store(float* to, F16 a) {
   for (int i = 0; i < 4; ++i) vst1q_f32(to + 4 * i, a.v[i]);
 }
-inline F16 set(float x) { const float32x4_t q = vdupq_n_f32(x); return {{q, q, q, q}}; }
+inline F16 set(float x) {
+  const float32x4_t q = vdupq_n_f32(x);
+  return {{q, q, q, q}};
+}
 
 template <typename Op> inline F16 each(F16 a, F16 b, Op op) {
   return {{op(a.v[0], b.v[0]), op(a.v[1], b.v[1]), op(a.v[2], b.v[2]), op(a.v[3], b.v[3])}};
 }
-inline F16 add(F16 a, F16 b) { return each(a, b, [](float32x4_t x, float32x4_t y) { return vaddq_f32(x, y); }); }
-inline F16 sub(F16 a, F16 b) { return each(a, b, [](float32x4_t x, float32x4_t y) { return vsubq_f32(x, y); }); }
-inline F16 mul(F16 a, F16 b) { return each(a, b, [](float32x4_t x, float32x4_t y) { return vmulq_f32(x, y); }); }
-inline F16 div(F16 a, F16 b) { return each(a, b, [](float32x4_t x, float32x4_t y) { return vdivq_f32(x, y); }); }
-inline F16 max(F16 a, F16 b) { return each(a, b, [](float32x4_t x, float32x4_t y) { return vmaxq_f32(x, y); }); }
-inline F16 min(F16 a, F16 b) { return each(a, b, [](float32x4_t x, float32x4_t y) { return vminq_f32(x, y); }); }
+inline F16 add(F16 a, F16 b) {
+  return each(a, b, [](float32x4_t x, float32x4_t y) { return vaddq_f32(x, y); });
+}
+inline F16 sub(F16 a, F16 b) {
+  return each(a, b, [](float32x4_t x, float32x4_t y) { return vsubq_f32(x, y); });
+}
+inline F16 mul(F16 a, F16 b) {
+  return each(a, b, [](float32x4_t x, float32x4_t y) { return vmulq_f32(x, y); });
+}
+inline F16 div(F16 a, F16 b) {
+  return each(a, b, [](float32x4_t x, float32x4_t y) { return vdivq_f32(x, y); });
+}
+inline F16 max(F16 a, F16 b) {
+  return each(a, b, [](float32x4_t x, float32x4_t y) { return vmaxq_f32(x, y); });
+}
+inline F16 min(F16 a, F16 b) {
+  return each(a, b, [](float32x4_t x, float32x4_t y) { return vminq_f32(x, y); });
+}
 inline F16 fma(F16 a, F16 b, F16 c) {
   for (int i = 0; i < 4; ++i) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
   return c;
@@ -32,9 +51,7 @@ inline float reduce_add(F16 a) {
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
-inline float reduce_max(F16 a) {
-  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
-}
+inline float reduce_max(F16 a) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3]))); }
 
 // p times two to the integer held in the low mantissa bits of `shifted`.
 inline F16 add_exponent(F16 p, F16 shifted) {

@@ -5,7 +5,9 @@ namespace moepack::MOEPACK_ISA {
 
 typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t IntQuad __attribute__((vector_size(16)));
-struct F16 { Quad v[4]; };
+struct F16 {
+  Quad v[4];
+};
 
 inline F16 load(const float* from) {
   F16 r;
@@ -13,17 +15,32 @@ inline F16 load(const float* from) {
   return r;
 }
 inline void store(float* to, F16 a) { std::memcpy(to, &a, sizeof a); }
-inline F16 set(float x) { const Quad q = {x, x, x, x}; return {{q, q, q, q}}; }
+inline F16 set(float x) {
+  const Quad q = {x, x, x, x};
+  return {{q, q, q, q}};
+}
 
 template <typename Op> inline F16 each(F16 a, F16 b, Op op) {
   return {{op(a.v[0], b.v[0]), op(a.v[1], b.v[1]), op(a.v[2], b.v[2]), op(a.v[3], b.v[3])}};
 }
-inline F16 add(F16 a, F16 b) { return each(a, b, [](Quad x, Quad y) { return x + y; }); }
-inline F16 sub(F16 a, F16 b) { return each(a, b, [](Quad x, Quad y) { return x - y; }); }
-inline F16 mul(F16 a, F16 b) { return each(a, b, [](Quad x, Quad y) { return x * y; }); }
-inline F16 div(F16 a, F16 b) { return each(a, b, [](Quad x, Quad y) { return x / y; }); }
-inline F16 max(F16 a, F16 b) { return each(a, b, [](Quad x, Quad y) { return x > y ? x : y; }); }
-inline F16 min(F16 a, F16 b) { return each(a, b, [](Quad x, Quad y) { return x < y ? x : y; }); }
+inline F16 add(F16 a, F16 b) {
+  return each(a, b, [](Quad x, Quad y) { return x + y; });
+}
+inline F16 sub(F16 a, F16 b) {
+  return each(a, b, [](Quad x, Quad y) { return x - y; });
+}
+inline F16 mul(F16 a, F16 b) {
+  return each(a, b, [](Quad x, Quad y) { return x * y; });
+}
+inline F16 div(F16 a, F16 b) {
+  return each(a, b, [](Quad x, Quad y) { return x / y; });
+}
+inline F16 max(F16 a, F16 b) {
+  return each(a, b, [](Quad x, Quad y) { return x > y ? x : y; });
+}
+inline F16 min(F16 a, F16 b) {
+  return each(a, b, [](Quad x, Quad y) { return x < y ? x : y; });
+}
 inline F16 fma(F16 a, F16 b, F16 c) { return add(mul(a, b), c); }
 
 inline float reduce_add(F16 a) {
@@ -80,7 +97,8 @@ template <int BITS> struct Group {
     for (int half = 0; half < 2; ++half) {
       uint64_t chunk = 0;
       std::memcpy(&chunk, codes + half * BITS, BITS);
-      for (int i = 0; i < 8; ++i) lanes[half * 8 + i] = static_cast<float>(static_cast<int32_t>(chunk >> (BITS * i) & mask));
+      for (int i = 0; i < 8; ++i)
+        lanes[half * 8 + i] = static_cast<float>(static_cast<int32_t>(chunk >> (BITS * i) & mask));
     }
     return add(mul(load(lanes), scale), bias);
   }

@@ -7,7 +7,8 @@
 namespace moepack::MOEPACK_ISA {
 
 extern const Kernels table;
-const Kernels table = {MOEPACK_NAME(MOEPACK_ISA), matmul, swiglu, accumulate, row, rms_norm, add_gated, route,
-                       attention_prepare, attention_head, delta_conv, delta_head};
+const Kernels table = {
+    MOEPACK_NAME(MOEPACK_ISA), matmul,         swiglu,     accumulate, row, rms_norm, add_gated, route,
+    attention_prepare,         attention_head, delta_conv, delta_head};
 
 }  // namespace moepack::MOEPACK_ISA
