@@ -61,8 +61,7 @@ struct DeltaShape {
 struct Delta {
   DeltaShape shape;
   int64_t tokens, channels;
-  const float *mixed, *gate, *beta,
-      *decay;  // gate is z [tokens, value_heads * value_dim]; b and a [tokens, value_heads]
+  const float *mixed, *gate, *beta, *decay;  // projections: qkv; z [tokens, value_heads * value_dim]; b; a
   const float *conv, *log_decay, *decay_bias, *norm;  // conv [conv_kernel, channels]; log_decay is A_log
   float *convolved, *conv_state, *state, *out;
 };
