@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
 from ..layout.reader import Pack
-from ..manifests import console
-from ..manifests.console import ConsoleProgress, print_json, reported, say
+from ..manifests import command, console
+from ..manifests.command import application, reported
+from ..manifests.console import ConsoleProgress, print_json, say
 from ..manifests.errors import MismatchError
 from ..manifests.files import gigabytes
 from ..manifests.report import Report
@@ -29,13 +29,8 @@ EXIT_CODES = (
     " 5 not supported; 130 interrupted."
 )
 
-app = typer.Typer(
-    help="Turn mixture-of-experts checkpoints into verified packs that moe-run streams from disk.",
-    epilog=EXIT_CODES,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = application(
+    "moe-pack", "Turn mixture-of-experts checkpoints into verified packs that moe-run streams from disk.", EXIT_CODES
 )
 
 JOBS = default_jobs()
@@ -59,21 +54,6 @@ TrunkOption = Annotated[
 JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="the cores, at most 16")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 OutOption = Annotated[Path, typer.Option(help="Where the pack would go: the disk whose free space counts.")]
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"moe-pack {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
-    """Options that stand before a command."""
 
 
 @app.command(epilog=EXIT_CODES)
@@ -173,4 +153,4 @@ def _show(found: dict[str, Any], as_table: Any, *, json: bool) -> None:
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
-    console.main(app)
+    command.main(app)

@@ -1,27 +1,21 @@
-"""How every command speaks: data on stdout, everything else on stderr, errors in one sentence with an exit code.
+"""How every command speaks: data on stdout, everything else on stderr.
 
-Progress is a live bar on a terminal and plain lines elsewhere. Both command lines run through `main`, and each of
-their commands through `reported`.
+Progress is a live bar on a terminal and plain lines elsewhere.
 """
 
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from io import TextIOWrapper
-from typing import Any, ParamSpec
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from .errors import INTERRUPTED_EXIT_CODE, MoepackError, StorageError
 from .progress import Task
 
-P = ParamSpec("P")
 SECONDS_BETWEEN_LINES = 5.0
 
 out = Console(highlight=False, soft_wrap=True)
@@ -36,45 +30,6 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-def main(app: Callable[[], None]) -> None:
-    """Run a typer application to its exit."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ?, and the work goes on
-    run(app)
-
-
-def reported(command: Callable[P, None]) -> Callable[P, None]:
-    """`command` under `run` already inside typer, which would give a broken pipe the exit code of a bad pack."""
-
-    @wraps(command)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> None:
-        run(lambda: command(*args, **kwargs))
-
-    return inside
-
-
-def run(command: Callable[[], None]) -> None:
-    """Run a command to its exit: an error of ours becomes one sentence and its exit code, never a traceback."""
-    try:
-        command()
-    except MoepackError as error:
-        _leave(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _leave("interrupted", INTERRUPTED_EXIT_CODE)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as error:
-        _leave(f"{error.strerror or error}: {error.filename}", StorageError.exit_code)
-
-
-def _leave(sentence: str, code: int) -> None:
-    err.print("[bold red]error:[/]", end=" ")
-    say(sentence)
-    sys.exit(code)
 
 
 class ConsoleProgress:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
 from ..layout.reader import Pack
-from ..manifests import console
-from ..manifests.console import print_json, reported, say
+from ..manifests import command, console
+from ..manifests.command import application, reported
+from ..manifests.console import print_json, say
 from ..manifests.errors import INTERRUPTED_EXIT_CODE
 from . import host, report
 from .asked import Asked
@@ -30,13 +30,8 @@ EXIT_CODES = (
 )
 DEFAULTS = EngineOptions()
 
-app = typer.Typer(
-    help="Run packs: experts are streamed from disk, the rest of the model is in memory.",
-    epilog=EXIT_CODES,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = application(
+    "moe-run", "Run packs: experts are streamed from disk, the rest of the model is in memory.", EXIT_CODES
 )
 
 _prompt = partial(typer.Option, rich_help_panel="Prompt")
@@ -66,21 +61,6 @@ DigestsOption = Annotated[
     bool, _engine("--check-digests/--no-check-digests", help="Compare every expert read with its digest before use.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"moe-run {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
-    """Options that stand before a command."""
 
 
 @app.command(epilog=EXIT_CODES)
@@ -221,4 +201,4 @@ def _size(text: str | None) -> int | None:
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
-    console.main(app)
+    command.main(app)
