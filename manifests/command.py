@@ -36,9 +36,7 @@ def application(name: str, purpose: str, exit_codes: str) -> typer.Typer:
             typer.echo(f"{name} {__version__}")
             raise typer.Exit
 
-    version_option = typer.Option(
-        "--version", callback=print_version, is_eager=True, help="Print the version and leave."
-    )
+    wanted = typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and leave.")
 
     @app.callback()
     def options(version: Annotated[bool, wanted] = False) -> None:
