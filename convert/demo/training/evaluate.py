@@ -113,9 +113,10 @@ def answers(model: Any, tokenizer: Tokenizer, prompts: list[str], batch: int = 6
         width = max(map(len, ids))
         padded = torch.tensor([[0] * (width - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
-        out = model.generate(padded.to(DEVICE), attention_mask=mask.to(DEVICE), max_new_tokens=160, do_sample=False, eos_token_id=2, pad_token_id=0)
-        for row in out[:, width:].tolist():
-            found.append(tokenizer.decode(row[: row.index(2)] if 2 in row else row, skip_special_tokens=False))
+        greedy = {"max_new_tokens": 160, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}
+        out = model.generate(padded.to(DEVICE), attention_mask=mask.to(DEVICE), **greedy)[:, width:].tolist()
+        ended = [row[: row.index(2)] if 2 in row else row for row in out]
+        found += [tokenizer.decode(row, skip_special_tokens=False) for row in ended]
     return found
 
 
@@ -149,8 +150,8 @@ def tool_figures(model: Any, tokenizer: Tokenizer, tables: dict[str, Any], count
         if not ok and (show := show - 1) >= 0:
             print(f"  wanted {json.dumps(expected)}\n  got    {text!r}")
     free = [calls_in(text) is None and "<tool_call>" not in text for text in answers(model, tokenizer, others)]
-    share = {"valid_json": np.mean([c is not None for c in got]), "right_tool": np.mean(names), "right_arguments": np.mean(right)}
-    share["no_call_where_none_fits"] = np.mean(free)
+    share = {"valid_json": np.mean([c is not None for c in got]), "right_tool": np.mean(names)}
+    share |= {"right_arguments": np.mean(right), "no_call_where_none_fits": np.mean(free)}
     return {"prompts": len(wanted), **{key: round(float(value), 4) for key, value in share.items()}}
 
 

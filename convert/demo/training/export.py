@@ -46,7 +46,8 @@ def main() -> None:
     text = json.loads((args.model / "config.json").read_text())
     (args.bf16 / "config.json").write_text(json.dumps(wrapped(text), indent=2))
     (args.bf16 / "generation_config.json").write_text(json.dumps(GENERATION, indent=2))
-    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "model_max_length": text["max_position_embeddings"]}
+    longest = text["max_position_embeddings"]
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "model_max_length": longest}
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(args.data / "tokenizer.json"), **names)
     tokenizer.chat_template = (HERE / "chat_template.jinja").read_text()
     tokenizer.save_pretrained(args.bf16)

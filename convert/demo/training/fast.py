@@ -1,7 +1,7 @@
 """The same functions as transformers' Qwen3.5-MoE blocks, arranged for training speed on one GPU.
 
-`install` replaces the forward passes of the sparse block and of the gated delta net; tests by hand show outputs and
-gradients equal to the originals up to rounding (see check.py). Nothing here is needed to run the trained model.
+`install` replaces the forward passes of the sparse block and of the gated delta net; check.py shows outputs and
+gradients equal to the originals up to rounding. Nothing here is needed to run the trained model.
 """
 
 from __future__ import annotations

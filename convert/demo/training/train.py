@@ -1,6 +1,6 @@
 """Trains the demonstration model on one GPU: ordinary bf16 training of Qwen3_5MoeForCausalLM, no quantisation in it.
 
-Half of every batch is fresh conversations made while training, a quarter help text, a quarter Python source.
+A share of every batch is fresh conversations made while training, the rest half help text, half Python source.
 """
 
 from __future__ import annotations
