@@ -105,8 +105,9 @@ def calls_in(text: str) -> list[dict[str, Any]] | None:
 
 
 @torch.no_grad()
-def answers(model: Any, tokenizer: Tokenizer, prompts: list[str], batch: int = 60) -> list[str]:
+def answers(model: Any, tokenizer: Tokenizer, prompts: list[str]) -> list[str]:
     """Greedy answers."""
+    batch = 200 if DEVICE == "cuda" else 50
     found: list[str] = []
     for start in range(0, len(prompts), batch):
         ids = [tokenizer.encode(prompt).ids for prompt in prompts[start : start + batch]]
@@ -179,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bf16", type=Path, required=True, help="what export.py put there")
     parser.add_argument("--data", type=Path, required=True, help="what corpus.py wrote")
-    parser.add_argument("--training", type=Path, required=True, help="training.json of train.py")
+    parser.add_argument("--training", type=Path, nargs="+", required=True, help="training.json of each stage")
     parser.add_argument("--checkpoint", type=Path, default=HERE.parent / "checkpoint")
     parser.add_argument("--out", type=Path, default=HERE / "figures.json")
     parser.add_argument("--prompts", type=int, default=400)
@@ -200,8 +201,10 @@ def main() -> None:
         "mlx_4bit_experts_2bit_lsq": lambda: with_experts_at_two_bits(four, fitted=True),
     }
     question = json.loads((HERE.parent / "question.json").read_text())
-    figures: dict[str, Any] = {"training": json.loads(args.training.read_text()), "variants": {}}
+    figures: dict[str, Any] = {"training": [json.loads(p.read_text()) for p in args.training], "variants": {}}
     model = Qwen3_5MoeForCausalLM(config).float().eval().to(DEVICE)
+    figures["parameters"] = sum(p.numel() for p in model.parameters())
+    figures["checkpoint_bytes"] = sum(p.stat().st_size for p in args.checkpoint.iterdir())
     for name, state in variants.items():
         if args.only and name not in args.only:
             continue
@@ -212,7 +215,7 @@ def main() -> None:
         found["demonstration"] = answers(model, tokenizer, [render(**question, prompt=True)])[0]
         figures["variants"][name] = found
         print(name, json.dumps(found), f"{time.time() - began:.0f} s", flush=True)
-    args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
