@@ -28,7 +28,7 @@ PROMPT = list(range(5, 133))
 DECODED = 32
 ROUNDS = 5
 MID = Width(layers=4, experts=32, vocab=8192)  # the 397B model's layer sizes, four layers, 32 experts
-out = Console(highlight=False)
+out = Console(highlight=False, width=110)
 
 
 @dataclass(frozen=True)

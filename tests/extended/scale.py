@@ -38,7 +38,7 @@ RECIPES = {
     "pass-through": ("--expert-format", "affine4-g64"),
     "mse": ("--method", "mse", "--expert-format", "affine2-g64"),
 }
-out = Console(highlight=False)
+out = Console(highlight=False, width=110)
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,24 @@ def measure(*command: str | Path) -> Cost:
     """Run a command to its end and account for it; a failure ends the program with what the command said."""
     start = time.monotonic()
     child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    peak = 0
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        peak = max(peak, resident_peak(child.pid))
+        time.sleep(0.02)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         sys.exit(f"{command} ended with {child.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, KiB elsewhere
-    return Cost(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+    return Cost(time.monotonic() - start, usage.ru_utime + usage.ru_stime, peak or usage.ru_maxrss)
+
+
+def resident_peak(process: int) -> int:
+    """Peak resident bytes so far, 0 where /proc does not tell; ru_maxrss would count what was forked from, too."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def forget(directory: Path) -> None:
