@@ -44,11 +44,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/ready: $(NATIVE) | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable .
 	@touch $@
 
 # torch first, by its exact version, so that nothing else decides which build of it is fetched.
 $(VENV)/ready-dev: $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $(VENV)/ready $@
