@@ -255,8 +255,9 @@ def test_an_interrupted_document_is_still_one(pack: Path) -> None:
 
 
 def started(pack: Path, *arguments: str, prompt: tuple[str, ...] = ("-p", "Once")) -> subprocess.Popen[bytes]:
-    """A run that would take long: no end token comes, since the text never leaves its repetition."""
-    command = [MOE_RUN, "generate", str(pack), "--raw", *prompt, "-n", "4000", "--temp", "2", "-K", "3", *arguments]
+    """A run that would take long: greedy, it never leaves its repetition; and one slot makes every token slow."""
+    slow = ("-n", "4000", "--temp", "0", "-K", "3", "--slots", "1", "--threads", "1")
+    command = [MOE_RUN, "generate", str(pack), "--raw", *prompt, *slow, *arguments]
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, bufsize=0, **streams)  # type: ignore[call-overload, no-any-return]
 
