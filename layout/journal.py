@@ -16,9 +16,10 @@ JOURNAL_FILE = "journal.jsonl"
 
 
 class Begun(msgspec.Struct, frozen=True, tag="begun"):
-    """The first line: which plan this directory belongs to."""
+    """The first line: which plan this directory belongs to, and a fingerprint of the weights it is made from."""
 
     identity: str
+    fingerprint: str = ""
 
 
 class Running(msgspec.Struct, frozen=True, tag="running"):

@@ -4,11 +4,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
-from ..manifests import canonical, digest, names, schema
-from ..manifests.errors import MoepackError, UsageError
+from ..manifests import digest, names
+from ..manifests.errors import UsageError
 from ..manifests.progress import Progress, Task
+from .atomic import Reporting
 from .journal import JOURNAL_FILE, Begun, Entry, Journal, LayerDone, TrunkDone, read_entries
 from .plan import PackPlan
 
@@ -30,20 +29,45 @@ class Finished:
         return {plan.layer_file(index) for index in self.records} | ({names.TRUNK_FILE} if self.trunk else set())
 
 
-def open_journal(partial: Path, plan: PackPlan) -> Journal:
-    """The journal of `partial`, begun when the directory is new. Raises UsageError if it is not this plan's."""
-    begun = Begun(plan.identity)
-    entries = read_entries(partial / JOURNAL_FILE)
-    if entries and entries[0] != begun:
+def open_journal(partial: Path, plan: PackPlan, fingerprint: str) -> Journal:
+    """The journal of `partial`, begun when the directory is new.
+
+    Raises UsageError if it is not this plan's, or of weights with another `fingerprint`.
+    """
+    path = partial / JOURNAL_FILE
+    _bring_back(path)
+    entries = read_entries(path)
+    if entries:
+        _check_begun(entries[0], Begun(plan.identity, fingerprint), partial)
+    elif any(other.name != JOURNAL_FILE for other in partial.iterdir()):
         raise _of_another_build(partial)
-    first: list[Entry] = []
+    journal = Journal(path)
     if not entries:
-        others = any(path.name != JOURNAL_FILE for path in partial.iterdir())
-        first = [begun, *_units_of_manifest(partial, plan)] if others else [begun]
-    journal = Journal(partial / JOURNAL_FILE)
-    for entry in first:
-        journal.append(entry)
+        journal.append(Begun(plan.identity, fingerprint))
     return journal
+
+
+def set_aside(journal: Path) -> Path:
+    """Where the journal waits while its directory, now a pack, gets the pack's name: beside that directory."""
+    return journal.parent.with_name(f"{journal.parent.name}.{JOURNAL_FILE}")
+
+
+def _bring_back(journal: Path) -> None:
+    # A crash just before the last rename leaves a whole pack, misnamed, without its journal. In a directory that has
+    # one, or that is new, a journal set aside is what a crash just after that rename left.
+    aside, new = set_aside(journal), not any(journal.parent.iterdir())
+    with Reporting(journal):
+        if aside.is_file() and not journal.exists() and not new:
+            aside.rename(journal)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def _check_begun(first: Entry, begun: Begun, partial: Path) -> None:
+    if not isinstance(first, Begun) or first.identity != begun.identity:
+        raise _of_another_build(partial)
+    if first.fingerprint != begun.fingerprint:
+        raise UsageError(f"{partial} was begun from other weights; remove it or choose another output")
 
 
 def finished_units(partial: Path, plan: PackPlan, journal: Journal, progress: Progress) -> Finished:
@@ -81,24 +105,6 @@ def _confirmed_trunk(partial: Path, plan: PackPlan, claimed: str, task: Task) ->
         and path.stat().st_size == plan.trunk_bytes
         and digest.of_file(path, advance=task.advance) == claimed
     )
-
-
-def _units_of_manifest(partial: Path, plan: PackPlan) -> list[Entry]:
-    # Removing the journal is the step before the last one; a crash between the two leaves a whole pack, misnamed.
-    try:
-        content = (partial / names.MANIFEST_FILE).read_bytes()
-        manifest = msgspec.convert(canonical.decode(content, names.MANIFEST_FILE), schema.Manifest)
-        components = {i: {c.name: c.blake3 for c in layer.components} for i, layer in enumerate(manifest.layers)}
-        files = {file.name: file.blake3 for file in manifest.files}
-        if plan.manifest(components, files) != manifest:
-            raise _of_another_build(partial)
-        records = (partial / names.DIGESTS_FILE).read_bytes()
-    except (OSError, KeyError, msgspec.ValidationError, MoepackError) as error:
-        raise _of_another_build(partial) from error
-    size = digest.DIGEST_BYTES * plan.model.num_experts
-    per_layer = [records[i * size : (i + 1) * size] for i in components]
-    layers = [LayerDone(i, digest.of_bytes(per_layer[i]).hex(), components[i]) for i in components]
-    return [*layers, TrunkDone(files[names.TRUNK_FILE])]
 
 
 def _of_another_build(partial: Path) -> UsageError:

@@ -19,7 +19,7 @@ from .atomic import AtomicFile, Reporting, sync_directory
 from .journal import Journal, LayerDone, Running, TrunkDone
 from .lock import LockedDirectory
 from .plan import PackPlan
-from .resume import Finished, finished_units, open_journal
+from .resume import Finished, finished_units, open_journal, set_aside
 from .sinks import HashingSink, LayerSink, TrunkSink
 
 COPY_BYTES = 4 * 1024 * 1024
@@ -41,11 +41,14 @@ class PackWriter:
         self._pool = resources.enter_context(ThreadPoolExecutor(HASHING_THREADS))
 
     @classmethod
-    def open(cls, target: Path, plan: PackPlan, progress: Progress | None = None) -> "PackWriter":
+    def open(
+        cls, target: Path, plan: PackPlan, progress: Progress | None = None, *, fingerprint: str = ""
+    ) -> "PackWriter":
         """Begin or resume `target`; `progress` shows how finished units are hashed again.
 
-        Raises UsageError if the target exists or its partial directory belongs to another plan, StorageError if
-        another process is writing it or the disk has too little room.
+        `fingerprint` stands for the content of the source's weights, of which the plan knows only the headers.
+        Raises UsageError if the target exists or its partial directory belongs to another plan or other weights,
+        StorageError if another process is writing it or the disk has too little room.
         """
         partial = target.with_name(target.name + ".partial")
         if os.path.lexists(target):
@@ -56,7 +59,7 @@ class PackWriter:
             resources.callback(LockedDirectory(partial).close)
             if os.path.lexists(target):
                 raise UsageError(f"{target} exists; remove it or choose another output")
-            journal = open_journal(partial, plan)
+            journal = open_journal(partial, plan, fingerprint)
             resources.callback(journal.close)
             journal.append(Running(os.getpid()))
             finished = finished_units(partial, plan, journal, progress or Silent())
@@ -137,11 +140,14 @@ class PackWriter:
         return copied
 
     def _promote(self) -> None:
+        aside = set_aside(self._journal.path)
         with Reporting(self.target):
-            self._journal.path.unlink()
+            self._journal.path.rename(aside)
+            sync_directory(self.target.parent)
             sync_directory(self.partial)
             self.partial.rename(self.target)
             sync_directory(self.target.parent)
+            aside.unlink()
 
 
 def sweep(partial: Path, keep: set[str]) -> None:

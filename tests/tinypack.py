@@ -98,9 +98,9 @@ def write_missing(writer: PackWriter, content: Content) -> schema.Manifest:
     return writer.commit()
 
 
-def build(target: Path, plan: PackPlan, seed: int = 0) -> schema.Manifest:
+def build(target: Path, plan: PackPlan, seed: int = 0, fingerprint: str = "") -> schema.Manifest:
     """Build (or finish) a whole pack at `target`."""
-    with PackWriter.open(target, plan) as writer:
+    with PackWriter.open(target, plan, fingerprint=fingerprint) as writer:
         return write_missing(writer, Content(plan, seed))
 
 

@@ -14,7 +14,7 @@ from moepack.layout.journal import JOURNAL_FILE
 from moepack.layout.plan import PackPlan
 from moepack.layout.reader import Pack
 from moepack.layout.writer import PackWriter
-from moepack.manifests.errors import StorageError
+from moepack.manifests.errors import StorageError, UsageError
 from moepack.manifests.progress import Silent
 from moepack.manifests.verify import verify
 
@@ -281,3 +281,52 @@ def test_another_copy_of_the_checkpoint_gives_the_same_bytes(tmp_path: Path, exp
     (tmp_path / "elsewhere").mkdir()
     build(tmp_path / "pack", tiny_plan(tmp_path / "elsewhere"))
     assert tree(tmp_path / "pack") == expected
+
+
+def test_work_from_other_weights_is_not_mixed_in(tmp_path: Path, plan: PackPlan) -> None:
+    target = tmp_path / "pack"
+    with PackWriter.open(target, plan, fingerprint="one") as writer:
+        write_layer(writer, Content(plan), 0)
+    for other in ("two", ""):
+        with pytest.raises(UsageError, match=r"pack\.partial was begun from other weights; remove it or choose"):
+            PackWriter.open(target, plan, fingerprint=other)
+    with PackWriter.open(target, plan, fingerprint="one") as writer:
+        assert writer.missing_layers() == [1]
+
+
+def crashed_before_the_last_rename(target: Path, plan: PackPlan) -> None:
+    def rename(source: Any, *args: Any) -> None:
+        if Path(source).suffix == ".partial":
+            raise Crash
+        real(source, *args)
+
+    real = os.rename
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "rename", rename)
+        with pytest.raises(Crash):
+            build(target, plan, fingerprint="one")
+
+
+def test_a_pack_that_lacks_only_its_name_knows_its_weights(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]
+) -> None:
+    target = tmp_path / "pack"
+    crashed_before_the_last_rename(target, plan)
+    assert tree(tmp_path / "pack.partial") == expected
+    with pytest.raises(UsageError, match=r"begun from other weights"):
+        PackWriter.open(target, plan, fingerprint="two")
+    with PackWriter.open(target, plan, fingerprint="one") as writer:
+        assert writer.missing_layers() == []
+        assert not writer.trunk_missing
+        writer.commit()
+    assert tree(target) == expected
+    assert not list(tmp_path.glob("pack.*"))
+
+
+def test_a_journal_left_beside_a_finished_pack_is_forgotten(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]
+) -> None:
+    (tmp_path / "pack.partial.journal.jsonl").write_text('{"type":"begun","identity":"x"}\n')
+    build(tmp_path / "pack", plan)
+    assert tree(tmp_path / "pack") == expected
+    assert not list(tmp_path.glob("pack.*"))
