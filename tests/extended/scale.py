@@ -2,7 +2,8 @@
 
 Synthesises the layer as MLX 4-bit (3.6 GB), copies its experts with cp, builds the pack by `minmax`, by pass-through
 and by `mse` with moe-pack itself, verifies each, and compares records with a plain numpy rendering of the reference
-rule. Every timing starts with the source out of the page cache and ends with the result on the disk. Everything
+rule. Ends with an error if a build passes 2 GiB, if minmax or pass-through falls below half of cp's rate, or if a
+quantizer falls below 40 million weights per second of CPU time. Every timing starts with the source out of the page cache and ends with the result on the disk. Everything
 is kept under build/scale.
 """
 
@@ -32,6 +33,9 @@ CHECKPOINT = PLACE / "checkpoint"
 SHARD = CHECKPOINT / "layer-00.safetensors"
 WIDTH = Width()
 MOE_PACK = Path(sys.executable).parent / "moe-pack"
+MOST_RESIDENT = 2 * 2**30
+LEAST_WEIGHTS_PER_CPU_SECOND = 40e6
+LEAST_OF_CP = {"minmax": 0.5, "pass-through": 0.5}
 CHECKED_EXPERTS = (0, 1, 137, 255, 256, 400, 510, 511)
 RECIPES = {
     "minmax": ("--method", "minmax", "--expert-format", "affine2-g64"),
@@ -138,6 +142,18 @@ def compare_pass_through() -> None:
     out.print(f"{len(CHECKED_EXPERTS)} pass-through records equal the checkpoint, byte for byte")
 
 
+def shortfalls(name: str, built: Cost, copied: Cost) -> list[str]:
+    """What a build promised and did not keep."""
+    found = []
+    if built.peak > MOST_RESIDENT:
+        found.append(f"{name} held {built.peak / 2**30:.1f} GiB")
+    if copied.wall / built.wall < LEAST_OF_CP.get(name, 0):
+        found.append(f"{name} ran at {copied.wall / built.wall:.2f} of cp's rate")
+    if WIDTH.expert_weights / built.cpu < LEAST_WEIGHTS_PER_CPU_SECOND:
+        found.append(f"{name} quantized {WIDTH.expert_weights / built.cpu / 1e6:.0f} million weights per CPU second")
+    return found
+
+
 def main() -> None:
     """Run everything and print the table."""
     if not CHECKPOINT.exists():
@@ -145,6 +161,7 @@ def main() -> None:
         write_checkpoint(WIDTH, CHECKPOINT)
     size = SHARD.stat().st_size
     table = Table("step", "seconds", "source GB/s", "of cp", "M weights/s", "per core", "peak MiB")
+    missed = []
     for name in RECIPES:
         copied = copy()  # beside each build, because this disk's speed drifts
         built = build(name)
@@ -153,6 +170,7 @@ def main() -> None:
         row += [f"{rate / built.wall:.0f}", f"{rate / built.cpu:.0f}", f"{built.peak / 2**20:.0f}"]
         table.add_row("cp", f"{copied.wall:.1f}", f"{size / copied.wall / 1e9:.2f}", "1.00", "", "", "")
         table.add_row(f"build {name}", *row)
+        missed += shortfalls(name, built, copied)
         checked = verify(name)
         pack_size = sum(path.stat().st_size for path in (PLACE / name).rglob("*") if path.is_file())
         table.add_row(
@@ -167,6 +185,8 @@ def main() -> None:
     out.print(table)
     compare_records()
     compare_pass_through()
+    if missed:
+        sys.exit("; ".join(missed))
 
 
 if __name__ == "__main__":
