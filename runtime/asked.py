@@ -6,6 +6,7 @@ Owns which of these go together and how files and standard input are read. The t
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from ..manifests.errors import UsageError
 from .language import Language
@@ -66,7 +67,7 @@ class Asked:
         if self.prompt_file is not None:
             return _line(_content(self.prompt_file), str(self.prompt_file))
         if self.prompt == STDIN:
-            return _line(sys.stdin.buffer.read(MAX_MESSAGES_BYTES), "standard input")
+            return _line(_limited(sys.stdin.buffer, "standard input"), "standard input")
         return self.prompt or ""
 
 
@@ -74,11 +75,16 @@ def _content(path: Path) -> bytes:
     """A file's bytes; pipes and links are fine, since the user named it."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_MESSAGES_BYTES + 1)
+            return _limited(file, str(path))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _limited(file: BinaryIO, name: str) -> bytes:
+    """All that `file` holds, which is refused, not cut, when it is too much."""
+    content = file.read(MAX_MESSAGES_BYTES + 1)
     if len(content) > MAX_MESSAGES_BYTES:
-        raise UsageError(f"{path} has more than {MAX_MESSAGES_BYTES} bytes")
+        raise UsageError(f"{name} has more than {MAX_MESSAGES_BYTES} bytes; give a shorter prompt")
     return content
 
 

@@ -29,6 +29,7 @@ EXIT_CODES = (
     " 130 interrupted."
 )
 DEFAULTS = EngineOptions()
+MAX_THREADS = 1024  # far beyond any machine; more only fail when the system has no threads left
 
 app = application(
     "moe-run", "Run packs: experts are streamed from disk, the rest of the model is in memory.", EXIT_CODES
@@ -50,7 +51,7 @@ MemoryOption = Annotated[
 SlotsOption = Annotated[
     int | None, _engine(help="Expert records kept in memory.", show_default="what the memory budget leaves")
 ]
-ThreadsOption = Annotated[int, _engine(help="Threads that compute.", show_default="all cores")]
+ThreadsOption = Annotated[int, _engine(help="Threads that compute.", min=1, max=MAX_THREADS, show_default="all cores")]
 ContextOption = Annotated[
     int | None, _engine(help="Most tokens, prompt and answer together.", show_default="the model's, at most 32768")
 ]
@@ -109,7 +110,7 @@ def generate(
     sampler = Sampler(_chosen(language, temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed))
     tokens = asked.tokens(language)
     with Engine.open(pack, options) as engine:
-        _say_if(report.experts_note(engine))
+        _say_notes(engine)
         limits = Limits(max_tokens, engine.context, language.tokenizer.end_tokens, tuple(stop or ()))
         stream = language.tokenizer.stream(special=special)
         answer = Generation(engine.new_session(), tokens, sampler, stream, limits)
@@ -138,7 +139,7 @@ def bench(
         workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size)
         files = [pack / layer.file for layer in opened.manifest.layers]
     measured = measure(partial(Engine.open, pack, options), partial(host.drop_cached, files), workload)
-    _say_if(report.experts_note(measured.engine))
+    _say_notes(measured.engine)
     if json:
         print_json(report.bench_document(measured, workload))
     else:
@@ -177,7 +178,8 @@ def _stream(answer: Generation, write: Callable[[str], None]) -> None:
         for piece in answer.rest():
             write(piece.text)
     finally:
-        if not answer.result().text.endswith("\n"):
+        text = answer.result().text
+        if text and not text.endswith("\n"):
             write("\n")
 
 
@@ -190,9 +192,9 @@ def _discard(text: str) -> None:
     pass
 
 
-def _say_if(text: str | None) -> None:
-    if text is not None:
-        say(text)
+def _say_notes(engine: Engine) -> None:
+    for note in report.notes(engine):
+        say(note)
 
 
 def _size(text: str | None) -> int | None:

@@ -14,13 +14,15 @@ from .generate import Result
 from .quantities import megabytes
 from .sampling import Sampling
 
+UNCHECKED = "digests are not checked: damage to the pack would change the answer unnoticed"
 NOT_DROPPED = "but this system cannot be asked to drop its page cache, so records may have come from memory"
 
 
-def experts_note(engine: Engine) -> str | None:
-    """Says that fewer experts are used than the model was trained with; None when that is not so."""
+def notes(engine: Engine) -> list[str]:
+    """What the user chose to give up: the model's own number of experts per token, the check of digests."""
     used, own = engine.experts_per_token, engine.model.num_experts_per_tok
-    return None if used == own else f"{used} of {own} experts per token: not the model's own K"
+    given_up = [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
+    return given_up if engine.options.check_digests else [*given_up, UNCHECKED]
 
 
 def engine_facts(engine: Engine) -> dict[str, Any]:

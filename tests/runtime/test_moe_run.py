@@ -154,6 +154,17 @@ def test_fewer_experts_are_said_aloud_and_the_models_own_number_is_not(pack: Pat
     assert "own K" not in called("generate", pack, "-p", "hi", "-n", 1, "-K", 4).stderr
 
 
+def test_digests_that_are_not_checked_are_said_aloud_and_in_every_document(pack: Path) -> None:
+    workload = ("--prompt-tokens", 2, "--decode-tokens", 1, "--repetitions", 1)
+    for arguments in (("generate", pack, "-p", "hi", "-n", 1), ("bench", pack, *workload)):
+        run = called(*arguments, "--no-check-digests", "--json")
+        assert "digests are not checked" in run.stderr
+        assert json.loads(run.stdout)["digests_checked"] is False
+        checked = called(*arguments, "--json")
+        assert "digests" not in checked.stderr
+        assert json.loads(checked.stdout)["digests_checked"] is True
+
+
 def test_how_it_runs_does_not_change_what_it_says(pack: Path) -> None:
     arguments = ("generate", pack, "-p", TEXT, "--temp", 0.9, "--seed", 7, "-n", 24)
     plain = document(*arguments)
@@ -333,6 +344,24 @@ def test_a_prompt_file_that_is_no_text_is_one_sentence(pack: Path, tmp_path: Pat
     assert (run.returncode, b"UTF-8" in run.stderr) == (2, True)
 
 
+def test_a_prompt_that_is_too_much_is_refused_and_never_cut(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moepack.runtime.asked.MAX_MESSAGES_BYTES", 8)
+    (tmp_path / "prompt").write_bytes(b"123456789")
+    assert "prompt has more than 8 bytes" in refusal(2, pack, "--prompt-file", tmp_path / "prompt")
+    assert "standard input has more than 8 bytes" in refusal(2, pack, "-p", "-", stdin=b"123456789")
+    assert called("generate", pack, "-p", "-", "-n", 1, stdin=b"12345678").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["generate", "bench"])
+@pytest.mark.parametrize("threads", [-1, 0, 1025, 2000, "many"])
+def test_a_number_of_threads_that_no_machine_has_is_refused(pack: Path, command: str, threads: object) -> None:
+    run = moe_run(command, pack, "--threads", threads)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "--threads" in run.stderr
+
+
 def test_a_pack_without_a_template_continues_the_text_and_refuses_chats(changed: Callable[..., Path]) -> None:
     pack = changed(chat_template__jinja=None)
     bare = document("generate", pack, "-p", "def main", "-n", 4)
@@ -352,21 +381,35 @@ def test_a_template_that_refuses_or_attacks_ends_the_run(changed: Callable[..., 
     assert "tries what a chat template may not" in refusal(3, pack, "-p", "x", "--system", "y")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "experts/layer_00.bin", "trunk.safetensors"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "trunk.safetensors"])
 def test_damage_is_exit_1_and_no_text(pack: Path, tmp_path: Path, name: str) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(pack, damaged)
-    file = damaged / name
-    file.chmod(0o644)
+    flip(damaged / name, -1)
+    refusal(1, damaged, "-p", "hi")
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_one_wrong_byte_in_whichever_expert_a_layer_asks_for_is_exit_1_and_no_text(
+    pack: Path, tmp_path: Path, layer: int
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(pack, damaged)
+    with Pack.open(pack) as opened:
+        layer %= opened.model.num_layers
+        records = [opened.address(layer, expert) for expert in range(opened.model.num_experts)]
+        file = opened.manifest.layers[layer].file
+    flip(damaged / file, *(record.offset + record.size // 2 for record in records))
+    assert Path(file).stem in refusal(1, damaged, "-p", "hi")
+
+
+def flip(file: Path, *places: int) -> None:
+    """Change one bit in each of these bytes."""
     content = bytearray(file.read_bytes())
-    if name.startswith("experts"):
-        content = bytearray(byte ^ 1 for byte in content)  # whichever experts are asked for
-    else:
-        content[-1] ^= 1
+    for place in places:
+        content[place] ^= 1
+    file.chmod(0o644)
     file.write_bytes(content)
-    run = called("generate", damaged, "-p", "hi")
-    assert (run.returncode, run.stdout.strip()) == (1, "")
-    assert run.stderr.startswith("error: ")
 
 
 def test_what_is_no_pack_is_one_sentence(tmp_path: Path) -> None:
