@@ -1,18 +1,25 @@
 """Amounts of memory as people write them: GB is 10^9 bytes, GiB is 2^30."""
 
 import re
+from fractions import Fraction
 
 from ..manifests.errors import UsageError
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMGT]i?B)", re.IGNORECASE)
-_BY_NAME = {name.lower(): size for name, size in UNITS.items()}
+UNITS = {
+    **{"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+    **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
+}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([KMGT]i?B|B|bytes)", re.IGNORECASE)
+_BY_NAME = {name.lower(): size for name, size in UNITS.items()} | {"bytes": 1}
 
 
 def parse_size(text: str) -> int:
-    """The bytes in a text such as "8GB", "7.5GiB" or "900 MB". Raises UsageError for any other, also without a unit."""
+    """The bytes in a text such as "8GB", "7.5GiB", "900 MB" or "8000000000 bytes", rounded to a whole one.
+
+    Raises UsageError for any other, also for one without a unit.
+    """
     match = _SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * _BY_NAME[match[2].lower()]) if match else 0
+    size = round(Fraction(match[1]) * _BY_NAME[match[2].lower()]) if match else 0
     if size < 1:
         raise UsageError(f"{text!r} is not an amount of memory; write a number and {', '.join(UNITS)}, such as 8GB")
     return size

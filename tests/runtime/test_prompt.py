@@ -1,14 +1,17 @@
 """From what a person gives to tokens: chats, files, and what counts as empty; and amounts of memory."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from front import byte_level
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moepack.manifests.errors import UsageError
 from moepack.runtime.prompt import Chat, chat_tokens, parse_tools, parse_variables, raw_tokens
-from moepack.runtime.quantities import megabytes, parse_size
+from moepack.runtime.quantities import UNITS, megabytes, parse_size
 from moepack.runtime.template import ChatTemplate
 from moepack.runtime.tokenizer import Tokenizer
 
@@ -87,16 +90,35 @@ def test_an_empty_raw_prompt_is_refused_and_a_blank_one_is_text() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8GB", 8 * 10**9), ("7.5GiB", 15 * 2**29), ("900 MB", 9 * 10**8), ("512MiB", 2**29), (" 1gb ", 10**9)],
+    [
+        ("8GB", 8 * 10**9),
+        ("7.5GiB", 15 * 2**29),
+        ("900 MB", 9 * 10**8),
+        ("512MiB", 2**29),
+        (" 1gb ", 10**9),
+        ("123 B", 123),
+        ("0.6B", 1),
+        ("2.3GB", 2_300_000_000),
+        ("8.123456789 GB", 8_123_456_789),
+        ("8123456789 bytes", 8_123_456_789),
+        ("999999999999999TB", (10**15 - 1) * 10**12),
+    ],
 )
 def test_amounts_of_memory(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["8", "", "GB", "-1GB", "0GB", "8G", "8 GBs", "1e3MB", "8,5GB", "9" * 40 + "GB"])
+@pytest.mark.parametrize(
+    "text", ["8", "", "GB", "-1GB", "0GB", "8G", "8 GBs", "1e3MB", "8,5GB", "0.4B", "8 byte", "9" * 40 + "GB"]
+)
 def test_amounts_that_are_none_are_usage_errors(text: str) -> None:
     with pytest.raises(UsageError, match="such as 8GB"):
         parse_size(text)
+
+
+@given(st.integers(1, 10**15), st.sampled_from(["KB", "MB", "GB", "TB"]))
+def test_every_amount_of_bytes_can_be_written_in_every_unit(size: int, unit: str) -> None:
+    assert parse_size(f"{Decimal(size) / UNITS[unit]:f}{unit}") == size
 
 
 def test_sizes_in_sentences() -> None:
