@@ -12,18 +12,19 @@ from pathlib import Path
 
 
 def peak_resident() -> int:
-    """The most bytes this process ever had resident."""
+    """The most bytes this process ever had resident.
+
+    Linux says so in /proc; elsewhere getrusage does, which may count the process that this one was forked from.
+    """
+    if (own := _number(Path("/proc/self/status"), r"^VmHWM:\s+(\d+) kB$")) is not None:
+        return own * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, everyone else KiB
 
 
 def storage_read() -> int | None:
     """Bytes this process made the storage deliver so far, page-cache hits excluded; Linux only."""
-    try:
-        match = re.search(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) if match else None
+    return _number(Path("/proc/self/io"), r"^read_bytes: (\d+)$")
 
 
 def drop_cached(files: Iterable[Path]) -> bool:
@@ -37,3 +38,12 @@ def drop_cached(files: Iterable[Path]) -> bool:
         finally:
             os.close(descriptor)
     return True
+
+
+def _number(file: Path, pattern: str) -> int | None:
+    """The number in a line of a file of the system; None where there is no such file or line."""
+    try:
+        match = re.search(pattern, file.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) if match else None

@@ -1,9 +1,12 @@
 """The benchmark on an engine of known speed: what it runs, what it counts, what it says."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,6 +162,24 @@ def test_the_host_tells_what_it_can(tmp_path: Path) -> None:
 def test_a_host_without_the_means_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr("os.posix_fadvise", raising=False)
     assert not host.drop_cached([tmp_path / "never opened"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only getrusage tells")
+def test_the_peak_is_this_process_s_own() -> None:
+    """A child that is forked from a large process starts with its parent's ru_maxrss."""
+    ballast = np.ones(200_000_000, np.uint8)
+    code = "from moepack.runtime.host import peak_resident; print(peak_resident())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, preexec_fn=int)
+    assert int(child.stdout) < len(ballast)
+
+
+def test_without_proc_the_peak_comes_from_getrusage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_number", lambda *_: None)
+    monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=5000))
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert host.peak_resident() == 5000
+    monkeypatch.setattr("sys.platform", "linux")
+    assert host.peak_resident() == 5000 * 1024
 
 
 def test_a_larger_allocation_raises_the_peak() -> None:
