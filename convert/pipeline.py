@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from ..layout.writer import PackWriter
+from ..manifests.errors import CorruptInputError
 from ..manifests.progress import Progress, Task
 from ..manifests.schema import Manifest
 from .experts import ExpertPacker
+from .fingerprint import fingerprint
 from .plan import Packing
 from .trunk import Blocks, trunk_blocks
 
@@ -18,15 +20,22 @@ def build(packing: Packing, target: Path, *, jobs: int, progress: Progress) -> M
     """Write the pack `target`, on `jobs` threads, or finish what an interrupted run has left of it.
 
     Raises UsageError if the target exists, StorageError if the disk fails or fills, CorruptInputError naming the
-    tensor if a weight is not finite. After any error, or a kill, the same call goes on where this one stopped.
+    tensor if a weight is not finite or naming the checkpoint if it changed meanwhile. After any other error, or a
+    kill, the same call goes on where this one stopped, provided that the checkpoint's weights are still the same.
     """
-    with PackWriter.open(target, packing.plan, progress) as writer:
+    checkpoint = packing.source.checkpoint
+    begun = fingerprint(checkpoint)
+    with PackWriter.open(target, packing.plan, progress, fingerprint=begun) as writer:
         layers = writer.missing_layers()
         with progress.task("packing", _total(packing), _total(packing) - _missing(packing, writer)) as task:
             if writer.trunk_missing:
                 task.note("trunk")
                 _write_trunk(packing, writer, jobs, task)
             _write_layers(packing, writer, layers, jobs, task)
+        if fingerprint(checkpoint) != begun:
+            raise CorruptInputError(
+                f"{checkpoint.origin.directory} changed while it was read; remove {writer.partial} and build again"
+            )
         return writer.commit()
 
 

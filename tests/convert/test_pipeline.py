@@ -1,6 +1,8 @@
 """Builds that are interrupted, parallel or repeated end with the same bytes."""
 
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,10 +15,13 @@ import numpy as np
 import pytest
 from checkpoints import CheckpointMaker, Shape, Variant
 from packs import build_pack
+from safetensors.torch import load_file, save_file
 
+from moepack.convert import fingerprint as samples
+from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.parallel import in_flight, in_order
 from moepack.layout.sinks import LayerSink, TrunkSink
-from moepack.manifests.errors import StorageError, UsageError
+from moepack.manifests.errors import CorruptInputError, StorageError, UsageError
 from moepack.manifests.manifest import pack_digest
 from moepack.manifests.progress import Silent
 from moepack.manifests.verify import verify
@@ -100,6 +105,77 @@ def test_another_recipe_does_not_resume_what_is_there(make_checkpoint: Checkpoin
         build_pack(checkpoint, tmp_path / "pack", method="minmax")
 
 
+def other_weights(checkpoint: Path, name: str) -> None:
+    """The same checkpoint with one tensor trained anew: no name, size or header tells."""
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name] = tensors[name] * 2
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def interrupted(checkpoint: Path, target: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(LayerSink, "append", 11, patch)
+        with pytest.raises(StorageError):
+            build_pack(checkpoint, target)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.3.mlp.experts.7.down_proj.weight"])
+def test_other_weights_under_the_same_headers_do_not_resume_what_is_there(
+    name: str, make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    checkpoint, target = make_checkpoint.copy(Variant(), tmp_path / "checkpoint"), tmp_path / "pack"
+    interrupted(checkpoint, target)
+    other_weights(checkpoint, name)
+    with pytest.raises(UsageError, match=r"pack\.partial"):
+        build_pack(checkpoint, target)
+    assert not target.exists()
+
+
+def test_a_copy_of_the_checkpoint_resumes_what_is_there(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    interrupted(make_checkpoint(Variant()), tmp_path / "pack")
+    build_pack(make_checkpoint.copy(Variant(), tmp_path / "elsewhere"), tmp_path / "pack")
+    build_pack(make_checkpoint(Variant()), tmp_path / "whole")
+    assert digest(tmp_path / "pack") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_checkpoint_that_changes_while_it_is_read_makes_no_pack(
+    in_place: bool, make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, target = make_checkpoint.copy(Variant(), tmp_path / "checkpoint"), tmp_path / "pack"
+    shutil.copytree(checkpoint, tmp_path / "other")
+    other_weights(tmp_path / "other", "lm_head.weight")
+    weights, other = checkpoint / "model.safetensors", tmp_path / "other" / "model.safetensors"
+    finish = TrunkSink.finish
+
+    def save_over(sink: TrunkSink) -> str:
+        weights.write_bytes(other.read_bytes()) if in_place else other.rename(weights)
+        return finish(sink)
+
+    monkeypatch.setattr(TrunkSink, "finish", save_over)
+    with pytest.raises(CorruptInputError, match=r"changed while it was read; remove .*pack\.partial and build again"):
+        build_pack(checkpoint, target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("at", [0, 0.1, 0.5, 1])
+def test_samples_of_large_files_tell_trained_weights_apart(
+    at: float, make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With samples of a few bytes instead of whole files: wherever one tensor is new, another fingerprint."""
+    monkeypatch.setattr(samples, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(samples, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(samples, "TENSOR_BYTES", 64)
+    monkeypatch.setattr(samples, "TENSORS", 10_000)
+    checkpoint = make_checkpoint.copy(Variant(), tmp_path / "checkpoint")
+    with Checkpoint.open(str(checkpoint)) as opened:
+        before, names = samples.fingerprint(opened), sorted(opened.entries)
+    other_weights(checkpoint, names[int(at * (len(names) - 1))])
+    with Checkpoint.open(str(checkpoint)) as opened:
+        assert samples.fingerprint(opened) != before
+
+
 def test_progress_adds_up(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     counted = Counted()
     packing = build_pack(make_checkpoint(Variant()), tmp_path / "pack", progress=counted)
@@ -150,7 +226,9 @@ def kill_at_random(checkpoint: Path, target: Path, chance: random.Random, durati
         time.sleep(0.001)
     time.sleep(chance.uniform(0, duration))
     child.kill()
-    return child.wait() != 0
+    code = child.wait()
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
 
 
 def kill_and_resume(checkpoint: Path, folder: Path, seed: int, duration: float) -> list[Path]:
