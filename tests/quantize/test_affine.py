@@ -1,6 +1,7 @@
 """Affine matrices against MLX: packing, dequantising, and the shapes that do not fit."""
 
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 import pytest
 import quantize_reference as reference
@@ -8,7 +9,6 @@ import quantize_reference as reference
 from moepack.layout.formats import BITS, GROUP_SIZES, AffineFormat
 from moepack.quantize.affine import AffineMatrix, dequantize
 
-mx = pytest.importorskip("mlx.core")
 FORMATS = [AffineFormat(bits, group_size) for bits in BITS for group_size in GROUP_SIZES]
 
 
