@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..manifests import canonical, digest, names, schema
-from ..manifests.manifest import seal
+from ..manifests.errors import MoepackError, UnsupportedError
+from ..manifests.manifest import parse_manifest, seal
 from .formats import AffineFormat
 from .record import ExpertShape, RecordLayout
 from .tensorheader import DTYPE_BITS, TensorSpec, render
@@ -28,7 +29,8 @@ class PackPlan:
 
     `trunk` may be given in any order; it is kept in the order of the file: wider element types first, otherwise as
     given, so that every tensor is aligned. `trunk_formats` maps a quantized tensor's stem to its format's name.
-    Raises ValueError for a plan that contradicts itself.
+    Raises ValueError for a plan that contradicts itself, UnsupportedError naming the rule if its manifest would break
+    one, CorruptInputError if a file to copy cannot be read.
     """
 
     model: schema.Model
@@ -50,6 +52,7 @@ class PackPlan:
             raise ValueError("two trunk tensors have the same name")
         if any(path.name in names.OWN_FILES or not names.is_safe(path.name) for path in self.copied):
             raise ValueError("a file to copy has a name that a pack may not hold")
+        self._check_manifest()
 
     def layer_file(self, index: int) -> str:
         """The name of layer `index`'s file, relative to the pack."""
@@ -82,7 +85,7 @@ class PackPlan:
     @cached_property
     def copied_bytes(self) -> int:
         """Bytes of the files that are copied."""
-        return sum(path.stat().st_size for path in self.copied)
+        return sum(file.size for file in self.copied_files.values())
 
     @cached_property
     def total_bytes(self) -> int:
@@ -100,9 +103,10 @@ class PackPlan:
         return (self.expert_bytes + self.trunk_bytes) * 8 / (self._expert_weights + sum(map(self._weights, self.trunk)))
 
     @cached_property
-    def copied_digests(self) -> Mapping[str, str]:
-        """BLAKE3 of every file to copy, by name."""
-        return {path.name: digest.of_file(path, follow_links=True) for path in self.copied}
+    def copied_files(self) -> Mapping[str, schema.File]:
+        """Every file to copy as it was when the plan was made, by name."""
+        found = {path.name: digest.of_sized_file(path, follow_links=True) for path in self.copied}
+        return {name: schema.File(name, size, blake3) for name, (size, blake3) in found.items()}
 
     @cached_property
     def identity(self) -> str:
@@ -114,7 +118,7 @@ class PackPlan:
             "formats": [_format_names(layout) for layout in self.records],
             "trunk": [[tensor.name, tensor.dtype, tensor.shape] for tensor in self.trunk],
             "trunk_formats": self.trunk_formats,
-            "copied": self.copied_digests,
+            "copied": {file.name: file.blake3 for file in self.copied_files.values()},
             "recipe": self.recipe,
             "source": self.source,
         }
@@ -123,7 +127,7 @@ class PackPlan:
     def manifest(self, components: Mapping[int, Mapping[str, str]], files: Mapping[str, str]) -> schema.Manifest:
         """The manifest, given each layer's component digests and each other file's digest, both by name."""
         sizes = {names.TRUNK_FILE: self.trunk_bytes, names.DIGESTS_FILE: self.digest_bytes}
-        sizes |= {path.name: path.stat().st_size for path in self.copied}
+        sizes |= {file.name: file.size for file in self.copied_files.values()}
         unsealed = schema.Manifest(
             format="moepack",
             version=1,
@@ -131,7 +135,7 @@ class PackPlan:
             model=self.model,
             source=self.source,
             recipe=self.recipe,
-            layers=[self._layer(index, components[index]) for index in range(self.model.num_layers)],
+            layers=[self.layer(index, components[index]) for index in range(self.model.num_layers)],
             trunk=schema.Trunk(names.TRUNK_FILE, dict(self.trunk_formats)),
             digests=names.DIGESTS_FILE,
             files=[schema.File(name, sizes[name], files[name]) for name in sorted(sizes)],
@@ -139,10 +143,20 @@ class PackPlan:
         )
         return seal(unsealed)
 
-    def _layer(self, index: int, digests: Mapping[str, str]) -> schema.ExpertLayer:
+    def layer(self, index: int, digests: Mapping[str, str]) -> schema.ExpertLayer:
+        """What the manifest says about layer `index`, given its component digests by name."""
         layout = self.records[index]
         components = [schema.Component(c.name, c.offset, c.size, digests[c.name]) for c in layout.components]
         return schema.ExpertLayer(self.layer_file(index), layout.stride, _format_names(layout), components)
+
+    def _check_manifest(self) -> None:
+        none = "0" * 2 * digest.DIGEST_BYTES
+        components = {index: {c.name: none for c in layout.components} for index, layout in enumerate(self.records)}
+        files = dict.fromkeys((names.TRUNK_FILE, names.DIGESTS_FILE, *self.copied_files), none)
+        try:
+            parse_manifest(canonical.encode(self.manifest(components, files)), names.MANIFEST_FILE)
+        except (MoepackError, ValueError) as error:  # ValueError: a number or name that JSON cannot hold
+            raise UnsupportedError(f"this checkpoint does not fit into a pack: {error}") from error
 
     @property
     def _expert_weights(self) -> int:

@@ -1,10 +1,10 @@
 """Taking over a partial directory: which finished units an earlier run left there, proven by hashing them again."""
 
-import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..manifests import digest, names
+from ..manifests import digest, inventory, layers, names
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress, Task
 from .atomic import Reporting
@@ -53,14 +53,12 @@ def set_aside(journal: Path) -> Path:
 
 
 def _bring_back(journal: Path) -> None:
-    # A crash just before the last rename leaves a whole pack, misnamed, without its journal. In a directory that has
-    # one, or that is new, a journal set aside is what a crash just after that rename left.
-    aside, new = set_aside(journal), not any(journal.parent.iterdir())
+    # A crash just before the last rename leaves a whole pack, misnamed, without its journal. (One set aside beside a
+    # directory that is new, or has a journal, was left by a crash after another pack's last rename; it says nothing.)
+    aside = set_aside(journal)
     with Reporting(journal):
-        if aside.is_file() and not journal.exists() and not new:
+        if aside.is_file() and not journal.exists() and any(journal.parent.iterdir()):
             aside.rename(journal)
-        else:
-            aside.unlink(missing_ok=True)
 
 
 def _check_begun(first: Entry, begun: Begun, partial: Path) -> None:
@@ -70,17 +68,17 @@ def _check_begun(first: Entry, begun: Begun, partial: Path) -> None:
         raise UsageError(f"{partial} was begun from other weights; remove it or choose another output")
 
 
-def finished_units(partial: Path, plan: PackPlan, journal: Journal, progress: Progress) -> Finished:
-    """What the journal claims and the bytes confirm; `progress` shows the hashing."""
-    layers = {entry.index: entry for entry in journal.entries if isinstance(entry, LayerDone)}
+def finished_units(partial: Path, plan: PackPlan, journal: Journal, progress: Progress, jobs: int) -> Finished:
+    """What the journal claims and the bytes confirm, hashed on `jobs` threads; `progress` shows it."""
+    claims = {entry.index: entry for entry in journal.entries if isinstance(entry, LayerDone) and _fits(entry, plan)}
     trunks = [entry.blake3 for entry in journal.entries if isinstance(entry, TrunkDone)]
     finished = Finished()
-    total = sum(map(plan.layer_bytes, layers)) + (plan.trunk_bytes if trunks else 0)
+    total = sum(map(plan.layer_bytes, claims)) + (plan.trunk_bytes if trunks else 0)
     if not total:
         return finished
-    with progress.task("Checking what is already packed", total) as task:
-        for index, entry in layers.items():
-            records = _confirmed_records(partial, plan, entry, task)
+    with progress.task("Checking what is already packed", total) as task, ThreadPoolExecutor(jobs) as pool:
+        confirmed = pool.map(lambda entry: _confirmed_records(partial, plan, entry, task), claims.values())
+        for (index, entry), records in zip(claims.items(), confirmed, strict=True):
             if records is not None:
                 finished.records[index], finished.components[index] = records, entry.components
         if trunks and _confirmed_trunk(partial, plan, trunks[-1], task):
@@ -88,23 +86,26 @@ def finished_units(partial: Path, plan: PackPlan, journal: Journal, progress: Pr
     return finished
 
 
+def _fits(entry: LayerDone, plan: PackPlan) -> bool:
+    if not 0 <= entry.index < plan.model.num_layers:
+        return False
+    return entry.components.keys() == {component.name for component in plan.records[entry.index].components}
+
+
 def _confirmed_records(partial: Path, plan: PackPlan, entry: LayerDone, task: Task) -> bytes | None:
-    path = partial / plan.layer_file(entry.index)
-    if not path.is_file() or path.stat().st_size != plan.layer_bytes(entry.index):
+    claimed = plan.layer(entry.index, entry.components)
+    if inventory.fault(partial, claimed.file, plan.layer_bytes(entry.index)):
         return None
-    stride = plan.records[entry.index].stride
-    threads = os.cpu_count() or 1
-    records = digest.of_records(path, stride, plan.model.num_experts, threads=threads, advance=task.advance)
-    return records if digest.of_bytes(records).hex() == entry.records else None
+    scan = layers.scan(partial / claimed.file, claimed, plan.model.num_experts, task.advance)
+    records = b"".join(record for record in scan.records if record is not None)
+    # `columns` is empty if a record could not be read.
+    return records if scan.columns == entry.components and digest.of_bytes(records).hex() == entry.records else None
 
 
 def _confirmed_trunk(partial: Path, plan: PackPlan, claimed: str, task: Task) -> bool:
-    path = partial / names.TRUNK_FILE
-    return (
-        path.is_file()
-        and path.stat().st_size == plan.trunk_bytes
-        and digest.of_file(path, advance=task.advance) == claimed
-    )
+    if inventory.fault(partial, names.TRUNK_FILE, plan.trunk_bytes):
+        return False
+    return digest.of_file(partial / names.TRUNK_FILE, advance=task.advance) == claimed
 
 
 def _of_another_build(partial: Path) -> UsageError:

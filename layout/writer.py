@@ -19,6 +19,7 @@ from .atomic import AtomicFile, Reporting, sync_directory
 from .journal import Journal, LayerDone, Running, TrunkDone
 from .lock import LockedDirectory
 from .plan import PackPlan
+from .reader import Pack
 from .resume import Finished, finished_units, open_journal, set_aside
 from .sinks import HashingSink, LayerSink, TrunkSink
 
@@ -42,27 +43,25 @@ class PackWriter:
 
     @classmethod
     def open(
-        cls, target: Path, plan: PackPlan, progress: Progress | None = None, *, fingerprint: str = ""
+        cls, target: Path, plan: PackPlan, progress: Progress | None = None, *, fingerprint: str = "", jobs: int = 2
     ) -> "PackWriter":
-        """Begin or resume `target`; `progress` shows how finished units are hashed again.
+        """Begin or resume `target`; `progress` shows how finished units are hashed again, on `jobs` threads.
 
         `fingerprint` stands for the content of the source's weights, of which the plan knows only the headers.
-        Raises UsageError if the target exists or its partial directory belongs to another plan or other weights,
-        StorageError if another process is writing it or the disk has too little room.
+        Raises UsageError if the target has no name or exists, or if its partial directory belongs to another plan or
+        other weights, StorageError if another process is writing it or the disk has too little room.
         """
-        partial = target.with_name(target.name + ".partial")
-        if os.path.lexists(target):
-            raise UsageError(f"{target} exists; remove it or choose another output")
-        if not partial.exists():
+        partial = partial_directory(target)
+        require_absent(target)
+        if not os.path.lexists(partial):
             check_space(target.parent, plan.total_bytes)
         with ExitStack() as resources:
             resources.callback(LockedDirectory(partial).close)
-            if os.path.lexists(target):
-                raise UsageError(f"{target} exists; remove it or choose another output")
+            require_absent(target)
             journal = open_journal(partial, plan, fingerprint)
             resources.callback(journal.close)
             journal.append(Running(os.getpid()))
-            finished = finished_units(partial, plan, journal, progress or Silent())
+            finished = finished_units(partial, plan, journal, progress or Silent(), jobs)
             with Reporting(partial):
                 sweep(partial, finished.files(plan) | {journal.path.name})
             check_space(partial, plan.total_bytes - finished.size(plan))
@@ -112,6 +111,7 @@ class PackWriter:
         self._publish(names.DIGESTS_FILE, records)
         manifest = self.plan.manifest(self._finished.components, files)
         self._publish(names.MANIFEST_FILE, canonical.encode(manifest))
+        Pack.open(self.partial).close()  # what our own reader refuses never gets a pack's name
         self._promote()
         return manifest
 
@@ -130,12 +130,13 @@ class PackWriter:
             file.write(content)
 
     def _copy(self, path: Path) -> str:
-        with path.open("rb") as source, AtomicFile(self.partial / path.name, path.stat().st_size) as file:
+        planned = self.plan.copied_files[path.name]
+        with path.open("rb") as source, AtomicFile(self.partial / path.name, planned.size) as file:
             sink = HashingSink(file)
             while chunk := source.read(COPY_BYTES):
                 sink.write(chunk)
             copied = sink.hexdigest()
-            if copied != self.plan.copied_digests[path.name]:
+            if copied != planned.blake3:
                 raise CorruptInputError(f"{path} changed while it was being packed; run the same command again")
         return copied
 
@@ -150,14 +151,37 @@ class PackWriter:
             aside.unlink()
 
 
+def partial_directory(target: Path) -> Path:
+    """Where the pack `target` is made: beside it. Raises UsageError if `target` has no name of its own."""
+    if target.name in ("", ".."):
+        raise UsageError(f"{str(target)!r} names no new directory; give the pack a name")
+    return target.with_name(target.name + ".partial")
+
+
+def require_absent(target: Path) -> None:
+    """Raise UsageError if there is anything at `target`, even a dangling link."""
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists; remove it or choose another output")
+
+
 def sweep(partial: Path, keep: set[str]) -> None:
     """Remove what earlier runs left unfinished, so that only the files named in `keep` remain."""
     experts = partial / names.EXPERTS_FOLDER
+    if os.path.lexists(experts) and not is_directory(experts):
+        raise UsageError(f"{experts} is not a directory; remove {partial} or choose another output")
     experts.mkdir(exist_ok=True)
     for path in [*partial.iterdir(), *experts.iterdir()]:
-        if path != experts and str(path.relative_to(partial)) not in keep:
-            path.unlink()
+        if path == experts or str(path.relative_to(partial)) in keep:
+            continue
+        if is_directory(path):
+            raise UsageError(f"{path} is a directory, which no pack has; remove it and run the same command again")
+        path.unlink()
     sync_directory(partial)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether `path` is itself a directory, not a link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def check_space(folder: Path, needed: int) -> None:

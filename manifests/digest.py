@@ -1,9 +1,7 @@
-"""BLAKE3 digests of buffers, of whole files and of a layer file's records, computed at disk speed."""
+"""BLAKE3 digests of buffers and of whole files, computed at disk speed."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +27,11 @@ def of_bytes(data: bytes | memoryview) -> bytes:
 
 def of_file(path: Path, *, follow_links: bool = False, advance: Advance = _unheard) -> str:
     """The hexadecimal digest of a regular file; `advance` hears the size of every chunk."""
+    return of_sized_file(path, follow_links=follow_links, advance=advance)[1]
+
+
+def of_sized_file(path: Path, *, follow_links: bool = False, advance: Advance = _unheard) -> tuple[int, str]:
+    """The size of a regular file, and the hexadecimal digest of that many bytes of it."""
     with opened(path, follow_links=follow_links) as descriptor:
         hasher = blake3(max_threads=blake3.AUTO)
         buffer = memoryview(bytearray(CHUNK_BYTES))
@@ -38,22 +41,7 @@ def of_file(path: Path, *, follow_links: bool = False, advance: Advance = _unhea
             read_exactly(descriptor, chunk, offset, path)
             hasher.update(chunk)
             advance(len(chunk))
-        return hasher.hexdigest()
-
-
-def of_records(path: Path, stride: int, count: int, *, threads: int, advance: Advance = _unheard) -> bytes:
-    """The digests of the `count` records of a layer file, joined; `threads` read and hash at once."""
-    local = threading.local()
-
-    def digest(index: int) -> bytes:
-        if not hasattr(local, "buffer"):
-            local.buffer = memoryview(bytearray(stride))
-        read_exactly(descriptor, local.buffer, index * stride, path)
-        advance(stride)
-        return of_bytes(local.buffer)
-
-    with opened(path) as descriptor, ThreadPoolExecutor(threads) as pool:
-        return b"".join(pool.map(digest, range(count)))
+        return size, hasher.hexdigest()
 
 
 @contextmanager

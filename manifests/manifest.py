@@ -29,8 +29,15 @@ def read_manifest(pack: Path) -> Manifest:
     file = pack / names.MANIFEST_FILE
     with under("M1"):
         content = read_small(file, MAX_MANIFEST_BYTES)
-    manifest = _parse(content, str(file))
-    rules.check(manifest, str(file))
+    return parse_manifest(content, str(file))
+
+
+def parse_manifest(content: bytes, file: str) -> Manifest:
+    """The manifest with the bytes `content`, found in `file`. Raises like `read_manifest`."""
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise CorruptInputError(f"{file} has {len(content)} bytes; at most {MAX_MANIFEST_BYTES} are allowed (M1)")
+    manifest = _parse(content, file)
+    rules.check(manifest, file)
     return manifest
 
 

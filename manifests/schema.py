@@ -16,6 +16,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 FileName = Annotated[str, Meta(max_length=128)]
+SourceName = Annotated[str, Meta(max_length=255)]  # what a file system allows
 Name = Annotated[str, Meta(max_length=256)]
 LayerType = Literal["linear_attention", "full_attention"]
 Projection = Literal["gate", "up", "down"]
@@ -71,7 +72,7 @@ class Model(Record, frozen=True, forbid_unknown_fields=True):
 class SourceFile(Record, frozen=True, forbid_unknown_fields=True):
     """One weight file of the checkpoint: its size and the BLAKE3 digest of its safetensors header."""
 
-    name: FileName
+    name: SourceName
     size: Size
     header_blake3: Digest
 

@@ -1,6 +1,7 @@
 """Crashes at every system call of a small build, then the same command again. Covers FORMAT.md W1 and W2."""
 
 import fcntl
+import json
 import os
 import random
 from collections.abc import Callable
@@ -330,3 +331,47 @@ def test_a_journal_left_beside_a_finished_pack_is_forgotten(
     build(tmp_path / "pack", plan)
     assert tree(tmp_path / "pack") == expected
     assert not list(tmp_path.glob("pack.*"))
+
+
+def with_journal_line(target: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what the journal says about layer 1."""
+    journal = target.with_name("pack.partial") / JOURNAL_FILE
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    edit(next(line for line in lines if line.get("index") == 1))
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda line: line.update(index=7),
+        lambda line: line.update(index=-1),
+        lambda line: line.update(records="ab" * 32),
+        lambda line: line["components"].update({"up.scales": "ab" * 32}),
+        lambda line: line["components"].pop("up.scales"),
+        lambda line: line["components"].update(other="ab" * 32),
+        lambda line: line.update(components={}),
+    ],
+)
+def test_a_journal_is_believed_in_nothing(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes], edit: Callable[[dict[str, Any]], Any]
+) -> None:
+    target = tmp_path / "pack"
+    with PackWriter.open(target, plan) as writer:
+        write_layer(writer, Content(plan), 0)
+        write_layer(writer, Content(plan), 1)
+    with_journal_line(target, edit)
+    with PackWriter.open(target, plan, jobs=1) as writer:
+        assert writer.missing_layers() == [1]
+        write_missing(writer, Content(plan))
+    assert tree(target) == expected
+
+
+def test_a_layer_behind_a_link_is_made_again(tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]) -> None:
+    with PackWriter.open(tmp_path / "pack", plan) as writer:
+        write_layer(writer, Content(plan), 0)
+    layer = tmp_path / "pack.partial/experts/layer_00.bin"
+    layer.rename(tmp_path / "elsewhere.bin")
+    layer.symlink_to(tmp_path / "elsewhere.bin")
+    build(tmp_path / "pack", plan)
+    assert tree(tmp_path / "pack") == expected

@@ -18,9 +18,9 @@ from moepack.layout.plan import PackPlan, TensorSpec
 from moepack.layout.reader import Pack
 from moepack.layout.writer import PackWriter
 from moepack.manifests import digest
-from moepack.manifests.errors import CorruptInputError, StorageError, UsageError
+from moepack.manifests.errors import CorruptInputError, StorageError, UnsupportedError, UsageError
 from moepack.manifests.manifest import read_manifest
-from moepack.manifests.schema import Recipe
+from moepack.manifests.schema import Recipe, Source, SourceFile
 
 
 @pytest.fixture
@@ -246,3 +246,96 @@ def test_big_records_are_hashed_in_parallel_to_the_same_digests(tmp_path: Path) 
         joined = b"".join(content.record(1, e)[part.offset : part.offset + part.size].tobytes() for e in range(3))
         listed = next(c for c in pack.manifest.layers[1].components if c.name == "up.scales")
         assert listed.blake3 == digest.of_bytes(joined).hex()
+
+
+def source_of(name: str) -> Source:
+    return Source("mlx", None, None, [SourceFile(name, 1, "ab" * 32)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"source": source_of("m" * 256)}, r"does not fit into a pack: manifest.json: .*length <= 255.* \(M3\)"),
+        ({"recipe": Recipe("x" * 257, "mse", "source")}, r"length <= 256.* \(M3\)"),
+        ({"source": source_of("model-\udcff.safetensors")}, "does not fit into a pack: .*non-UTF-8"),
+    ],
+)
+def test_a_plan_of_a_pack_that_readers_refuse_is_refused(
+    plan: PackPlan, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=sentence):
+        dataclasses.replace(plan, **changes)
+
+
+def test_more_records_than_a_pack_may_have_are_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"2621440 records; a pack has at most 2097152 \(M10\)"):
+        tiny_plan(tmp_path, tiny_model(layers=40, experts=65536))
+    with pytest.raises(UnsupportedError, match=r"layer_types.*\(M3\)"):
+        tiny_plan(tmp_path, tiny_model(layers=4098, experts=2))
+
+
+def test_a_long_name_of_a_weight_file_is_fine(tmp_path: Path, plan: PackPlan) -> None:
+    build(tmp_path / "pack", dataclasses.replace(plan, source=source_of("m" * 255)))
+    Pack.open(tmp_path / "pack").close()
+
+
+def test_what_our_own_reader_refuses_is_not_published(tmp_path: Path, plan: PackPlan) -> None:
+    wrong = dataclasses.replace(plan, trunk_formats={"lm_head": "affine3-g32"})
+    with pytest.raises(CorruptInputError, match=r"'lm_head' is not a whole affine3-g32 matrix \(T3\)"):
+        build(tmp_path / "pack", wrong)
+    assert not (tmp_path / "pack").exists()
+
+
+def test_a_copied_file_that_changes_between_its_check_and_the_manifest(
+    tmp_path: Path, plan: PackPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = plan.copied[0].read_bytes()
+    publish = PackWriter._publish
+
+    def changing(writer: PackWriter, name: str, content: bytes) -> None:
+        plan.copied[0].write_text("another size")
+        publish(writer, name, content)
+
+    monkeypatch.setattr(PackWriter, "_publish", changing)
+    manifest = build(tmp_path / "pack", plan)
+    assert [file.size for file in manifest.files if file.name == "config.json"] == [len(original)]
+    assert (tmp_path / "pack/config.json").read_bytes() == original
+
+
+def test_a_copied_file_that_grows_meanwhile_is_noticed(tmp_path: Path, plan: PackPlan) -> None:
+    with PackWriter.open(tmp_path / "pack", plan) as writer:
+        plan.copied[0].write_text(plan.copied[0].read_text() + " ")
+        with pytest.raises(CorruptInputError, match=r"config.json changed while it was being packed"):
+            write_missing(writer, Content(plan))
+
+
+@pytest.mark.parametrize("target", ["", ".", "/", "..", "nowhere/.."])
+def test_a_target_without_a_name_of_its_own(
+    tmp_path: Path, plan: PackPlan, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="names no new directory; give the pack a name"):
+        PackWriter.open(Path(target), plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_target_whose_name_is_too_long(tmp_path: Path, plan: PackPlan) -> None:
+    with pytest.raises(UsageError, match=r"x\.partial cannot be made: File name too long; choose another output"):
+        PackWriter.open(tmp_path / ("x" * 250), plan)
+
+
+@pytest.mark.parametrize("name", ["notes", "experts/notes"])
+def test_a_directory_among_the_work_is_named(tmp_path: Path, plan: PackPlan, name: str) -> None:
+    PackWriter.open(tmp_path / "pack", plan).close()
+    (tmp_path / "pack.partial" / name).mkdir()
+    with pytest.raises(UsageError, match=rf"partial/{name} is a directory, which no pack has; remove it and run"):
+        PackWriter.open(tmp_path / "pack", plan)
+
+
+def test_a_link_in_the_place_of_the_experts_folder_is_named(tmp_path: Path, plan: PackPlan) -> None:
+    PackWriter.open(tmp_path / "pack", plan).close()
+    (tmp_path / "pack.partial/experts").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pack.partial/experts").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"partial/experts is not a directory; remove .*pack\.partial or choose"):
+        PackWriter.open(tmp_path / "pack", plan)
