@@ -29,6 +29,8 @@ MAX_LOOPS = 1_000_000  # all `range` calls of one rendering together
 MAX_PRODUCT = 10_000_000  # items in what `*` may build by repetition; also the largest base of `**`
 MAX_EXPONENT = 64
 REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names; templates read either
+BUILT_INS = {"range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"}
+RESERVED = BUILT_INS | {"messages", "tools", "documents", "add_generation_prompt"}  # no variable may replace these
 
 Message = Mapping[str, Any]
 
@@ -64,9 +66,11 @@ class ChatTemplate:
         """The text of a chat, ready for the model's answer. All values must be plain JSON values.
 
         `variables` are what a template may read besides, such as enable_thinking.
-        Raises UsageError when the template refuses the messages or fails on them, CorruptInputError when it tries
-        what the sandbox forbids.
+        Raises UsageError for variables that would replace the chat or a built-in, and when the template refuses the
+        messages or fails on them; CorruptInputError when it tries what the sandbox forbids.
         """
+        if taken := sorted(RESERVED & (variables or {}).keys()):
+            raise UsageError(f"a template variable cannot be named {taken[0]!r}: that is the chat's own or built in")
         values = {
             **self._variables,
             "messages": [_normal(message) for message in messages],
@@ -208,7 +212,7 @@ def _limited_range() -> Callable[..., range]:
 
 def _bounded_text(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     parts, size = [], 0
-    for part in template.generate(**values):
+    for part in template.generate(values):
         size += len(part)
         if size > MAX_PROMPT_CHARACTERS:
             raise SecurityError(f"it prints more than {MAX_PROMPT_CHARACTERS} characters")

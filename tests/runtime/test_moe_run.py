@@ -309,6 +309,7 @@ def test_a_terminal_that_is_not_utf8_gets_what_it_can_show(pack: Path) -> None:
         (["-p", "x", "--tools", str(QUESTION)], "tools are a JSON list"),
         (["-p", "x", "--raw", "--tools", str(QUESTION)], "--tools is for chats"),
         (["-p", "x", "--template-vars", "[]"], "--template-vars is not a JSON object"),
+        (["-p", "x", "--template-vars", '{"messages": []}'], "cannot be named 'messages'"),
         (["-p", "x" * 3000, "--context", "100"], "context of 100"),
         (["-p", "x", "-K", "5"], "5 experts per token"),
         (["-p", "x", "-K", "0"], "0 experts per token"),

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from moepack.convert.shipped import CHECKPOINT
 from moepack.manifests.errors import CorruptInputError, UsageError
-from moepack.runtime.template import ChatTemplate
+from moepack.runtime.template import BUILT_INS, ChatTemplate, _compile
 
 TOKENS = {"bos_token": "<s>", "eos_token": "<|end|>", "pad_token": "<pad>"}
 
@@ -369,3 +369,20 @@ def test_the_loop_budget_is_per_rendering() -> None:
 def test_a_repetition_is_refused_before_it_fills_the_memory(payload: str) -> None:
     with pytest.raises(CorruptInputError, match="repeats a text or list beyond 10000000 items"):
         ours(payload, QUESTION)
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "range", "namespace"])
+def test_variables_cannot_replace_the_chat_or_a_built_in(name: str) -> None:
+    template = ChatTemplate({"default": "{{ messages[0].content }}"}, {}, "t")
+    with pytest.raises(UsageError, match=f"cannot be named '{name}'") as caught:
+        template.render(QUESTION, variables={"enable_thinking": True, name: []})
+    assert "\n" not in str(caught.value)
+
+
+def test_every_built_in_of_the_environment_is_reserved() -> None:
+    assert set(_compile("", "t").globals) == BUILT_INS
+
+
+def test_any_other_name_is_free() -> None:
+    template = ChatTemplate({"default": "{{ enable_thinking }}{{ eos_token }}"}, TOKENS, "t")
+    assert template.render(QUESTION, variables={"enable_thinking": 1, "eos_token": "!", "self": 2, "args": 3}) == "1!"
