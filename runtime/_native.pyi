@@ -1,6 +1,7 @@
 """The CPU kernels and the readers. Arrays are C-contiguous float32 unless a type says otherwise; outputs come last.
 
-Every function releases the GIL while it computes and raises ValueError when shapes do not fit.
+Every function releases the GIL while it computes. It raises TypeError for an array of another type or not contiguous,
+for nothing is ever copied, and ValueError when shapes do not fit.
 """
 
 import numpy as np
@@ -14,8 +15,6 @@ class Pool:
     """`threads` threads, the caller's included, that share out a kernel's rows, heads or tokens."""
 
     def __init__(self, threads: int) -> None: ...
-    @property
-    def threads(self) -> int: ...
 
 class ReadPool:
     """Threads that read byte ranges into arrays."""
@@ -25,6 +24,8 @@ class ReadPool:
         """Start filling `to` from `offset` of `fd`; returns a ticket. `to` must outlive the read."""
     def wait(self, ticket: int) -> tuple[int, int]:
         """Wait for a read, once per ticket: (bytes read, errno or 0). Fewer bytes without errno: the file ended."""
+    def drain(self) -> None:
+        """Wait until no read is queued or under way."""
 
 class Matrix:
     """A weight matrix [rows, cols] as stored; keeps its arrays alive."""

@@ -7,8 +7,9 @@ only: every record is the bytes whose digest the pack states, or there is an err
 import mmap
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -24,8 +25,8 @@ Bytes: TypeAlias = NDArray[np.uint8]
 Key: TypeAlias = tuple[int, int]  # (layer, expert)
 
 HUGE_PAGE = 2 * 1024 * 1024  # aligned destinations make reads faster: fewer translations, larger transfers
-THREADED_HASH_BYTES = 1024 * 1024  # below this, handing a hash to more threads costs more than it saves
 READ_THREADS = 8
+CHECK_THREADS = 2  # they wait for reads and hash what arrived, both without the GIL
 
 
 class Reader(Protocol):
@@ -37,10 +38,13 @@ class Reader(Protocol):
     def wait(self, ticket: int) -> tuple[int, int]:
         """(bytes read, errno or 0) of a ticket."""
 
+    def drain(self) -> None:
+        """Wait until no read is under way."""
+
 
 @dataclass
 class StreamStats:
-    """What streaming has cost so far. `hits` are records that were already in a slot when they were wanted."""
+    """What streaming has cost so far. `hits` are records that were still in a slot when their turn came."""
 
     records_read: int = 0
     bytes_read: int = 0
@@ -48,25 +52,60 @@ class StreamStats:
     wait_seconds: float = 0.0
 
 
-@dataclass(eq=False)
-class _Slot:
-    buffer: Bytes
-    ticket: int | None = None  # a read under way
-
-
 class _Share:
-    """Some slots and the records in them, least recently used first."""
+    """Some slots and the records in them, least recently used first; those in `arriving` are not whole yet.
 
-    def __init__(self, slots: Sequence[_Slot]) -> None:
+    `disturbed` while a visit is under way, and after one that was cut short until `recover`.
+    """
+
+    def __init__(self, slots: Sequence[Bytes]) -> None:
+        self.slots = tuple(slots)
         self.free = list(slots)
-        self.resident: OrderedDict[Key, _Slot] = OrderedDict()
+        self.resident: OrderedDict[Key, Bytes] = OrderedDict()
+        self.arriving: dict[Key, Future[None]] = {}
+        self.window = min(READ_THREADS, len(slots))
+        self.disturbed = False
 
-    def take(self, kept: set[Key]) -> _Slot | None:
-        """A slot for a new record: a free one, or the least recently used whose record is not in `kept`."""
-        if self.free:
-            return self.free.pop()
-        victim = next((key for key in self.resident if key not in kept), None)
-        return None if victim is None else self.resident.pop(victim)
+    def recover(self) -> None:
+        """Take back every slot without a whole record, wherever an interrupt struck; no read may be under way."""
+        for key in self.arriving:
+            self.resident.pop(key, None)
+        self.arriving.clear()
+        held = {id(slot) for slot in self.resident.values()}
+        self.free = [slot for slot in self.slots if id(slot) not in held]
+        self.disturbed = False
+
+
+class _Visit:
+    """One pass over the records in `queue`: those before `ahead` are in slots or arriving."""
+
+    def __init__(self, share: _Share, queue: Sequence[Key]) -> None:
+        self.queue = queue
+        self.ahead = 0
+        self._share = share
+        wanted = set(queue)
+        self._spare = deque(key for key in share.resident if key not in wanted)
+        self._later = [index for index, key in enumerate(queue) if key in share.resident]
+
+    def room(self) -> Bytes | None:
+        """A slot for the record at `ahead`, or None if it must wait.
+
+        Free slots first, then the least recently used record that this visit needs no more. While fewer reads than the
+        window are ahead, also the record that is needed last: the disk would idle otherwise. The first record in turn
+        always gets one, for then every slot holds a later one.
+        """
+        share = self._share
+        if share.free:
+            return share.free.pop()
+        if self._spare:
+            return share.resident.pop(self._spare.popleft())
+        if len(share.arriving) < share.window and self._later and self._later[-1] > self.ahead:
+            return share.resident.pop(self.queue[self._later.pop()])
+        return None
+
+    def leave(self, key: Key) -> None:
+        """The record has been used and may make room."""
+        self._spare.append(key)
 
 
 class ExpertStream:
@@ -74,6 +113,7 @@ class ExpertStream:
 
     With at least `experts_per_token` slots per layer each layer has its own: experts are visited layer by layer, and
     one shared least-recently-used list would always drop exactly what comes next. With fewer, all layers share them.
+    Reading and checking go on while the caller computes; `close` ends their threads.
     """
 
     def __init__(
@@ -90,6 +130,7 @@ class ExpertStream:
         self._pack = pack
         self._check = check_digests
         self._reader: Reader = reader or _native.ReadPool(READ_THREADS)
+        self._checkers = ThreadPoolExecutor(CHECK_THREADS, "moepack-check")
         self._shares = _shares(_slots(slots, self.slot_bytes), pack.model.num_layers, experts_per_token)
 
     def records(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Bytes]]:
@@ -99,69 +140,78 @@ class ExpertStream:
         if the device fails or the file ends early, MismatchError if the bytes are not the pack's.
         """
         share = self._shares[layer % len(self._shares)]
-        queue = [(layer, expert) for expert in experts]
-        self.stats.hits += sum(key in share.resident for key in queue)
+        if share.disturbed:  # a second interrupt cut the last recovery short
+            self._recover(share)
+        visit = _Visit(share, [(layer, expert) for expert in experts])
+        share.disturbed = True
         try:
-            for index, key in enumerate(queue):
-                self._request(share, queue[index:])
+            for key in visit.queue:
+                self._request(share, visit)
                 yield key[1], self._arrived(share, key)
+                visit.leave(key)
+            share.disturbed = False
         finally:
-            self._settle(share)
+            if share.disturbed:
+                self._recover(share)
 
-    def _request(self, share: _Share, queue: Sequence[Key]) -> None:
-        """Start reading what is missing of `queue`, in order, as long as there are slots; its first entry always."""
-        kept = set(queue)
-        for key in queue:
-            if key in share.resident:
-                continue
-            slot = share.take(kept)
-            if slot is None and key == queue[0]:  # every slot holds something of this queue: drop the last needed
-                slot = share.resident.pop(next(last for last in reversed(queue) if last in share.resident))
-            if slot is None:
-                return
-            address = self._pack.address(*key)
-            slot.ticket = self._reader.submit(address.fd, address.offset, slot.buffer[: address.size])
-            share.resident[key] = slot
+    def close(self) -> None:
+        """End the threads that check; no records can be had afterwards."""
+        self._checkers.shutdown()
 
-    def _arrived(self, share: _Share, key: Key) -> Bytes:
-        slot = share.resident[key]
-        record = slot.buffer[: self._pack.records[key[0]].stride]
-        if slot.ticket is not None:
-            try:
-                self._finish(slot, key, record)
-            except BaseException:
-                del share.resident[key]
-                share.free.append(slot)
-                raise
-        share.resident.move_to_end(key)
-        return record
+    def _request(self, share: _Share, visit: _Visit) -> None:
+        """Start reading what is missing of the visit, in order, as long as there is room."""
+        while visit.ahead < len(visit.queue):
+            key = visit.queue[visit.ahead]
+            if key not in share.resident:
+                slot = visit.room()
+                if slot is None:
+                    return
+                share.arriving[key] = self._start(key, slot)
+                share.resident[key] = slot
+            visit.ahead += 1
 
-    def _finish(self, slot: _Slot, key: Key, record: Bytes) -> None:
+    def _start(self, key: Key, slot: Bytes) -> "Future[None]":
+        address = self._pack.address(*key)
+        record = slot[: address.size]
+        ticket = self._reader.submit(address.fd, address.offset, record)
+        return self._checkers.submit(self._finish, key, ticket, record)
+
+    def _finish(self, key: Key, ticket: int, record: Bytes) -> None:
         """Wait for a read and check what it brought."""
-        start = time.perf_counter()
-        got, error = self._wait(slot)
-        self.stats.wait_seconds += time.perf_counter() - start
+        got, error = self._reader.wait(ticket)
         if error or got < len(record):
             raise StorageError(self._failure(key, got, error))
-        self.stats.records_read += 1
-        self.stats.bytes_read += got
-        if self._check and _digest(record) != self._pack.record_digest(*key):
+        if self._check and blake3(record.data).digest() != self._pack.record_digest(*key):
             raise MismatchError(
                 f"{self._place(key)} is damaged: its bytes differ from the pack's digest;"
                 f" `moe-pack verify {self._pack.path}` names every damaged part"
             )
 
-    def _wait(self, slot: _Slot) -> tuple[int, int]:
-        assert slot.ticket is not None
-        ticket, slot.ticket = slot.ticket, None
-        return self._reader.wait(ticket)
+    def _arrived(self, share: _Share, key: Key) -> Bytes:
+        """The record whose turn it is, once it is there and right."""
+        record = share.resident[key][: self._pack.records[key[0]].stride]
+        if key in share.arriving:
+            self._wait(share.arriving[key])
+            del share.arriving[key]
+            self.stats.records_read += 1
+            self.stats.bytes_read += len(record)
+        else:
+            self.stats.hits += 1
+        share.resident.move_to_end(key)
+        return record
 
-    def _settle(self, share: _Share) -> None:
-        """After an early end: wait for reads nobody will use and forget what they brought."""
-        for key in [key for key, slot in share.resident.items() if slot.ticket is not None]:
-            slot = share.resident.pop(key)
-            self._wait(slot)
-            share.free.append(slot)
+    def _wait(self, arrival: "Future[None]") -> None:
+        start = time.perf_counter()
+        try:
+            arrival.result()
+        finally:
+            self.stats.wait_seconds += time.perf_counter() - start
+
+    def _recover(self, share: _Share) -> None:
+        """After an early end: wait for what nobody will use, then for reads that an interrupt left unregistered."""
+        wait(share.arriving.values())
+        self._reader.drain()
+        share.recover()
 
     def _failure(self, key: Key, got: int, error: int) -> str:
         if error:
@@ -182,22 +232,17 @@ def slot_pitch(pack: Pack) -> int:
     return aligned if aligned - stride < aligned // 8 else stride
 
 
-def _digest(record: Bytes) -> bytes:
-    threads = blake3.AUTO if len(record) >= THREADED_HASH_BYTES else 1
-    return blake3(record.data, max_threads=threads).digest()
-
-
-def _slots(count: int, pitch: int) -> list[_Slot]:
+def _slots(count: int, pitch: int) -> list[Bytes]:
     """Slots side by side in anonymous memory that starts on a huge page."""
     memory = mmap.mmap(-1, count * pitch + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     arena = np.frombuffer(memory, np.uint8)
     start = -arena.ctypes.data % HUGE_PAGE
-    return [_Slot(arena[start + i * pitch : start + (i + 1) * pitch]) for i in range(count)]
+    return [arena[start + i * pitch : start + (i + 1) * pitch] for i in range(count)]
 
 
-def _shares(slots: list[_Slot], layers: int, experts_per_token: int) -> list[_Share]:
+def _shares(slots: list[Bytes], layers: int, experts_per_token: int) -> list[_Share]:
     if len(slots) // layers < experts_per_token:
         return [_Share(slots)]
     return [_Share(slots[layer::layers]) for layer in range(layers)]

@@ -15,6 +15,10 @@ namespace nb = nanobind;
 template <typename T, int N> using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+// An array argument that is taken as it is: by default nanobind passes a converted copy of one that does not fit, and
+// what is written to it, now or by a read later, would be lost.
+inline auto exact(const char* name) { return nb::arg(name).noconvert(); }
+
 inline void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }

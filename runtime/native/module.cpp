@@ -19,7 +19,7 @@ static void bind_reads(nb::module_& m) {
           [](ReadPool& pool, int fd, int64_t offset, Array<uint8_t, 1> to) {
             return pool.submit(fd, offset, extent(to, 0), to.data());
           },
-          nb::arg("fd"), nb::arg("offset"), nb::arg("to"))
+          nb::arg("fd"), nb::arg("offset"), exact("to"))
       .def(
           "wait",
           [](ReadPool& pool, uint64_t ticket) {
@@ -30,7 +30,8 @@ static void bind_reads(nb::module_& m) {
             }
             return nb::make_tuple(result.got, result.error);
           },
-          nb::arg("ticket"));
+          nb::arg("ticket"))
+      .def("drain", &ReadPool::drain, nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace moepack

@@ -85,10 +85,10 @@ void route(Pool& pool, In2 logits, Array<int32_t, 2> ids, Out2 weights) {
           "route: shapes do not fit");
   nb::gil_scoped_release release;
   pool.run(extent(logits, 0), 8, [&](int64_t first, int64_t last, int thread) {
-    float* const scratch = pool.scratch(thread, experts);
     for (int64_t t = first; t < last; ++t)
-      kernels().route(logits.data() + t * experts, experts, k, ids.data() + t * k, weights.data() + t * k, scratch);
-  });
+      kernels().route(logits.data() + t * experts, experts, k, ids.data() + t * k, weights.data() + t * k,
+                      pool.scratch(thread));
+  }, experts);
 }
 
 // y[tokens[i]] += weights[i] * expert(x[tokens[i]])
@@ -153,9 +153,9 @@ void attention(Pool& pool, const AttentionShape& s, int64_t position, In2 query_
     for (int64_t t = first; t < last; ++t) kernels().attention_prepare(a, t);
   });
   pool.run(tokens * s.num_heads, 1, [&](int64_t first, int64_t last, int thread) {
-    float* const scratch = pool.scratch(thread, position + tokens);
+    float* const scratch = pool.scratch(thread);
     for (int64_t i = first; i < last; ++i) kernels().attention_head(a, i / s.num_heads, i % s.num_heads, scratch);
-  });
+  }, position + tokens);
 }
 
 // cos and sin of (position + t) * frequency, the angle rounded to float32 as transformers does.
@@ -203,9 +203,8 @@ void delta(Pool& pool, const DeltaShape& s, In2 mixed, In2 gate, In2 beta, In2 d
                    norm.data(), convolved.data(), conv_state.data(), state.data(),     out.data()};
   pool.run(channels, 512, [&](int64_t first, int64_t last, int) { kernels().delta_conv(d, first, last); });
   pool.run(s.num_value_heads, 1, [&](int64_t first, int64_t last, int thread) {
-    float* const scratch = pool.scratch(thread, 2 * s.key_head_dim);
-    for (int64_t head = first; head < last; ++head) kernels().delta_head(d, head, scratch);
-  });
+    for (int64_t head = first; head < last; ++head) kernels().delta_head(d, head, pool.scratch(thread));
+  }, 2 * s.key_head_dim);
 }
 
 }  // namespace
@@ -218,8 +217,7 @@ void bind_operations(nb::module_& m) {
             require(threads >= 1 && threads <= 1024, "a pool has 1 to 1024 threads");
             new (self) Pool(threads);
           },
-          nb::arg("threads"))
-      .def_prop_ro("threads", &Pool::threads);
+          nb::arg("threads"));
   nb::class_<AttentionShape>(m, "AttentionShape");
   nb::class_<DeltaShape>(m, "DeltaShape");
   m.def("attention_shape", &attention_shape, nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"),
@@ -227,16 +225,16 @@ void bind_operations(nb::module_& m) {
   m.def("delta_shape", &delta_shape, nb::arg("key_heads"), nb::arg("value_heads"), nb::arg("key_dim"),
         nb::arg("value_dim"), nb::arg("conv_kernel"), nb::arg("eps"));
   m.def("instruction_set", [] { return kernels().name; });
-  m.def("matmul", &matmul);
-  m.def("swiglu", &swiglu);
-  m.def("embed", &embed);
-  m.def("rms_norm", &rms_norm);
-  m.def("add_gated", &add_gated);
-  m.def("route", &route);
-  m.def("expert", &expert);
-  m.def("rotation", &rotation);
-  m.def("attention", &attention);
-  m.def("delta", &delta);
+  m.def("matmul", &matmul, nb::arg("pool"), nb::arg("matrix"), exact("x"), exact("y"));
+  m.def("swiglu", &swiglu, nb::arg("pool"), nb::arg("gate"), nb::arg("up"), exact("x"), exact("h"));
+  m.def("embed", &embed, nb::arg("table"), exact("ids"), exact("y"));
+  m.def("rms_norm", &rms_norm, nb::arg("pool"), exact("x"), exact("weight"), nb::arg("eps"), exact("y"));
+  m.def("add_gated", &add_gated, nb::arg("pool"), exact("x"), exact("gate"), exact("y"));
+  m.def("route", &route, nb::arg("pool"), exact("logits"), exact("ids"), exact("weights"));
+  m.def("expert", &expert, nb::arg("pool"), nb::arg("layout"), exact("record"), exact("x"), exact("tokens"), exact("weights"), exact("y"));
+  m.def("rotation", &rotation, nb::arg("position"), exact("frequencies"), exact("cos"), exact("sin"));
+  m.def("attention", &attention, nb::arg("pool"), nb::arg("shape"), nb::arg("position"), exact("query_gate"), exact("key"), exact("value"), exact("query_norm"), exact("key_norm"), exact("cos"), exact("sin"), exact("keys"), exact("values"), exact("out"));
+  m.def("delta", &delta, nb::arg("pool"), nb::arg("shape"), exact("mixed"), exact("gate"), exact("beta"), exact("decay"), exact("conv"), exact("log_decay"), exact("decay_bias"), exact("norm"), exact("conv_state"), exact("state"), exact("out"));
 }
 
 }  // namespace moepack

@@ -48,14 +48,12 @@ Pool::~Pool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-float* Pool::scratch(int thread, int64_t floats) {
-  std::vector<float>& own = scratch_[static_cast<size_t>(thread)];
-  if (own.size() < static_cast<size_t>(floats)) own.resize(static_cast<size_t>(floats));
-  return own.data();
+void Pool::reserve(size_t threads, int64_t floats) {
+  for (size_t thread = 0; thread < threads; ++thread)
+    if (scratch_[thread].size() < static_cast<size_t>(floats)) scratch_[thread].resize(static_cast<size_t>(floats));
 }
 
-void Pool::run(int64_t count, int64_t grain, const void* work, Call call) {
-  const std::lock_guard one(caller_);
+void Pool::share(int64_t count, int64_t grain, const void* work, Call call) {
   const uint64_t before = next_.load(), round = (round_of(before) + 1) << 32;
   const uint64_t pieces = static_cast<uint64_t>((count + grain - 1) / grain);
   next_.store(before | PIECE);  // from here on nobody can own a piece of the old work

@@ -22,25 +22,29 @@ class Pool {
 
   // Calls work(first, last, thread) until 0..count is done, in pieces of `grain`; returns when all is done.
   // Waits for pieces, not for threads: on a busy machine the caller does what nobody else gets to. One caller at a
-  // time; a second one waits.
-  template <typename Work> void run(int64_t count, int64_t grain, const Work& work) {
+  // time; a second one waits. Each thread finds room for `floats` floats at scratch(thread): made before any work
+  // starts, because running out of memory is an exception only where the caller is. Work itself must not throw.
+  template <typename Work> void run(int64_t count, int64_t grain, const Work& work, int64_t floats = 0) {
+    const std::lock_guard one(caller_);
     if (count <= grain || workers_.empty()) {
-      const std::lock_guard one(caller_);
+      reserve(1, floats);
       if (count > 0) work(int64_t{0}, count, 0);
       return;
     }
-    run(count, grain, &work, [](const void* w, int64_t first, int64_t last, int thread) {
+    reserve(scratch_.size(), floats);
+    share(count, grain, &work, [](const void* w, int64_t first, int64_t last, int thread) {
       (*static_cast<const Work*>(w))(first, last, thread);
     });
   }
 
-  // Room for `floats` floats that belongs to `thread` until it asks again. Call only inside work.
-  float* scratch(int thread, int64_t floats);
+  // The calling thread's own room. Call only inside work.
+  float* scratch(int thread) { return scratch_[static_cast<size_t>(thread)].data(); }
 
  private:
   using Call = void (*)(const void*, int64_t, int64_t, int);
 
-  void run(int64_t count, int64_t grain, const void* work, Call call);
+  void reserve(size_t threads, int64_t floats);
+  void share(int64_t count, int64_t grain, const void* work, Call call);
   void serve(int thread);
   void take(int thread);
   bool wait_for_work(uint64_t seen);

@@ -56,6 +56,11 @@ ReadResult ReadPool::wait(uint64_t ticket) {
   return result;
 }
 
+void ReadPool::drain() {
+  std::unique_lock lock(mutex_);
+  done_.wait(lock, [this] { return queue_.empty() && under_way_ == 0; });
+}
+
 void ReadPool::serve() {
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -63,9 +68,11 @@ void ReadPool::serve() {
     if (stop_) return;
     const Read read = queue_.front();
     queue_.pop_front();
+    ++under_way_;
     lock.unlock();
     const ReadResult result = read_fully(read.fd, read.offset, read.size, read.to);
     lock.lock();
+    --under_way_;
     results_.emplace(read.ticket, result);
     done_.notify_all();
   }

@@ -28,6 +28,8 @@ class ReadPool {
   uint64_t submit(int fd, int64_t offset, int64_t size, uint8_t* to);
   // Waits for a read; each ticket is waited for exactly once. Throws std::out_of_range for an unknown ticket.
   ReadResult wait(uint64_t ticket);
+  // Waits until no read is queued or under way.
+  void drain();
 
  private:
   struct Read {
@@ -44,6 +46,7 @@ class ReadPool {
   std::deque<Read> queue_;
   std::unordered_map<uint64_t, ReadResult> results_;
   uint64_t last_ = 0;
+  int under_way_ = 0;
   bool stop_ = false;
   std::vector<std::thread> threads_;
 };

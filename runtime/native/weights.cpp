@@ -34,8 +34,9 @@ HeldMatrix float_matrix(Bytes data, const std::string& dtype, int64_t rows, int6
 
 HeldMatrix affine_matrix(Bytes codes, Bytes scales, Bytes biases, const std::string& dtype, int64_t bits, int64_t group,
                          int64_t rows, int64_t cols) {
+  require(rows > 0 && cols > 0 && group > 0 && cols % group == 0 && group % 32 == 0,
+          "columns do not divide into whole groups");
   const int64_t parameters = rows * (cols / group) * size_of(scalar(dtype));
-  require(rows > 0 && cols > 0 && cols % group == 0 && group % 32 == 0, "columns do not divide into whole groups");
   require(static_cast<int64_t>(codes.size()) == rows * cols * bits / 8, "code bytes do not fit the shape");
   require(static_cast<int64_t>(scales.size()) == parameters && scales.size() == biases.size(),
           "scale bytes do not fit");
@@ -96,8 +97,8 @@ void bind_weights(nb::module_& m) {
   nb::class_<HeldMatrix>(m, "Matrix")
       .def_prop_ro("rows", [](const HeldMatrix& h) { return h.view.rows; })
       .def_prop_ro("cols", [](const HeldMatrix& h) { return h.view.cols; });
-  m.def("float_matrix", &float_matrix, nb::arg("data"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"));
-  m.def("affine_matrix", &affine_matrix, nb::arg("codes"), nb::arg("scales"), nb::arg("biases"), nb::arg("dtype"),
+  m.def("float_matrix", &float_matrix, exact("data"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"));
+  m.def("affine_matrix", &affine_matrix, exact("codes"), exact("scales"), exact("biases"), nb::arg("dtype"),
         nb::arg("bits"), nb::arg("group"), nb::arg("rows"), nb::arg("cols"));
   nb::class_<RecordViews>(m, "RecordViews")
       .def(

@@ -31,22 +31,30 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
 
 
 class SlowReader:
-    """Counts reads under way; does each only when it is waited for, so a slot reused too early would show."""
+    """Does a read only when it is waited for, and spoils its slot until then: one reused too early would show.
+
+    `most` is how many reads were ever asked for and not yet handed out; the test counts what is `handed` out.
+    """
 
     def __init__(self) -> None:
         self.queued: dict[int, tuple[int, int, np.ndarray]] = {}
-        self.most = self.last = 0
+        self.most = self.last = self.handed = 0
 
     def submit(self, fd: int, offset: int, to: np.ndarray) -> int:
         to[:] = 0xEE
         self.last += 1
         self.queued[self.last] = (fd, offset, to)
-        self.most = max(self.most, len(self.queued))
+        self.most = max(self.most, self.last - self.handed)
         return self.last
 
     def wait(self, ticket: int) -> tuple[int, int]:
-        fd, offset, to = self.queued.pop(ticket)
-        return os.preadv(fd, [to.data], offset), 0
+        fd, offset, to = self.queued[ticket]
+        got = os.preadv(fd, [to.data], offset)
+        del self.queued[ticket]
+        return got, 0
+
+    def drain(self) -> None:
+        assert not self.queued
 
 
 @settings(max_examples=80, deadline=None)
@@ -62,25 +70,78 @@ def test_every_record_is_the_packs_whatever_the_slots_and_the_order(
 ) -> None:
     reader = SlowReader()
     stream = ExpertStream(pack, slots, experts_per_token=k, reader=reader)
-    wanted = 0
+    handed = 0
     for layer, experts, early in visits:
         for expert, record in stream.records(layer, sorted(experts)):
-            wanted += 1
+            handed += 1
             assert np.array_equal(record, pack.read_record(layer, expert))
             if early:
                 break
-    assert reader.most <= slots
     assert not reader.queued
     assert stream.stats.bytes_read == stream.stats.records_read * pack.records[0].stride
-    assert stream.stats.records_read <= wanted
+    assert stream.stats.records_read + stream.stats.hits == handed
+    stream.close()
 
 
-def test_reads_run_ahead_as_far_as_there_are_slots(pack: Pack) -> None:
-    for slots in (1, 3, 8):
-        reader = SlowReader()
-        for _ in ExpertStream(pack, slots, experts_per_token=9, reader=reader).records(0, range(EXPERTS)):
-            pass
-        assert reader.most == slots
+@pytest.mark.parametrize("slots", [1, 2, 4, 6])
+def test_reads_run_ahead_in_every_pass(pack: Pack, slots: int) -> None:
+    """Also in later ones, when all slots hold records of this very pass that are needed later."""
+    reader = SlowReader()
+    stream = ExpertStream(pack, slots, experts_per_token=9, reader=reader)
+    for _ in range(3):
+        reader.most = 0
+        for _ in stream.records(0, range(EXPERTS)):
+            reader.handed = stream.stats.records_read
+        assert reader.most >= min(slots, 2)
+        assert reader.most <= slots
+    assert reader.last == stream.stats.records_read  # nothing was read for nothing
+    stream.close()
+
+
+def test_a_record_dropped_before_its_turn_is_no_hit(pack: Pack) -> None:
+    stream = ExpertStream(pack, 2, experts_per_token=9)
+    list(stream.records(0, [7, 8]))
+    assert [expert for expert, _ in stream.records(0, [0, 7, 8])] == [0, 7, 8]
+    assert stream.stats.records_read + stream.stats.hits == 5
+    assert stream.stats.hits == 1  # 8 made room for 0, which came first
+    stream.close()
+
+
+class InterruptedReader(SlowReader):
+    """Is interrupted in its third read, once started or not."""
+
+    def __init__(self, *, started: bool) -> None:
+        super().__init__()
+        self.started = started
+        self.drained = 0
+
+    def submit(self, fd: int, offset: int, to: np.ndarray) -> int:
+        if self.last != 2:
+            return super().submit(fd, offset, to)
+        if self.started:
+            super().submit(fd, offset, to)
+        self.last += 1
+        raise KeyboardInterrupt
+
+    def drain(self) -> None:
+        self.drained += 1
+        for ticket in list(self.queued):
+            self.wait(ticket)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_an_interrupt_loses_no_slot_and_leaves_no_read_behind(pack: Pack, started: bool) -> None:
+    reader = InterruptedReader(started=started)
+    stream = ExpertStream(pack, 3, experts_per_token=9, reader=reader)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream.records(0, range(EXPERTS)))
+    assert reader.drained == 1
+    assert not reader.queued
+    share = stream._shares[0]
+    assert len(share.free) + len(share.resident) == 3
+    for expert, record in stream.records(1, range(EXPERTS)):
+        assert np.array_equal(record, pack.read_record(1, expert))
+    stream.close()
 
 
 def test_a_chunk_reads_each_expert_once_and_resident_ones_not_at_all(pack: Pack) -> None:
@@ -120,6 +181,9 @@ class FaultyReader:
 
     def wait(self, ticket: int) -> tuple[int, int]:
         return self.answer
+
+    def drain(self) -> None:
+        pass
 
 
 def test_an_input_output_error_names_the_place(pack: Pack) -> None:

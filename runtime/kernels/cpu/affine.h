@@ -37,8 +37,7 @@ inline void widen(const void* from, Scalar scalar, int64_t first, int64_t count,
 template <int BITS> struct Affine {
   template <int R, typename Use> static inline void walk(const Matrix& m, int64_t row, Use&& use) {
     const int64_t groups = m.cols / m.group;
-    constexpr int64_t ROOM = R * GROUPS_AT_ONCE + LANES;  // whole stores may run over the end
-    float scales[ROOM], biases[ROOM];                     // [R][count]
+    float scales[R * GROUPS_AT_ONCE], biases[R * GROUPS_AT_ONCE];  // [R][count]
     for (int64_t first = 0; first < groups; first += GROUPS_AT_ONCE) {
       const int64_t count = groups - first < GROUPS_AT_ONCE ? groups - first : GROUPS_AT_ONCE;
       const auto fetch = [&](int64_t at, int64_t many, float* to, float* to_biases) {

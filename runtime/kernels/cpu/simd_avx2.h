@@ -26,12 +26,6 @@ inline float reduce_add(F16 a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-inline float reduce_max(F16 a) {
-  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
-  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-}
 
 // p times two to the integer held in the low mantissa bits of `shifted`.
 inline __m256 add_exponent_half(__m256 p, __m256 shifted) {

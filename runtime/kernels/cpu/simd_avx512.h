@@ -26,7 +26,6 @@ inline float reduce_add(F16 a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-inline float reduce_max(F16 a) { return _mm512_reduce_max_ps(a.v); }
 
 // p times two to the integer held in the low mantissa bits of `shifted`.
 inline F16 add_exponent(F16 p, F16 shifted) {

@@ -51,7 +51,6 @@ inline float reduce_add(F16 a) {
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
-inline float reduce_max(F16 a) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3]))); }
 
 // p times two to the integer held in the low mantissa bits of `shifted`.
 inline F16 add_exponent(F16 p, F16 shifted) {

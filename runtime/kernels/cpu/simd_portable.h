@@ -47,13 +47,6 @@ inline float reduce_add(F16 a) {
   const Quad q = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
-inline float reduce_max(F16 a) {
-  float lanes[16], most;
-  store(lanes, a);
-  most = lanes[0];
-  for (int i = 1; i < 16; ++i) most = lanes[i] > most ? lanes[i] : most;
-  return most;
-}
 
 // p times two to the integer held in the low mantissa bits of `shifted`.
 inline F16 add_exponent(F16 p, F16 shifted) {
