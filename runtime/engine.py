@@ -5,6 +5,7 @@ knows token numbers only: text, sampling and stopping belong to its callers.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from .experts import ExpertStream
 from .memory import MemoryPlan, plan
 from .model import TextModel
 from .state import State
+
+MOST_THREADS = 1024  # of the native pool
 
 
 def _cpus() -> int:
@@ -61,6 +64,7 @@ class Engine:
     """Runs one pack. A context manager; one session computes at a time."""
 
     def __init__(self, pack: Pack, options: EngineOptions, memory: MemoryPlan, backend: Backend) -> None:
+        """Read the trunk; `of` and `open` make what this is given."""
         self.model: schema.Model = pack.model
         self.options = options
         self.memory = memory
@@ -72,6 +76,8 @@ class Engine:
         )
         self._decoder = TextModel(pack.model, trunk, pack.records, self._experts, backend, self.experts_per_token)
         self._resources = ExitStack()
+        self._resources.callback(self._experts.close)
+        self.closed = False
 
     @classmethod
     def open(cls, path: Path, options: EngineOptions | None = None) -> "Engine":
@@ -80,17 +86,20 @@ class Engine:
         Raises UsageError for options that cannot be met (K above the model's, too little memory), and what Pack.open
         raises; MismatchError if the trunk is damaged.
         """
-        options = options or EngineOptions()
-        _check(options)
         with ExitStack() as resources:
-            pack = resources.enter_context(Pack.open(path))
-            _experts_per_token(pack.model, options)
-            memory = plan(
-                pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk
-            )
-            engine = cls(pack, options, memory, CpuBackend(options.threads))
-            engine._resources = resources.pop_all()
+            engine = cls.of(resources.enter_context(Pack.open(path)), options)
+            engine._resources.push(resources.pop_all())
             return engine
+
+    @classmethod
+    def of(cls, pack: Pack, options: EngineOptions | None = None) -> "Engine":
+        """Read the trunk of an opened pack, which must stay open as long as the engine and is not closed with it.
+
+        Raises as `open` does; options are checked, and memory is planned, before anything is read.
+        """
+        options = options or EngineOptions()
+        memory = plan_run(pack, options)
+        return cls(pack, options, memory, _backend(options))
 
     @property
     def context(self) -> int:
@@ -108,7 +117,8 @@ class Engine:
         return Session(self, self._decoder, State(self.model, self.backend, self.context))
 
     def close(self) -> None:
-        """Close the pack's files; sessions cannot be extended afterwards."""
+        """End the engine's threads, and close the pack if the engine opened it; its sessions end too."""
+        self.closed = True
         self._resources.close()
 
     def __enter__(self) -> "Engine":
@@ -138,7 +148,7 @@ class Session:
         Raises UsageError for no tokens, unknown tokens or more than the context holds, StorageError and MismatchError
         if experts cannot be read or are damaged.
         """
-        *_, last = self._advance(tokens)
+        last = deque(self._advance(tokens), maxlen=1).pop()
         logits: Floats = self._decoder.logits(last[-1:])[0]
         return logits
 
@@ -159,6 +169,8 @@ class Session:
             yield hidden
 
     def _check(self, tokens: Sequence[int]) -> None:
+        if self._engine.closed:
+            raise UsageError("the engine of this session is closed; open the pack again")
         if self._failed:
             raise UsageError("this session was ended by an error; start a new one")
         if len(tokens) == 0:
@@ -173,9 +185,24 @@ class Session:
             raise UsageError(f"token {unknown} is outside the model's vocabulary of {self._engine.model.vocab_size}")
 
 
-def _check(options: EngineOptions) -> None:
-    if options.threads < 1 or options.chunk < 1:
-        raise UsageError(f"{options.threads} threads and chunks of {options.chunk} tokens: both must be at least 1")
+def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
+    """How a run with these options would divide the memory; reads nothing but the pack's manifest and file sizes.
+
+    Raises UsageError, as Engine.of would, for options that cannot be met.
+    """
+    if not 1 <= options.threads <= MOST_THREADS:
+        raise UsageError(f"{options.threads} threads are outside 1 to {MOST_THREADS}")
+    if options.chunk < 1:
+        raise UsageError(f"chunks of {options.chunk} tokens: they must be of at least 1")
+    _experts_per_token(pack.model, options)
+    return plan(pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk)
+
+
+def _backend(options: EngineOptions) -> Backend:
+    try:
+        return CpuBackend(options.threads)
+    except RuntimeError as error:  # MOEPACK_ISA names no instruction set of this machine
+        raise UsageError(f"{error}; unset it to use the best one") from error
 
 
 def _experts_per_token(model: schema.Model, options: EngineOptions) -> int:

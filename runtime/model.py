@@ -54,7 +54,6 @@ class TextModel:
     def hidden(self, tokens: Sequence[int], state: State) -> Tensor:
         """The residual stream [tokens, hidden] after the last layer; advances `state`'s layers, not its position."""
         backend = self._backend
-        state.reserve(len(tokens))
         x = backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
         rotation = backend.rotation(state.position, len(tokens), self._shape.full_attention)
         for index, weights in enumerate(self._weights.layers):

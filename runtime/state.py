@@ -1,9 +1,11 @@
-"""What a session remembers between tokens: recurrent states, and key/value caches that grow by doubling."""
+"""What a session remembers between tokens: recurrent states, and key/value caches for the whole context.
+
+Caches are reserved at once and never moved: a position costs memory when it is first written, and no copy ever exists.
+"""
 
 from ..manifests import schema
 from .backends.base import AttentionState, Backend, DeltaState
 
-FIRST_CAPACITY = 256  # positions; doubled whenever a chunk does not fit, up to the context
 FLOAT_BYTES = 4
 
 
@@ -12,34 +14,15 @@ class State:
 
     def __init__(self, model: schema.Model, backend: Backend, context: int) -> None:
         self.position = 0
-        self.context = context
-        self._backend = backend
         self.layers: list[AttentionState | DeltaState] = [
-            _attention_state(model, backend, min(FIRST_CAPACITY, context))
-            if kind == "full_attention"
-            else _delta_state(model, backend)
+            _attention_state(model, backend, context) if kind == "full_attention" else _delta_state(model, backend)
             for kind in model.layer_types
         ]
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` more positions in every cache; they must fit the context."""
-        needed = self.position + tokens
-        for layer in self.layers:
-            if isinstance(layer, AttentionState) and layer.capacity < needed:
-                self._grow(layer, needed)
 
-    def _grow(self, layer: AttentionState, needed: int) -> None:
-        capacity = layer.capacity
-        while capacity < needed:
-            capacity *= 2
-        layer.capacity = min(capacity, self.context)
-        layer.keys = self._backend.grown(layer.keys, layer.capacity)
-        layer.values = self._backend.grown(layer.values, layer.capacity)
-
-
-def _attention_state(model: schema.Model, backend: Backend, capacity: int) -> AttentionState:
+def _attention_state(model: schema.Model, backend: Backend, context: int) -> AttentionState:
     width = model.full_attention.num_kv_heads * model.full_attention.head_dim
-    return AttentionState(backend.zeros(capacity, width), backend.zeros(capacity, width), capacity)
+    return AttentionState(backend.reserved(context, width), backend.reserved(context, width))
 
 
 def _delta_state(model: schema.Model, backend: Backend) -> DeltaState:

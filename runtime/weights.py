@@ -42,13 +42,12 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """The whole trunk. `head` is the embedding table when the model ties them. `size` is its bytes in memory."""
+    """The whole trunk. `head` is the embedding table when the model ties them."""
 
     embedding: Matrix
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Matrix
-    size: int
 
 
 def load(pack: Pack, backend: Backend, *, check_digest: bool) -> Weights:
@@ -102,7 +101,7 @@ class _Loader:
         layers = tuple(self._layer(index, kind) for index, kind in enumerate(model.layer_types))
         norm = self._vector("model.norm.weight", model.hidden_size)
         head = embedding if model.tie_word_embeddings else self._matrix("lm_head", *table)
-        return Weights(embedding, layers, norm, head, sum(tensor.nbytes for tensor in self._tensors.values()))
+        return Weights(embedding, layers, norm, head)
 
     def _layer(self, index: int, kind: schema.LayerType) -> LayerWeights:
         prefix, hidden = f"model.layers.{index}", self._model.hidden_size

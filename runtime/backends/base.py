@@ -71,11 +71,10 @@ class DeltaWeights:
 
 @dataclass
 class AttentionState:
-    """The key/value cache of one layer: `capacity` rows of num_kv_heads * head_dim floats each."""
+    """The key/value cache of one layer: a row of num_kv_heads * head_dim floats for each position of the context."""
 
     keys: Tensor
     values: Tensor
-    capacity: int
 
 
 @dataclass
@@ -128,8 +127,8 @@ class Backend(Protocol):
     def zeros(self, *shape: int) -> Tensor:
         """A float32 tensor of zeros."""
 
-    def grown(self, tensor: Tensor, rows: int) -> Tensor:
-        """A copy of `tensor` with `rows` rows, the new ones unspecified."""
+    def reserved(self, rows: int, width: int) -> Tensor:
+        """A float32 tensor [rows, width] of unspecified values; rows never written should occupy no memory."""
 
     def to_host(self, x: Tensor) -> Floats:
         """The values as a numpy array."""

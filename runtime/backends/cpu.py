@@ -64,11 +64,9 @@ class CpuBackend:
         """A numpy array of zeros."""
         return np.zeros(shape, np.float32)
 
-    def grown(self, tensor: Floats, rows: int) -> Floats:
-        """A copy with more rows; pages of the new ones are not touched."""
-        larger = np.empty((rows, *tensor.shape[1:]), np.float32)
-        larger[: len(tensor)] = tensor
-        return larger
+    def reserved(self, rows: int, width: int) -> Floats:
+        """Address space only: the system gives memory page by page, when a row is first written."""
+        return np.empty((rows, width), np.float32)
 
     def to_host(self, x: Floats) -> Floats:
         """The array itself."""
@@ -108,10 +106,9 @@ class CpuBackend:
 
     def rotation(self, position: int, tokens: int, shape: schema.FullAttention) -> Rotation:
         """Angles in float32, as transformers computes them; cos and sin rounded from float64."""
-        exponents = np.arange(0, shape.rotary_dims, 2, dtype=np.float32) / np.float32(shape.rotary_dims)
-        frequencies = (1.0 / np.power(shape.rope_theta, exponents, dtype=np.float32)).astype(np.float32)
-        cos, sin = (np.empty((tokens, len(frequencies)), np.float32) for _ in range(2))
-        _native.rotation(position, frequencies, cos, sin)
+        turns = frequencies(shape.rotary_dims, shape.rope_theta)
+        cos, sin = (np.empty((tokens, len(turns)), np.float32) for _ in range(2))
+        _native.rotation(position, turns, cos, sin)
         return Rotation(cos, sin)
 
     def attention(
@@ -157,6 +154,13 @@ class CpuBackend:
     ) -> None:
         """See Backend.expert."""
         _native.expert(self._pool, layout, record, x, tokens, weights, to)
+
+
+def frequencies(dims: int, theta: float) -> Floats:
+    """theta^(-2i / dims), float32 [dims / 2], bit for bit as transformers has them: powers rounded once, then 1 / x."""
+    exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+    powers: Floats = np.power(np.float64(theta), exponents, dtype=np.float64).astype(np.float32)
+    return np.float32(1) / powers
 
 
 def _bytes(array: np.ndarray[Any, np.dtype[Any]]) -> Record:

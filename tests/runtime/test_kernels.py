@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import FLOATS, FORMATS, affine, floats
@@ -18,7 +19,7 @@ from moepack.layout.formats import BITS, AffineFormat
 from moepack.layout.record import ExpertShape, RecordLayout
 from moepack.runtime import _native
 from moepack.runtime.backends.base import StoredMatrix
-from moepack.runtime.backends.cpu import CpuBackend
+from moepack.runtime.backends.cpu import CpuBackend, frequencies
 
 CPUS = {threads: CpuBackend(threads) for threads in (1, 2, 4)}
 CPU = CPUS[2]
@@ -267,6 +268,35 @@ def test_misfits_are_refused_before_anything_is_read() -> None:
         _native.affine_matrix(*(np.zeros(4, np.uint8),) * 3, "BF16", 2, 32, 8, 64)
     with pytest.raises(ValueError, match="outside the record"):
         _native.RecordViews(64, 64, [(2, 32, 0, 0, 0)] * 3, 100)
+    for group in (0, -32, 48):
+        with pytest.raises(ValueError, match="whole groups"):
+            _native.affine_matrix(*(np.zeros(4, np.uint8),) * 3, "BF16", 2, group, 8, 64)
+
+
+def test_misfits_are_refused_rather_than_copied(tmp_path: Path) -> None:
+    """A copy would take the result, or a read that is still to come, with it."""
+    matrix, x = CPU.matrix(affine(np.random.default_rng(0), 8, 64, AffineFormat(2, 32))), np.ones((2, 64), np.float32)
+    for out in (np.zeros((2, 8)), np.zeros((2, 16), np.float32)[:, ::2], np.zeros((8, 2), np.float32).T):
+        with pytest.raises(TypeError):
+            _native.matmul(CPU._pool, matrix, x, out)
+        assert not out.any()
+    with pytest.raises(TypeError):
+        _native.matmul(CPU._pool, matrix, x.astype(np.float64), np.zeros((2, 8), np.float32))
+    with pytest.raises(TypeError):
+        _native.embed(matrix, np.array([1], np.int64), np.zeros((1, 64), np.float32))
+    (tmp_path / "file").write_bytes(bytes(100))
+    reads = _native.ReadPool(1)
+    with (tmp_path / "file").open("rb") as file:
+        for to in (np.zeros(64, np.uint8)[::2], np.zeros(16, np.int32)):
+            with pytest.raises(TypeError):
+                reads.submit(file.fileno(), 0, to)
+
+
+@pytest.mark.parametrize("dims", [2, 8, 32, 64])
+@pytest.mark.parametrize("theta", [1e4, 5e5, 1e7])
+def test_rotary_frequencies_are_those_of_transformers_bit_for_bit(dims: int, theta: float) -> None:
+    exponents = torch.arange(0, dims, 2, dtype=torch.int64).to(torch.float32) / dims
+    assert np.array_equal(frequencies(dims, theta), (1.0 / (theta**exponents)).numpy())
 
 
 GATES = """

@@ -1,5 +1,6 @@
 """The engine on real packs: right to float64 numpy, and bit for bit the same however the work is cut up."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ from checkpoints import NARROW, ODD, TINY, CheckpointMaker, Shape, Variant
 from packs import build_pack
 from reference import Reference
 
+from moepack.layout.reader import Pack
 from moepack.manifests.errors import CorruptInputError, MismatchError, UsageError
-from moepack.runtime.engine import Engine, EngineOptions
+from moepack.runtime.engine import Engine, EngineOptions, plan_run
+from moepack.runtime.state import State, position_bytes
 
 TIED = Shape(tied=True, interval=2, seed=3)
 CASES = {
@@ -104,9 +107,10 @@ def test_fewer_experts_per_token(packs: dict[str, Path], k: int) -> None:
         ({"experts_per_token": 0}, "outside the model's 1 to 3"),
         ({"context": 4097}, "outside the model's 1 to 4096"),
         ({"slots": 0}, "at least 1"),
-        ({"memory": 10_000_000}, "the smallest budget that works is"),
-        ({"threads": 0}, "must be at least 1"),
-        ({"chunk": 0}, "must be at least 1"),
+        ({"memory": 10_000_000}, "give --memory 0"),
+        ({"threads": 0}, "outside 1 to 1024"),
+        ({"threads": 1025}, "outside 1 to 1024"),
+        ({"chunk": 0}, "of at least 1"),
     ],
 )
 def test_options_that_cannot_be_met(packs: dict[str, Path], options: dict[str, int], sentence: str) -> None:
@@ -128,6 +132,41 @@ def test_what_a_session_refuses(packs: dict[str, Path]) -> None:
         session.extend([1] * 10)
         with pytest.raises(UsageError, match="11 tokens do not fit"):
             session.extend([1])
+
+
+def test_a_closed_engine_ends_its_sessions(packs: dict[str, Path]) -> None:
+    with Engine.open(packs["tiny"]) as engine:
+        session = engine.new_session()
+        session.extend([1, 2])
+    with pytest.raises(UsageError, match="closed"):
+        session.extend([3])
+
+
+def test_an_opened_pack_is_used_and_not_closed(packs: dict[str, Path]) -> None:
+    with Pack.open(packs["tiny"]) as pack:
+        with pytest.raises(UsageError, match="outside the model's 1 to 4096"):
+            plan_run(pack, EngineOptions(context=4097))
+        assert plan_run(pack, EngineOptions(context=99)).context == 99
+        for _ in range(2):
+            with Engine.of(pack, EngineOptions(context=99)) as engine:
+                assert engine.context == 99
+                engine.new_session().extend([1])
+
+
+def test_a_large_context_costs_memory_only_when_it_is_used(packs: dict[str, Path]) -> None:
+    with Engine.open(packs["tiny"], EngineOptions(context=4096)) as engine:
+        model, backend = engine.model, engine.backend
+        before = resident_bytes()
+        states = [State(model, backend, 4096 * 1000) for _ in range(2)]
+        assert resident_bytes() - before < 50e6 < position_bytes(model) * 4096 * 1000
+        assert states[0].position == 0
+
+
+def resident_bytes() -> int:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("resident memory is read from Linux's /proc")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def flip(path: Path, offset: int) -> None:
