@@ -5,6 +5,7 @@ The budget is for the whole process. It is a promise: what does not fit is refus
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from ..manifests.errors import UsageError
 from .experts import HUGE_PAGE, slot_pitch
 from .state import FLOAT_BYTES, delta_channels, position_bytes, recurrent_bytes
 
-PROCESS_BYTES = 128 * 1024 * 1024  # the interpreter, libraries and tokenizer
+PROCESS_BYTES = 128 * 1024 * 1024  # the interpreter and libraries
+TOKENIZER_COPIES = 9  # measured: the peak of reading a tokenizer.json, in sizes of that file
+MESSAGE_STEP = 1_000_000  # budgets in messages are whole MB, written as GB
 SHARE_OF_AVAILABLE = 0.75  # of the memory that is free now; the rest is for others and the page cache
 DEFAULT_CONTEXT = 32768
 
@@ -54,10 +57,14 @@ def plan(pack: Pack, *, memory: int | None, slots: int | None, context: int | No
     positions = _context(model, context)
     budget = available_memory() if memory is None else memory
     state = recurrent_bytes(model) + positions * position_bytes(model)
-    fixed = MemoryPlan(
-        budget, PROCESS_BYTES, pack.trunk.size, state, scratch_bytes(model, chunk), 0, slot_pitch(pack), positions
-    )
-    return _with_slots(fixed, slots, model.num_layers * model.num_experts)
+    scratch = scratch_bytes(model, chunk)
+    fixed = MemoryPlan(budget, _process(pack), pack.trunk.size, state, scratch, 0, slot_pitch(pack), positions)
+    return _with_slots(fixed, slots, model.num_layers * model.num_experts, chunk)
+
+
+def _process(pack: Pack) -> int:
+    tokenizer = pack.path / "tokenizer.json"
+    return PROCESS_BYTES + (TOKENIZER_COPIES * tokenizer.stat().st_size if tokenizer.exists() else 0)
 
 
 def _context(model: schema.Model, context: int | None) -> int:
@@ -68,16 +75,17 @@ def _context(model: schema.Model, context: int | None) -> int:
     return context
 
 
-def _with_slots(fixed: MemoryPlan, wanted: int | None, most: int) -> MemoryPlan:
+def _with_slots(fixed: MemoryPlan, wanted: int | None, most: int, chunk: int) -> MemoryPlan:
     if wanted is not None and wanted < 1:
         raise UsageError(f"{wanted} expert slots are too few; streaming needs at least 1")
     room = (fixed.budget - fixed.total - HUGE_PAGE) // fixed.slot_bytes
     slots = min(room, most) if wanted is None else min(wanted, most)
     if slots < 1 or slots > room:
         smallest = fixed.total + HUGE_PAGE + max(1, min(wanted or 1, most)) * fixed.slot_bytes
+        pasteable = -(-smallest // MESSAGE_STEP) * MESSAGE_STEP
         raise UsageError(
-            f"{fixed.budget / 1e9:.3f} GB of memory are too few: the smallest budget that works is {smallest} bytes"
-            f" ({smallest / 1e9:.3f} GB) with a context of {fixed.context} tokens"
+            f"{fixed.budget / 1e9:.3f}GB of memory are too few: give --memory {pasteable / 1e9:.3f}GB or more, which is"
+            f" for a context of {fixed.context} tokens and chunks of {chunk}; smaller ones need less"
         )
     return MemoryPlan(**{**vars(fixed), "slots": slots})
 
@@ -93,7 +101,10 @@ def scratch_bytes(model: schema.Model, chunk: int) -> int:
 
 
 def available_memory() -> int:
-    """The default budget: a share of the memory that is available now, to this process's control group too."""
+    """The default budget: a share of the memory that is available now, to this process's control group too.
+
+    On macOS the share is of all memory: the system has no figure for what could be made available.
+    """
     return int(SHARE_OF_AVAILABLE * min([_system_available(), *_group_available()]))
 
 
@@ -104,13 +115,41 @@ def _system_available() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def _group_available() -> list[int]:
-    """What a container's limit leaves, for both generations of control groups; nothing where there is none."""
-    root = Path("/sys/fs/cgroup")
-    pairs = [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
+def _group_available(proc: Path = Path("/proc"), mount: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What is left to each control group that this process is in, up to the root; nothing where there is no limit.
+
+    Both generations: "0::/a/b" is a path below the mount, "7:memory:/a/b" one below its `memory` folder. Paths that are
+    not mounted here (a container may see only its own part) are passed over.
+    """
+    groups = proc / "self" / "cgroup"
+    lines = groups.read_text().splitlines() if groups.exists() else []
     found = []
-    for limit, used in pairs:
-        texts = [(root / name).read_text().strip() for name in (limit, used) if (root / name).exists()]
-        if len(texts) == 2 and all(text.isdigit() for text in texts):
-            found.append(max(0, int(texts[0]) - int(texts[1])))
-    return found
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:
+            folders = _upwards(mount, path)
+            found += [_left(folder, "memory.max", "memory.current", "") for folder in folders]
+        elif "memory" in controllers.split(","):
+            folders = _upwards(mount / "memory", path)
+            found += [_left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_") for folder in folders]
+    return [left for left in found if left is not None]
+
+
+def _upwards(root: Path, path: str) -> Iterator[Path]:
+    """The folder of `path` below `root`, and those above it up to `root` itself."""
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return (root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+
+
+def _left(folder: Path, limit: str, used: str, prefix: str) -> int | None:
+    """A group's limit less what it uses, its page cache not counted: the system takes that back when needed."""
+    texts = [(folder / name).read_text().strip() for name in (limit, used) if (folder / name).exists()]
+    if len(texts) < 2 or not all(text.isdigit() for text in texts):
+        return None
+    most, current = map(int, texts)
+    return max(0, most - max(0, current - _page_cache(folder / "memory.stat", prefix)))
+
+
+def _page_cache(statistics: Path, prefix: str) -> int:
+    lines = statistics.read_text().splitlines() if statistics.exists() else []
+    fields = dict(line.split(maxsplit=1) for line in lines)
+    return sum(int(fields.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
