@@ -70,7 +70,7 @@ class PackPlan:
     @cached_property
     def trunk_header(self) -> bytes:
         """The first bytes of the trunk file."""
-        return render(self.trunk, {})
+        return render(self.trunk)
 
     @cached_property
     def trunk_bytes(self) -> int:

@@ -7,10 +7,10 @@ Every expert of a layer has the same layout, so expert e lies at `e * stride` of
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..manifests.rules import ALIGNMENT, PARTS, PROJECTIONS, aligned
 from .formats import AffineFormat
 
-ALIGNMENT = 16 * 1024  # Apple's page; also a multiple of what O_DIRECT wants
-PROJECTIONS = ("gate", "up", "down")
+__all__ = ["ALIGNMENT", "PROJECTIONS", "Component", "ExpertShape", "RecordLayout"]
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,11 @@ class RecordLayout:
         """Lay out the three projections of `shape`. Raises ValueError if a row does not divide into whole groups."""
         components = tuple(_place(_components(shape, formats)))
         size = components[-1].offset + components[-1].size
-        return cls(shape, dict(formats), components, size, -(-size // ALIGNMENT) * ALIGNMENT)
+        return cls(shape, dict(formats), components, size, aligned(size))
 
     def __getitem__(self, name: str) -> Component:
         """The component called `name`, such as "gate.scales"."""
         return next(component for component in self.components if component.name == name)
-
-    def component_at(self, offset: int) -> str:
-        """The name of the component that holds byte `offset` of a record, or "padding"."""
-        found = (c.name for c in self.components if c.offset <= offset < c.offset + c.size)
-        return next(found, "padding")
 
 
 def _components(shape: ExpertShape, formats: Mapping[str, AffineFormat]) -> Iterator[tuple[str, str, tuple[int, int]]]:
@@ -69,9 +64,13 @@ def _components(shape: ExpertShape, formats: Mapping[str, AffineFormat]) -> Iter
         format_ = formats[projection]
         if not format_.fits(cols):
             raise ValueError(f"{projection} has {cols} inputs, which groups of {format_.group_size} do not divide")
-        yield f"{projection}.weight", "uint32", (rows, format_.words(cols))
-        yield f"{projection}.scales", "bfloat16", (rows, format_.groups(cols))
-        yield f"{projection}.biases", "bfloat16", (rows, format_.groups(cols))
+        tensors = (
+            ("uint32", format_.words(cols)),
+            ("bfloat16", format_.groups(cols)),
+            ("bfloat16", format_.groups(cols)),
+        )
+        for part, (dtype, width) in zip(PARTS, tensors, strict=True):
+            yield f"{projection}.{part}", dtype, (rows, width)
 
 
 def _place(tensors: Iterator[tuple[str, str, tuple[int, int]]]) -> Iterator[Component]:

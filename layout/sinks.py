@@ -65,12 +65,11 @@ class TrunkSink:
         self._hashing = HashingSink(file)
         self._writer = TensorFileWriter(self._hashing, tensors)
 
-    def write(self, name: str, tensor: Array) -> None:
-        """Append `tensor`, the next one of the plan. Raises ValueError if it is not, StorageError if the disk fails."""
-        self._writer.write(name, tensor)
-
     def write_blocks(self, name: str, blocks: Iterable[Array]) -> None:
-        """Append the next tensor of the plan as blocks of whole rows, top to bottom. Raises like `write`."""
+        """Append the next tensor of the plan as blocks of whole rows, top to bottom.
+
+        Raises ValueError if they are not that tensor, StorageError if the disk fails.
+        """
         self._writer.write_blocks(name, blocks)
 
     def finish(self) -> str:

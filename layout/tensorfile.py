@@ -112,32 +112,26 @@ class Sink(Protocol):
 class TensorFileWriter:
     """Streams tensors into a safetensors file whose header is known beforehand; every tensor once, in order."""
 
-    def __init__(self, sink: Sink, tensors: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(self, sink: Sink, tensors: Sequence[TensorSpec]) -> None:
         self._sink = sink
         self._left: Iterator[TensorSpec] = iter(tensors)
-        sink.write(render(tensors, metadata or {}))
-
-    def write(self, name: str, tensor: Array) -> None:
-        """Append `tensor`, which must be the next planned one: same name, dtype, shape (ValueError otherwise)."""
-        spec = self._next(name)
-        if tensor.shape != spec.shape or tensor.dtype != ARRAY_DTYPES.get(spec.dtype):
-            raise ValueError(f"{name} is {tensor.dtype}{tensor.shape}, planned was {spec.dtype}{spec.shape}")
-        self._sink.write(byte_view(np.ascontiguousarray(tensor)))
+        sink.write(render(tensors))
 
     def write_blocks(self, name: str, blocks: Iterable[Array]) -> None:
         """Append the next planned tensor as blocks of whole rows, top to bottom: no tensor need fit in memory.
 
-        Raises ValueError if a block's dtype or row shape is not the plan's, or if they do not add up to the tensor.
+        A scalar is one row. Raises ValueError if `name` is not the next tensor's, if a block's dtype or row shape is
+        not the plan's, or if the blocks do not add up to the tensor.
         """
         spec = self._next(name)
-        rows = 0
-        for block in blocks:
+        shape, rows = spec.shape or (1,), 0
+        for block in map(np.atleast_1d, blocks):
             rows += len(block)
-            if block.shape[1:] != spec.shape[1:] or block.dtype != ARRAY_DTYPES.get(spec.dtype) or rows > spec.shape[0]:
+            if block.shape[1:] != shape[1:] or block.dtype != ARRAY_DTYPES.get(spec.dtype) or rows > shape[0]:
                 raise ValueError(f"a block {block.dtype}{block.shape} of {name} does not fit {spec.dtype}{spec.shape}")
             self._sink.write(byte_view(np.ascontiguousarray(block)))
-        if rows != spec.shape[0]:
-            raise ValueError(f"{name} came in {rows} rows, planned were {spec.shape[0]}")
+        if rows != shape[0]:
+            raise ValueError(f"{name} came in {rows} rows, planned were {shape[0]}")
 
     def finish(self) -> None:
         """Raise ValueError if a planned tensor has not been written."""

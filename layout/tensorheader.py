@@ -78,9 +78,9 @@ def parse(text: bytes, data_size: int, file: str) -> TensorHeader:
     return TensorHeader({entry.name: entry for entry in entries}, metadata)
 
 
-def render(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+def render(tensors: Iterable[TensorSpec]) -> bytes:
     """The length and JSON of a file that holds `tensors` one after the other; spaces align the data to 8 bytes."""
-    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    fields: dict[str, Any] = {}
     offset = 0
     for tensor in tensors:
         end = offset + tensor.size

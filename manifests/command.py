@@ -1,11 +1,12 @@
 """A command line of ours: the typer application that both programs are, and the one way out of every command.
 
 An error of ours becomes one sentence on stderr and its exit code, an interrupt 130, a closed pipe a quiet end; a
-traceback means a defect.
+traceback means a defect and exits with a code of its own.
 """
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from io import TextIOWrapper
@@ -15,7 +16,7 @@ import typer
 
 from .. import __version__
 from .console import err, say
-from .errors import INTERRUPTED_EXIT_CODE, MoepackError, StorageError
+from .errors import DEFECT_EXIT_CODE, INTERRUPTED_EXIT_CODE, MoepackError, StorageError
 
 P = ParamSpec("P")
 
@@ -60,7 +61,11 @@ def main(app: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ?, and the work goes on
-    run(app)
+    try:
+        run(app)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(DEFECT_EXIT_CODE)  # Python's own 1 would mean that bytes differ
 
 
 def run(command: Callable[[], None]) -> None:

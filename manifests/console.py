@@ -5,6 +5,7 @@ Progress is a live bar on a terminal and plain lines elsewhere.
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,12 +70,14 @@ class _LineTask:
         self._title, self._total, self._done, self._before = title, total, done, done
         self._text = ""
         self._start = self._last = time.monotonic()
+        self._lock = threading.Lock()  # several threads advance one task
 
     def advance(self, size: int) -> None:
-        self._done += size
-        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            self._print()
+        with self._lock:
+            self._done += size
+            if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+                self._last = time.monotonic()
+                self._print()
 
     def note(self, text: str) -> None:
         self._text = f", {text}"

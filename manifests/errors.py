@@ -1,7 +1,8 @@
 """The errors a user can meet, and the exit code of each.
 
 A message is one sentence that names the file, tensor or byte range and says what to do about it. Commands print it
-and exit with the class's code; nothing else in the project decides exit codes.
+and exit with the class's code; nothing else in the project decides exit codes. 1 means that bytes differ and nothing
+else does: an exception that is none of these has a code of its own.
 """
 
 from typing import ClassVar
@@ -43,4 +44,5 @@ class UnsupportedError(MoepackError):
     exit_code = 5
 
 
+DEFECT_EXIT_CODE = 70  # any other exception: a defect of ours, with its traceback (EX_SOFTWARE of sysexits.h)
 INTERRUPTED_EXIT_CODE = 130

@@ -65,7 +65,7 @@ def findings(
     `owners` tells which layer and expert a record digest belongs to, so that what was moved is recognised.
     """
     for expert, reason in found.unreadable.items():
-        yield Finding(layer.file, f"cannot be read: {reason}", index, expert)
+        yield Finding(layer.file, f"cannot be read: {reason}", index, expert, kind="unreadable")
     for expert in sorted(found.badly_padded):
         yield Finding(layer.file, "is not zero", index, expert, "padding")
     spoiled = [part.name for part in layer.components if found.columns.get(part.name, part.blake3) != part.blake3]

@@ -1,12 +1,18 @@
 """What a verification found, as data for `--json` and as sentences for a person."""
 
+from typing import Literal
+
 from msgspec import Struct
+
+Kind = Literal["damage", "stray", "unreadable"]
 
 
 class Finding(Struct, frozen=True):
     """One thing that is wrong: in which file and, inside a layer file, in which layer, expert and component.
 
     `component` is a component's name, "padding", or several names joined by " or " when the digests cannot tell.
+    `kind` is "damage" when the file is not what it should be, "stray" when it should not be there at all, and
+    "unreadable" when the system failed to read it, so that nothing is known about its bytes.
     """
 
     file: str
@@ -14,6 +20,7 @@ class Finding(Struct, frozen=True):
     layer: int | None = None
     expert: int | None = None
     component: str | None = None
+    kind: Kind = "damage"
 
     @property
     def sentence(self) -> str:

@@ -13,10 +13,11 @@ from .digest import DIGEST_BYTES
 from .errors import CorruptInputError
 from .schema import ExpertLayer, Manifest
 
-ALIGNMENT = 16 * 1024
+ALIGNMENT = 16 * 1024  # Apple's page; also a multiple of what O_DIRECT wants
 MAX_RECORDS = 2**21  # so that digests.bin stays within 64 MiB
+PROJECTIONS = ("gate", "up", "down")
 PARTS = ("weight", "scales", "biases")
-COMPONENTS = tuple(f"{projection}.{part}" for projection in ("gate", "up", "down") for part in PARTS)
+COMPONENTS = tuple(f"{projection}.{part}" for projection in PROJECTIONS for part in PARTS)
 
 Rule = Callable[[Manifest], Iterator[str]]
 
@@ -121,10 +122,11 @@ def _safe_names(manifest: Manifest) -> Iterator[str]:
 
 def _distinct_names(manifest: Manifest) -> Iterator[str]:
     listed = [file.name for file in manifest.files]
-    folded = [name.casefold() for name in listed]
-    for index, name in enumerate(folded):
-        if name in folded[:index]:
-            yield f"{listed[index]!r} is listed twice"
+    seen: set[str] = set()
+    for name in listed:
+        if name.casefold() in seen:
+            yield f"{name!r} is listed twice"
+        seen.add(name.casefold())
     if listed != sorted(listed):
         yield "the files are not in the order of their names"
 

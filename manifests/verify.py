@@ -60,7 +60,7 @@ class _Verification:
 
     def findings(self) -> Iterator[Finding]:
         for name in inventory.extra_names(self.path, self.manifest):
-            yield Finding(name, "does not belong to the pack")
+            yield Finding(name, "does not belong to the pack; remove it", kind="stray")
         for file in self.manifest.files:
             yield from self._file(file)
         yield from self._layers(self._record_digests())
@@ -69,14 +69,14 @@ class _Verification:
         problem = inventory.fault(self.path, file.name, file.size)
         if problem is not None:
             yield Finding(file.name, problem)
-        elif self._digest(file) != file.blake3:
-            yield Finding(file.name, "is damaged")
-
-    def _digest(self, file: File) -> str | None:
+            return
         try:
-            return digest.of_file(self.path / file.name, advance=self.meter.advance)
-        except (CorruptInputError, StorageError):
-            return None
+            actual = digest.of_file(self.path / file.name, advance=self.meter.advance)
+        except (CorruptInputError, StorageError) as error:
+            yield Finding(file.name, f"cannot be read: {error}", kind="unreadable")
+            return
+        if actual != file.blake3:
+            yield Finding(file.name, "is damaged")
 
     def _record_digests(self) -> bytes | None:
         listed = next(file for file in self.manifest.files if file.name == self.manifest.digests)
@@ -111,6 +111,6 @@ class _Verification:
             scan = layers.scan(self.path / layer.file, layer, experts, self.meter.advance)
         except (CorruptInputError, StorageError) as error:
             if problem is None:
-                yield Finding(layer.file, str(error), index)
+                yield Finding(layer.file, f"cannot be read: {error}", index, kind="unreadable")
             return
         yield from layers.findings(index, layer, scan, expected, owners)

@@ -92,7 +92,7 @@ def write_missing(writer: PackWriter, content: Content) -> schema.Manifest:
     if writer.trunk_missing:
         with writer.trunk() as sink:
             for spec in content.plan.trunk:
-                sink.write(spec.name, content.tensor(spec))
+                sink.write_blocks(spec.name, [content.tensor(spec)])
     for index in writer.missing_layers():
         write_layer(writer, content, index)
     return writer.commit()

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from moepack.layout.formats import AffineFormat
-from moepack.layout.tensorfile import TensorFileWriter, TensorSpec
+from moepack.layout.tensorheader import TensorSpec, render
 from moepack.quantize.affine import AffineMatrix
 from moepack.quantize.methods import quantize
 
@@ -132,23 +132,12 @@ def _expert_shapes(width: Width) -> dict[str, tuple[int, int]]:
     return {"gate": (narrow, wide), "up": (narrow, wide), "down": (wide, narrow)}
 
 
-class _Parts:
-    """A sink that lets one tensor arrive expert by expert."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("wb")
-
-    def write(self, data: bytes | memoryview) -> None:
-        self.file.write(data)
-
-
 def _write_shard(width: Width, path: Path, tensors: list[TensorSpec]) -> None:
-    sink = _Parts(path)
-    with sink.file:
-        TensorFileWriter(sink, tensors)  # writes the header; the tensors follow below, a part at a time
+    with path.open("wb") as file:
+        file.write(render(tensors))
         for tensor in tensors:
             for part in _values(width, tensor):
-                sink.write(memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8)))
+                file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
 
 
 def _values(width: Width, tensor: TensorSpec) -> Iterator[np.ndarray]:

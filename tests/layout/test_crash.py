@@ -156,7 +156,7 @@ def test_a_finished_unit_counts_only_after_hashing_it_again(
         write_layer(writer, Content(plan), 1)
         with writer.trunk() as sink:
             for spec in plan.trunk:
-                sink.write(spec.name, Content(plan).tensor(spec))
+                sink.write_blocks(spec.name, [Content(plan).tensor(spec)])
     damage(partial / "experts/layer_00.bin")
     damage(partial / "trunk.safetensors")
     with PackWriter.open(target, plan) as writer:

@@ -77,9 +77,6 @@ def test_a_record_is_padded_to_the_next_16_kib() -> None:
     layout = RecordLayout.of(ExpertShape(384, 96), formats)
     assert layout.size < layout.stride < layout.size + 16384
     assert layout.stride % 16384 == 0
-    assert layout.component_at(0) == "gate.weight"
-    assert layout.component_at(layout["down.biases"].offset) == "down.biases"
-    assert layout.component_at(layout.size) == "padding"
 
 
 def test_a_row_that_groups_do_not_divide_is_refused() -> None:

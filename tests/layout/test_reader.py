@@ -136,7 +136,7 @@ def replace_trunk(pack: Path, content: bytes) -> None:
 
 
 def trunk_of(tensors: tuple[TensorSpec, ...]) -> bytes:
-    return render(tensors, {}) + b"\0" * sum(spec.size for spec in tensors)
+    return render(tensors) + b"\0" * sum(spec.size for spec in tensors)
 
 
 def test_a_malformed_trunk_is_refused(pack: Path) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -205,19 +206,53 @@ def test_a_truncated_layer_is_checked_as_far_as_it_goes(pack: Path) -> None:
     ]
 
 
-def test_an_io_error_is_a_finding_and_the_rest_is_checked(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = os.preadv
+def fail_reading(monkeypatch: pytest.MonkeyPatch, path: Path, at: int = 0) -> None:
+    """The device gives an error for the bytes of `path` from `at` on, and for no others."""
+    whole, broken = os.preadv, path.stat().st_ino
 
     def failing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        if offset == STRIDE and os.fstat(descriptor).st_ino == (pack / LAYER).stat().st_ino:
+        if offset == at and os.fstat(descriptor).st_ino == broken:
             raise OSError(5, "Input/output error")
         return whole(descriptor, buffers, offset)
 
-    flip(pack / LAYER, 2 * STRIDE)
     monkeypatch.setattr(os, "preadv", failing)
+
+
+def test_an_io_error_is_a_finding_and_the_rest_is_checked(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(pack / LAYER, 2 * STRIDE)
+    fail_reading(monkeypatch, pack / LAYER, STRIDE)
     found = findings(pack)
-    assert [(f.expert, f.component) for f in found] == [(1, None), (2, None)]
+    assert [(f.expert, f.component, f.kind) for f in found] == [(1, None, "unreadable"), (2, None, "damage")]
     assert "Input/output error" in found[0].problem
+
+
+@pytest.mark.parametrize("name", ["trunk.safetensors", "config.json", "digests.bin"])
+def test_an_io_error_is_not_called_damage(pack: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_reading(monkeypatch, pack / name)
+    (found,) = findings(pack)
+    assert (found.file, found.kind) == (name, "unreadable")
+    size = (pack / name).stat().st_size
+    assert found.problem == f"cannot be read: {pack / name} cannot be read at bytes 0+{size}: Input/output error"
+
+
+def test_a_layer_that_cannot_be_opened_is_not_called_damaged(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.open
+
+    def failing(path: Path, *args: Any, **kwargs: Any) -> int:
+        if Path(path) == pack / LAYER:
+            raise OSError(5, "Input/output error")
+        return whole(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", failing)
+    (found,) = findings(pack)
+    assert (found.file, found.layer, found.kind) == (LAYER, 1, "unreadable")
+    assert found.problem.endswith("cannot be opened: Input/output error")
+
+
+def test_a_stray_file_is_told_apart_from_damage(pack: Path) -> None:
+    (pack / "notes.txt").write_text("x")
+    flip(pack / LAYER, 300)
+    assert [(f.file, f.kind) for f in findings(pack)] == [("notes.txt", "stray"), (LAYER, "damage")]
 
 
 def test_what_does_not_belong_to_the_pack_is_named(pack: Path) -> None:
@@ -227,13 +262,16 @@ def test_what_does_not_belong_to_the_pack_is_named(pack: Path) -> None:
     (pack / "cache").mkdir()
     (pack / ".hidden").symlink_to("/etc/passwd")
     extra = [".hidden", "cache", "notes.txt", "experts/layer_02.bin"]
-    assert sentences(pack) == [f"{name} does not belong to the pack" for name in extra]
+    assert sentences(pack) == [f"{name} does not belong to the pack; remove it" for name in extra]
 
 
 def test_a_renamed_file_is_missing_here_and_extra_there(pack: Path) -> None:
     """P1"""
     (pack / LAYER).rename(pack / "experts/layer_1.bin")
-    assert sentences(pack) == ["experts/layer_1.bin does not belong to the pack", f"{LAYER}: layer 1 is missing"]
+    assert sentences(pack) == [
+        "experts/layer_1.bin does not belong to the pack; remove it",
+        f"{LAYER}: layer 1 is missing",
+    ]
 
 
 def test_swapped_layer_files_are_recognised(pack: Path) -> None:
@@ -309,7 +347,6 @@ def test_a_report_is_ready_for_json(pack: Path) -> None:
     flip(pack / LAYER, 0)
     fields = msgspec.to_builtins(verify(pack, threads=1, progress=Silent()))
     assert fields["ok"] is False
-    assert fields["findings"] == [
-        {"file": LAYER, "problem": "is damaged", "layer": 1, "expert": 0, "component": "gate.weight"}
-    ]
+    place = {"file": LAYER, "layer": 1, "expert": 0, "component": "gate.weight"}
+    assert fields["findings"] == [{**place, "problem": "is damaged", "kind": "damage"}]
     assert encode(fields["findings"])
