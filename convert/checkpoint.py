@@ -22,7 +22,8 @@ from . import hub
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-COPIED = (CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER = "tokenizer.json"
+COPIED = (CONFIG, TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
@@ -139,11 +140,10 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def _shard_names(index: Path, weight_map: Mapping[str, Any]) -> list[str]:
-    names = set(weight_map.values())
-    for name in names:
+    for name in weight_map.values():
         if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
             raise CorruptInputError(f"{index} names {name!r:.100}, which is not a safetensors file beside it")
-    return sorted(names)
+    return sorted(set(weight_map.values()))
 
 
 def _open_shards(directory: Path, opened: ExitStack) -> tuple[TensorFile, ...]:

@@ -17,7 +17,6 @@ from ..manifests.report import Report
 from ..manifests.schema import Model
 from .estimate import Estimate
 from .plan import Packing
-from .recipe import passes_through
 
 
 def of_plan(packing: Packing, estimate: Estimate, where: Path) -> dict[str, Any]:
@@ -63,13 +62,8 @@ def _of_experts(packing: Packing) -> dict[str, Any]:
         **of_record(plan.records[0]),
         "bits_per_weight": plan.expert_bits_per_weight,
         "bytes": plan.expert_bytes,
-        "passed_through": all(_passed_through(packing, layer) for layer in range(plan.model.num_layers)),
+        "passed_through": not packing.recoded_expert_weights,
     }
-
-
-def _passed_through(packing: Packing, layer: int) -> bool:
-    formats, encodings = packing.plan.records[layer].formats, packing.source.experts[layer].encodings
-    return all(passes_through(encodings[name], format_) for name, format_ in formats.items())
 
 
 def of_record(layout: RecordLayout) -> dict[str, int]:

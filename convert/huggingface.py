@@ -6,6 +6,7 @@ As transformers writes it. Vision towers and multi-token prediction are left out
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..layout.tensorfile import ARRAY_DTYPES
 from ..manifests.errors import UnsupportedError
@@ -48,7 +49,7 @@ def _trunk_entry(shelf: Shelf, tensor: TrunkTensor) -> TrunkEntry:
 
 
 def _experts(shelf: Shelf, names: ExpertNames, model: Model, prefix: str) -> LayerExperts:
-    shape = ExpertShape(model.hidden_size, model.moe_intermediate_size)
+    shape = expert_shape(model)
     if prefix + names.separate.format(expert=0, projection="gate") in shelf:
         return _separate(shelf, prefix + names.separate, shape, model.num_experts)
     gate_up = shelf.take_plain(prefix + names.gate_up, (model.num_experts, 2 * shape.intermediate, shape.hidden))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..layout.formats import AffineFormat
+from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..layout.tensorfile import ARRAY_DTYPES
 from ..manifests.errors import CorruptInputError, UnsupportedError
@@ -41,23 +42,45 @@ def interpret(checkpoint: Checkpoint, family: Family, model: Model) -> Source:
     return Source(checkpoint, "mlx", model, trunk, experts, shelf.left_out)
 
 
-Declared = Mapping[str, tuple[int, int] | None]  # module -> (bits, group size), or None where it must be floats
+BitsAndGroupSize = tuple[int, int]
 
 
-def _declared_formats(config: Mapping[str, Any], shelf: Shelf) -> Declared:
-    """What `quantization` says of single modules, by canonical name. Raises UnsupportedError for other modes."""
-    quantization = config.get("quantization") or {}
+@dataclass(frozen=True)
+class _Declared:
+    """What `quantization` says: of quantized modules in general (None if it is missing) and of single ones.
+
+    A module under None must be floats; one without an entry is floats or as modules are in general.
+    """
+
+    general: BitsAndGroupSize | None
+    modules: Mapping[str, BitsAndGroupSize | None]
+
+    def require(self, stem: str, format: AffineFormat) -> None:
+        """Raise CorruptInputError unless a module stored in `format` may be so."""
+        declared = self.modules.get(stem, self.general)
+        if declared != (format.bits, format.group_size):
+            says = f"says {declared[0]} bits, groups of {declared[1]}" if declared else "does not say so"
+            raise CorruptInputError(
+                f"tensor '{stem}.weight' is stored as {format.name}, but config.json's quantization {says}"
+            )
+
+
+def _declared_formats(config: Mapping[str, Any], shelf: Shelf) -> _Declared:
+    """What config.json declares, modules by canonical name. Raises UnsupportedError for other modes than affine."""
+    quantization = config.get("quantization")
+    if quantization is None:
+        return _Declared(None, {})
     if not isinstance(quantization, dict):
         raise CorruptInputError(f"config.json has quantization = {quantization!r:.40}, which is not an object")
     _check_mode(quantization, "quantization")
-    declared: dict[str, tuple[int, int] | None] = {}
+    declared: dict[str, BitsAndGroupSize | None] = {}
     for module, value in quantization.items():
         if value is False:
             declared[shelf.canonical(module)] = None
         elif isinstance(value, dict):
             _check_mode(value, module)
             declared[shelf.canonical(module)] = _bits_and_group_size(value, quantization, module)
-    return declared
+    return _Declared(_bits_and_group_size(quantization, {}, "the model"), declared)
 
 
 def _check_mode(settings: Mapping[str, Any], where: str) -> None:
@@ -66,7 +89,7 @@ def _check_mode(settings: Mapping[str, Any], where: str) -> None:
         raise UnsupportedError(f"config.json quantizes {where} in mode {mode!r:.40}; readable is 'affine' only")
 
 
-def _bits_and_group_size(value: Mapping[str, Any], default: Mapping[str, Any], module: str) -> tuple[int, int]:
+def _bits_and_group_size(value: Mapping[str, Any], default: Mapping[str, Any], module: str) -> BitsAndGroupSize:
     bits = value.get("bits", default.get("bits")) or DEFAULT_BITS
     group_size = value.get("group_size", default.get("group_size")) or DEFAULT_GROUP_SIZE
     if type(bits) is not int or type(group_size) is not int:
@@ -77,7 +100,7 @@ def _bits_and_group_size(value: Mapping[str, Any], default: Mapping[str, Any], m
 @dataclass(frozen=True)
 class _Reader:
     shelf: Shelf
-    declared: Declared
+    declared: _Declared
 
     def trunk_entry(self, tensor: TrunkTensor) -> TrunkEntry:
         if tensor.role is Role.CONVOLUTION:
@@ -87,7 +110,7 @@ class _Reader:
         return TrunkEntry(tensor, self.shelf.take_plain(tensor.name, tensor.shape))
 
     def experts(self, model: Model, stem: str) -> "StackedExperts":
-        shape = ExpertShape(model.hidden_size, model.moe_intermediate_size)
+        shape = expert_shape(model)
         encodings = {
             projection: self.encoding(stem.format(projection=projection), (model.num_experts, *shape.of(projection)))
             for projection in PROJECTIONS
@@ -96,14 +119,10 @@ class _Reader:
 
     def encoding(self, stem: str, shape: tuple[int, ...]) -> Encoding:
         """How module `stem`, whose weights are of `shape`, is stored."""
-        declared = self.declared.get(stem)
-        if f"{stem}.scales" not in self.shelf and declared is None:
+        if f"{stem}.scales" not in self.shelf and self.declared.modules.get(stem) is None:
             return self.shelf.take_plain(f"{stem}.weight", shape)
         format_ = self._format(stem, shape[-1])
-        if stem in self.declared and declared != (format_.bits, format_.group_size):
-            raise CorruptInputError(
-                f"{stem} is stored as {format_.name}, but config.json's quantization says otherwise"
-            )
+        self.declared.require(stem, format_)
         scales = self.shelf.take(f"{stem}.scales", FLOATS, (*shape[:-1], format_.groups(shape[-1])))
         biases = self.shelf.take(f"{stem}.biases", (scales.dtype,), scales.shape)
         codes = self.shelf.take(f"{stem}.weight", ("U32",), (*shape[:-1], format_.words(shape[-1])))

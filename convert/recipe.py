@@ -48,12 +48,17 @@ class Recipe:
                 )
         return dict.fromkeys(PROJECTIONS, self.expert_format)
 
-    def trunk_target(self, role: Role, cols: int) -> AffineFormat | str:
-        """How a trunk tensor with rows of `cols` inputs is to be stored: a format, "bf16", or "source"."""
+    def trunk_target(self, role: Role, cols: int, encoding: Encoding) -> AffineFormat | str:
+        """How a trunk tensor with rows of `cols` inputs is to be stored: a format, "bf16", or "source".
+
+        A matrix that has no more bits than the format already stays as it is: more bits would not bring back what
+        its codes have lost.
+        """
         if role is not Role.MATRIX or self.trunk_format in ("source", "bf16"):
             return self.trunk_format if role is Role.MATRIX else "source"
         format_ = AffineFormat.parse(self.trunk_format)
-        return format_ if format_.fits(cols) else "source"
+        enough = isinstance(encoding, Affine) and encoding.format.bits <= format_.bits
+        return format_ if format_.fits(cols) and not enough else "source"
 
 
 def passes_through(encoding: Encoding, format: AffineFormat) -> bool:

@@ -48,12 +48,12 @@ class TrunkItem:
 def plan_item(entry: TrunkEntry, recipe: Recipe) -> TrunkItem:
     """What becomes of one trunk tensor under a recipe."""
     tensor, encoding = entry.tensor, entry.encoding
-    target = recipe.trunk_target(tensor.role, tensor.shape[-1])
+    target = recipe.trunk_target(tensor.role, tensor.shape[-1], encoding)
     if tensor.role in _NORMS:
         return TrunkItem(entry, "F32", (TensorSpec(tensor.name, "F32", tensor.shape),))
     if target == "bf16" and (isinstance(encoding, Affine) or encoding.dtype != "BF16"):
         return TrunkItem(entry, "BF16", (TensorSpec(tensor.name, "BF16", tensor.shape),))
-    if isinstance(target, AffineFormat) and not (isinstance(encoding, Affine) and encoding.format == target):
+    if isinstance(target, AffineFormat):
         return TrunkItem(entry, target, _affine_specs(entry, target, "BF16"))
     if isinstance(encoding, Affine):
         return TrunkItem(entry, None, _affine_specs(entry, encoding.format, encoding.dtype))

@@ -10,10 +10,12 @@ from typing import Any
 from ...manifests.errors import UnsupportedError
 from ...manifests.schema import FullAttention, LayerType, LinearAttention, Model
 from .family import ExpertNames, Family, Presence, Role, Row
-from .settings import Settings
+from .settings import MAX_COUNT, Settings
 
 FULL_ATTENTION_INTERVAL = 4
 PARTIAL_ROTARY_FACTOR = 0.25
+MAX_LAYERS = 4096  # as the manifest's schema has it
+MAX_EXPERTS = 65536
 LAYER_TYPES: tuple[LayerType, ...] = ("linear_attention", "full_attention")
 
 # Settings that change the mathematics. The engine computes only these; transformers' class knows no others.
@@ -36,7 +38,7 @@ def _geometry(config: Mapping[str, Any]) -> Model:
         hidden_size=text.count("hidden_size"),
         vocab_size=text.count("vocab_size"),
         layer_types=_layer_types(text),
-        num_experts=text.count("num_experts"),
+        num_experts=text.count("num_experts", most=MAX_EXPERTS),
         num_experts_per_tok=text.at_most("num_experts_per_tok", "num_experts"),
         moe_intermediate_size=text.count("moe_intermediate_size"),
         shared_expert_intermediate_size=text.count("shared_expert_intermediate_size"),
@@ -49,7 +51,7 @@ def _geometry(config: Mapping[str, Any]) -> Model:
 
 
 def _layer_types(text: Settings) -> list[LayerType]:
-    layers = text.count("num_hidden_layers")
+    layers = text.count("num_hidden_layers", most=MAX_LAYERS)
     if text.values.get("layer_types") is None:
         interval = text.count("full_attention_interval", default=FULL_ATTENTION_INTERVAL)
         return [LAYER_TYPES[(index + 1) % interval == 0] for index in range(layers)]
@@ -66,7 +68,8 @@ def _full_attention(text: Settings) -> FullAttention:
     rope.require(FIXED_ROPE)
     rope = Settings({**text.values, **rope.values})
     head_dim = text.count("head_dim")
-    rotary_dims = int(head_dim * rope.positive("partial_rotary_factor", default=PARTIAL_ROTARY_FACTOR))
+    factor = rope.positive("partial_rotary_factor", default=PARTIAL_ROTARY_FACTOR)
+    rotary_dims = int(min(head_dim * factor, MAX_COUNT))
     if rotary_dims > head_dim or rotary_dims % 2 or not rotary_dims:
         raise text.wrong(f"rotates {rotary_dims} of {head_dim} head dimensions; an even number up to all is possible")
     return FullAttention(

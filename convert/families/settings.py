@@ -1,6 +1,6 @@
 """Numbers of config.json: present, of the right type and fitting each other, or a sentence says why not."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +25,17 @@ class Settings:
             raise self.wrong(f"has {key} = {inner!r:.40}, which is not an object")
         return Settings(inner)
 
-    def count(self, key: str, *, default: int | None = None) -> int:
-        """A whole number from 1 up."""
+    def count(self, key: str, *, default: int | None = None, most: int = MAX_COUNT) -> int:
+        """A whole number from 1 to `most`."""
         value = self._get(key, default)
-        if type(value) is not int or not 1 <= value <= MAX_COUNT:
-            raise self.wrong(f"has {key} = {value!r:.40}, which is not a whole number from 1 up")
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.wrong(f"has {key} = {value!r:.40}, which is not a whole number from 1 to {most}")
         return value
 
     def positive(self, key: str, *, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self._get(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self.wrong(f"has {key} = {value!r:.40}, which is not a number above 0")
         return float(value)
 

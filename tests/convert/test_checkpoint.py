@@ -93,7 +93,9 @@ def test_a_tensor_in_two_shards_is_noticed(sharded: Path) -> None:
     assert str(second) in sentence
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "weights.bin", 7, None])
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "weights.bin", 7, None, ["a"], {}]
+)
 def test_an_index_may_only_name_files_beside_it(name: object, sharded: Path) -> None:
     edit_index(sharded, {"model.norm.weight": name})
     assert INDEX in refused(sharded)

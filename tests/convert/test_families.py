@@ -119,11 +119,16 @@ def test_the_interval_defaults_to_four_and_layer_types_win() -> None:
         ({"hidden_size": True}, "hidden_size = True"),
         ({"num_experts": 2**40}, "num_experts"),
         ({"num_experts": "512"}, "num_experts = '512'"),
+        ({"num_experts": 65537}, "num_experts = 65537.* to 65536"),
+        ({"num_hidden_layers": 300_000_000}, "num_hidden_layers = 300000000.* to 4096"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"layer_types": ["full_attention"]}, "lists 1 layer_types"),
         ({"layer_types": "full_attention"}, "layer_types"),
         ({"partial_rotary_factor": 2.0, "rope_parameters": {"rope_theta": 1e7}}, "rotates 512 of 256"),
         ({"rope_parameters": {"rope_theta": 1e7, "partial_rotary_factor": 0.003}}, "rotates 0 of 256"),
+        ({"rope_parameters": {"rope_theta": 1e7, "partial_rotary_factor": 1e308}}, "of 256 head dimensions"),
         ({"rope_parameters": [1]}, "rope_parameters"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ],
@@ -161,6 +166,12 @@ def test_other_mathematics_is_refused(changes: dict[str, Any]) -> None:
 def test_other_families_are_refused_naming_what_is_supported(config: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=r"qwen3_5_moe .*Qwen3_5MoeForCausalLM"):
         find_family(config)
+
+
+@pytest.mark.parametrize("architectures", [5, "Qwen3_5MoeForCausalLM", [["Qwen3_5MoeForCausalLM"]], {}])
+def test_architectures_that_are_no_list_of_names_are_refused(architectures: object) -> None:
+    with pytest.raises(CorruptInputError, match="architectures"):
+        find_family({**PUBLISHED, "architectures": architectures})
 
 
 def test_another_family_is_one_more_table(

@@ -185,6 +185,18 @@ BAD_CHECKPOINTS: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
         3,
         ("num_experts_per_tok",),
     ),
+    "architectures that are a number": (lambda at: edit_config(at, {"architectures": 5}), 3, ("architectures",)),
+    "architectures that are one name": (
+        lambda at: edit_config(at, {"architectures": "Qwen3_5MoeForCausalLM"}),
+        3,
+        ("architectures",),
+    ),
+    "a number beyond all floats": (lambda at: edit_config(at, {"rms_norm_eps": 10**400}), 3, ("rms_norm_eps",)),
+    "more layers than any model": (
+        lambda at: edit_config(at, {"num_hidden_layers": 300_000_000, "layer_types": None}),
+        3,
+        ("num_hidden_layers", "4096"),
+    ),
     "no config": (lambda at: (at / "config.json").unlink(), 3, ("config.json",)),
     "a config that is not JSON": (lambda at: (at / "config.json").write_text("{"), 3, ("config.json",)),
 }
@@ -231,21 +243,24 @@ def test_codes_whose_scales_are_no_numbers_are_named(
     done.refused(3, module, "NaN or infinity")
 
 
-BAD_MLX: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
-    "another mode": ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, 5, ("mxfp4", "affine")),
+BAD_MLX: dict[str, tuple[Any, int, tuple[str, ...]]] = {
+    "another mode": ({"mode": "mxfp4"}, 5, ("mxfp4", "affine")),
     "another mode of one module": (
-        {"quantization": {"bits": 4, "lm_head": {"mode": "nvfp4"}}},
+        {"lm_head": {"mode": "nvfp4"}},
         5,
         ("lm_head", "nvfp4"),
     ),
     "other bits than stored": (
-        {"quantization": {"bits": 4, "language_model.lm_head": {"bits": 8, "group_size": 64}}},
+        {"language_model.lm_head": {"bits": 8, "group_size": 64}},
         3,
         ("lm_head", "affine4-g64"),
     ),
-    "said to be floats": ({"quantization": {"bits": 4, "language_model.lm_head": False}}, 3, ("lm_head",)),
-    "no object": ({"quantization": 4}, 3, ("quantization",)),
-    "bits that are no number": ({"quantization": {"lm_head": {"bits": "4"}}}, 3, ("lm_head", "bits")),
+    "said to be floats": ({"language_model.lm_head": False}, 3, ("lm_head",)),
+    "no object": (4, 3, ("quantization",)),
+    "bits that are no number": ({"lm_head": {"bits": "4"}}, 3, ("lm_head", "bits")),
+    "other bits in general": ({"bits": 8}, 3, ("embed_tokens.weight", "affine4-g64", "8 bits")),
+    "another group size in general": ({"group_size": 32}, 3, ("embed_tokens.weight", "affine4-g64", "groups of 32")),
+    "general bits that are no number": ({"bits": [4]}, 3, ("the model", "bits")),
 }
 
 
@@ -253,11 +268,20 @@ BAD_MLX: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
 def test_mlx_checkpoints_that_contradict_their_config_are_refused(
     case: str, make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
 ) -> None:
-    changes, code, culprits = BAD_MLX[case]
+    changed, code, culprits = BAD_MLX[case]
     checkpoint = make_checkpoint.copy(Variant(dialect="mlx", bits=4), tmp_path / "checkpoint")
-    edit_config(checkpoint, changes)
+    original = json.loads((checkpoint / "config.json").read_text())["quantization"]
+    edit_config(checkpoint, {"quantization": {**original, **changed} if isinstance(changed, dict) else changed})
     moe_pack("build", checkpoint, tmp_path / "pack").refused(code, *culprits)
     assert not list(tmp_path.glob("pack*"))
+
+
+def test_a_quantized_tensor_without_quantization_is_refused(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    checkpoint = make_checkpoint.copy(Variant(dialect="mlx", bits=4), tmp_path / "checkpoint")
+    edit_config(checkpoint, {"quantization": None, "quantization_config": None})
+    moe_pack("plan", checkpoint).refused(3, "model.embed_tokens.weight", "affine4-g64", "does not say so")
 
 
 def test_a_null_group_size_means_64(
