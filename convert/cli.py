@@ -1,6 +1,7 @@
 """The command line `moe-pack`. Thin: it parses, calls the rooms, and shows what they return."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,16 +11,15 @@ from ..layout.reader import Pack
 from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import ConsoleProgress, print_json, say
-from ..manifests.errors import MismatchError
-from ..manifests.files import gigabytes
+from ..manifests.errors import MismatchError, StorageError
 from ..manifests.report import Report
 from ..manifests.verify import verify as verify_pack
 from ..quantize.methods import METHODS
 from . import facts, report
-from .checkpoint import Checkpoint
+from .checkpoint import TOKENIZER, Checkpoint
 from .estimate import estimate
 from .pipeline import build as build_pack
-from .plan import Packing, default_jobs, plan_pack, require_outside, understand
+from .plan import Packing, default_jobs, plan_pack, require_new, require_outside, understand
 from .recipe import TRUNK_FORMATS, Recipe
 from .shipped import CHECKPOINT, QUESTION
 
@@ -49,11 +49,21 @@ FormatOption = Annotated[
 ]
 MethodOption = Annotated[str, typer.Option(help=f"How the experts' codes are chosen: {' or '.join(METHODS)}.")]
 TrunkOption = Annotated[
-    str, typer.Option(help=f"The trunk's format: {', '.join(TRUNK_FORMATS)}. Router and norms keep theirs.")
+    str,
+    typer.Option(
+        help=f"The trunk's format: {', '.join(TRUNK_FORMATS)}. Router and norms keep theirs,"
+        " and so does a matrix that already has no more bits."
+    ),
 ]
 JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="the cores, at most 16")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-OutOption = Annotated[Path, typer.Option(help="Where the pack would go: the disk whose free space counts.")]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        help="Where the pack would go: the disk whose free space and speed count.",
+        show_default="the current directory",
+    ),
+]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -71,6 +81,7 @@ def plan(
     recipe = Recipe.parse(expert_format, method, trunk)
     with Checkpoint.open(source) as checkpoint:
         packing = plan_pack(understand(checkpoint), recipe)
+        _say_what_is_missing(packing)
         _show(facts.of_plan(packing, estimate(packing, jobs), out), report.plan_table, json=json)
 
 
@@ -121,16 +132,32 @@ def demo(
 
 
 def _require_intact(checked: Report, pack: Path) -> None:
-    if not checked.ok:
-        raise MismatchError(f"{pack} is damaged: {len(checked.findings)} findings; pack the checkpoint again")
+    if checked.ok:
+        return
+    of_kind = Counter(finding.kind for finding in checked.findings)
+    if of_kind["damage"]:
+        raise MismatchError(f"{pack} is damaged: {_findings(of_kind['damage'])}; pack the checkpoint again")
+    if of_kind["unreadable"]:
+        raise StorageError(f"{pack} cannot be read: {_findings(of_kind['unreadable'])}; look after the disk")
+    stray = [finding.file for finding in checked.findings]
+    what = f"{stray[0]} does not belong there; remove it"
+    if len(stray) > 1:
+        what = f"{stray[0]} and {len(stray) - 1} more do not belong there; remove them"
+    raise MismatchError(f"{pack} is intact, but {what}")
+
+
+def _findings(count: int) -> str:
+    return f"{count} finding{'s' if count > 1 else ''}"
 
 
 def _build(source: str, target: Path, recipe: Recipe, jobs: int) -> dict[str, Any]:
     start = time.monotonic()
+    require_new(target)
     with Checkpoint.open(source) as checkpoint:
         packing = plan_pack(understand(checkpoint), recipe)
         require_outside(target, packing.source)
         _say_what_is_left_out(packing)
+        _say_what_is_missing(packing)
         try:
             build_pack(packing, target, jobs=jobs, progress=ConsoleProgress())
         except KeyboardInterrupt:
@@ -141,7 +168,17 @@ def _build(source: str, target: Path, recipe: Recipe, jobs: int) -> dict[str, An
 
 def _say_what_is_left_out(packing: Packing) -> None:
     if left := packing.source.left_out:
-        say("left out: " + "; ".join(f"{part.what} ({part.tensors} tensors, {gigabytes(part.size)})" for part in left))
+        parts = (f"{part.what} ({part.tensors} tensors, {report.amount(part.size)})" for part in left)
+        say(f"left out: {'; '.join(parts)}")
+
+
+def _say_what_is_missing(packing: Packing) -> None:
+    checkpoint = packing.source.checkpoint
+    if TOKENIZER not in {path.name for path in checkpoint.copied}:
+        say(
+            f"{checkpoint.origin.directory} has no {TOKENIZER}: it can be packed, but moe-run will refuse the pack;"
+            " put the model's own beside config.json first"
+        )
 
 
 def _show(found: dict[str, Any], as_table: Any, *, json: bool) -> None:

@@ -25,7 +25,7 @@ def build(packing: Packing, target: Path, *, jobs: int, progress: Progress) -> M
     """
     checkpoint = packing.source.checkpoint
     begun = fingerprint(checkpoint)
-    with PackWriter.open(target, packing.plan, progress, fingerprint=begun) as writer:
+    with PackWriter.open(target, packing.plan, progress, fingerprint=begun, jobs=jobs) as writer:
         layers = writer.missing_layers()
         with progress.task("packing", _total(packing), _total(packing) - _missing(packing, writer)) as task:
             if writer.trunk_missing:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..layout.plan import PackPlan, expert_shape
 from ..layout.record import PROJECTIONS, RecordLayout
 from ..manifests import schema
-from ..manifests.errors import UsageError
+from ..manifests.errors import StorageError, UsageError
 from . import huggingface, mlx
 from .checkpoint import Checkpoint
 from .families import find_family
@@ -79,6 +79,16 @@ def default_jobs() -> int:
     """As many threads as this process may run at once, up to MOST_DEFAULT_JOBS."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_DEFAULT_JOBS)
+
+
+def require_new(target: Path) -> None:
+    """Raise UsageError if a pack cannot be made at `target`: before a checkpoint is fetched, not hours later."""
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists; remove it or choose another output")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is not a folder to write into; make it or choose another output")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise StorageError(f"{target.parent} may not be written into; choose another output")
 
 
 def require_outside(target: Path, source: Source) -> None:

@@ -1,79 +1,89 @@
-"""How the facts look on a terminal: tables of a title and two columns, sizes with their unit."""
+"""How the facts look on a terminal: tables of a title and two columns, sizes with their unit.
+
+Names and paths are shown as they are, brackets included, and a row is one line however long it is.
+"""
 
 from collections.abc import Iterable
 from typing import Any
 
-from rich.table import Table
+from rich.text import Text
 
-from ..manifests.files import gigabytes
 from ..manifests.report import Finding
 
 
-def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """Two columns without headings under a title."""
-    made = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False, title_style="bold")
-    made.add_column(style="dim", no_wrap=True)
-    made.add_column(overflow="fold")
-    for name, value in rows:
-        made.add_row(name, value)
-    return made
+def table(title: str, rows: Iterable[tuple[str, str]]) -> Text:
+    """A line for each (name, value) under a title."""
+    listed = list(rows)
+    width = max(len(name) for name, _ in listed)
+    lines = [Text.assemble((name.ljust(width), "dim"), f"  {value}") for name, value in listed]
+    return Text("\n").join([Text(title, "bold"), *lines])
 
 
-def plan_table(facts: dict[str, Any]) -> Table:
+def plan_table(facts: dict[str, Any]) -> Text:
     """What `plan` shows."""
     experts, disk = facts["experts"], facts["disk"]
     source = facts["source"]
     rows = [
-        ("source", f"{source['repository'] or source['directory']}, {source['dialect']}, {gigabytes(source['bytes'])}"),
-        *[("left out", f"{left['what']}, {gigabytes(left['bytes'])}") for left in facts["left_out"]],
+        ("source", f"{source['repository'] or source['directory']}, {source['dialect']}, {amount(source['bytes'])}"),
+        *[("left out", f"{left['what']}, {amount(left['bytes'])}") for left in facts["left_out"]],
         *_common_rows(facts),
-        ("experts", f"{gigabytes(experts['bytes'])}, {experts['bits_per_weight']:.2f} bits per weight{_origin(facts)}"),
+        ("experts", f"{amount(experts['bytes'])}, {experts['bits_per_weight']:.2f} bits per weight{_origin(facts)}"),
         ("trunk", _trunk(facts["trunk"])),
-        ("other files", gigabytes(facts["digests_bytes"] + facts["copied_bytes"])),
-        ("total", f"{gigabytes(facts['total_bytes'])} and a manifest, {facts['bits_per_weight']:.2f} bits per weight"),
-        ("free", f"{gigabytes(disk['free_bytes'])} at {disk['path']}: {'enough' if disk['fits'] else 'NOT ENOUGH'}"),
+        ("other files", amount(facts["digests_bytes"] + facts["copied_bytes"])),
+        ("total", f"{amount(facts['total_bytes'])} and a manifest, {facts['bits_per_weight']:.2f} bits per weight"),
+        ("free", f"{amount(disk['free_bytes'])} at {disk['path']}: {'enough' if disk['fits'] else 'NOT ENOUGH'}"),
         ("time", _time(facts["estimate"])),
     ]
     return table("This pack would be written", rows)
 
 
-def pack_table(facts: dict[str, Any]) -> Table:
+def pack_table(facts: dict[str, Any]) -> Text:
     """What `inspect` shows."""
     source = facts["source"]
     where = source["repository"] and f"{source['repository']}@{source['revision']}"
     rows = [
         ("source", f"{where or 'a local directory'}, {source['dialect']}, weight files: {source['files']}"),
         *_common_rows(facts),
-        ("experts", f"{gigabytes(facts['experts']['bytes'])}, {', '.join(facts['experts']['formats'])}"),
+        ("experts", f"{amount(facts['experts']['bytes'])}, {', '.join(facts['experts']['formats'])}"),
         ("trunk", _trunk(facts["trunk"])),
-        *[(name, gigabytes(size)) for name, size in facts["files"].items()],
-        ("total", f"{gigabytes(facts['total_bytes'])} and the manifest"),
+        *[(name, amount(size)) for name, size in facts["files"].items()],
+        ("total", f"{amount(facts['total_bytes'])} and the manifest"),
     ]
     return table(facts["pack"], rows)
 
 
-def build_table(facts: dict[str, Any]) -> Table:
+def build_table(facts: dict[str, Any]) -> Text:
     """What `build` shows when it is done."""
     rows = [
-        ("experts", gigabytes(facts["expert_bytes"])),
-        ("trunk", gigabytes(facts["trunk_bytes"])),
-        ("total", f"{gigabytes(facts['total_bytes'])}, {facts['bits_per_weight']:.2f} bits per weight"),
+        ("experts", amount(facts["expert_bytes"])),
+        ("trunk", amount(facts["trunk_bytes"])),
+        ("total", f"{amount(facts['total_bytes'])}, {facts['bits_per_weight']:.2f} bits per weight"),
         ("digest", facts["pack_digest"]),
         ("time", _duration(facts["seconds"])),
     ]
     return table(facts["pack"], rows)
 
 
-def verify_table(facts: dict[str, Any]) -> Table:
+def verify_table(facts: dict[str, Any]) -> Text:
     """What `verify` shows: one line for each finding, or that there is none."""
     rate = facts["bytes_checked"] / max(facts["seconds"], 1e-9)
-    rows = [("damage", Finding(**finding).sentence) for finding in facts["findings"]]
+    rows = [(finding["kind"], Finding(**finding).sentence) for finding in facts["findings"]]
     rows += [
-        ("result", "intact: every byte is what the manifest says" if facts["ok"] else f"findings: {len(rows)}"),
+        (
+            "result",
+            "intact: every byte is what the manifest says" if facts["ok"] else f"findings: {len(facts['findings'])}",
+        ),
         ("digest", facts["pack_digest"]),
-        ("read", f"{gigabytes(facts['bytes_checked'])} in {_duration(facts['seconds'])}, {rate / 1e9:.2f} GB/s"),
+        ("read", f"{amount(facts['bytes_checked'])} in {_duration(facts['seconds'])}, {rate / 1e9:.2f} GB/s"),
     ]
     return table(facts["pack"], rows)
+
+
+def amount(size: int) -> str:
+    """A size in GB, MB or bytes, all decimal."""
+    if size >= 1_000_000_000:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1_000_000 else f"{size} bytes"
 
 
 def _common_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -96,7 +106,7 @@ def _origin(facts: dict[str, Any]) -> str:
 
 
 def _trunk(trunk: dict[str, Any]) -> str:
-    return f"{gigabytes(trunk['bytes'])}, {trunk['tensors']} tensors, quantized matrices: {trunk['quantized']}"
+    return f"{amount(trunk['bytes'])}, {trunk['tensors']} tensors, quantized matrices: {trunk['quantized']}"
 
 
 def _time(estimate: dict[str, Any]) -> str:

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import CheckpointMaker, Variant
 from huggingface_hub import errors
 
 from moepack.convert import hub
+from moepack.convert.checkpoint import Checkpoint
 from moepack.layout.reader import Pack
 from moepack.manifests.errors import StorageError, UsageError
 
@@ -85,6 +87,67 @@ def test_failures_become_one_sentence(
     with pytest.raises(kind, match=says) as caught:
         hub.download("org/name", "main", ["config.json"], lambda _: [])
     assert "\n" not in str(caught.value)
+
+
+class Answering:
+    """A Hub that knows the size of one weight file."""
+
+    def __init__(self, size: int | None) -> None:
+        self.size = size
+
+    def model_info(self, *_: object, **__: object) -> SimpleNamespace:
+        if self.size is None:
+            raise errors.OfflineModeIsEnabled("x")
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename="model.safetensors", size=self.size)])
+
+
+def cached(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_size: int | None) -> list[list[str]]:
+    """A Hub of that one file, in whose cache lies config.json only; what is asked of it is noted in the result."""
+    snapshot, asked = tmp_path / "cache" / "snapshots" / COMMIT, list[list[str]]()
+    snapshot.mkdir(parents=True)
+    shutil.copy(checkpoint / "config.json", snapshot)
+
+    def fetch(*_: object, allow_patterns: list[str], **__: object) -> str:
+        asked.append(allow_patterns)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Answering(hub_size))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return asked
+
+
+def test_weights_that_the_disk_cannot_hold_are_not_fetched(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = cached(make_checkpoint(Variant()), tmp_path, monkeypatch, 10**18)
+    with pytest.raises(StorageError, match=r"1000000000\.00 GB left to fetch"):
+        hub.download("org/name", None, ["config.json"], lambda _: ["model.safetensors"])
+    assert asked == [["config.json"]]
+
+
+@pytest.mark.parametrize(("size", "begun"), [(1000, 0), (None, 0), (10**12, 10**12)])
+def test_weights_that_fit_or_are_begun_or_of_unknown_size_are_fetched(
+    size: int | None, begun: int, make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = cached(make_checkpoint(Variant()), tmp_path, monkeypatch, size)
+    (tmp_path / "cache" / "blobs").mkdir()
+    with (tmp_path / "cache" / "blobs" / "x.incomplete").open("wb") as file:
+        file.truncate(begun)
+    hub.download("org/name", None, ["config.json"], lambda _: ["model.safetensors"])
+    assert asked[-1] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "error", [errors.HFValidationError("bad"), errors.LocalEntryNotFoundError("x")], ids=["no such one", "offline"]
+)
+def test_a_mistyped_local_path_is_thought_of(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises((UsageError, StorageError), match="there is no such directory here"):
+        Checkpoint.open("models/qwen")
 
 
 def test_local_work_does_not_even_load_the_hub_library() -> None:

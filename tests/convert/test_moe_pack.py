@@ -22,7 +22,7 @@ from packs import build_pack
 from safetensors.torch import load_file, save_file
 
 from moepack import __version__
-from moepack.convert import cli, shipped
+from moepack.convert import cli, report, shipped
 from moepack.layout.reader import Pack
 from moepack.manifests import canonical
 from moepack.manifests.manifest import read_manifest, seal
@@ -488,3 +488,70 @@ def test_a_missing_demo_is_a_sentence(
 ) -> None:
     monkeypatch.setattr(cli, "CHECKPOINT", tmp_path / "nowhere")
     moe_pack("demo", tmp_path / "demo").refused(2, "nowhere")
+
+
+@pytest.mark.parametrize("name", ["a[/red]", "b[bold]"])
+def test_paths_with_brackets_are_shown_as_they_are(
+    name: str, make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    checkpoint, target = make_checkpoint.copy(Variant(), tmp_path / name / "source"), tmp_path / name / "p"
+    for command in (["plan", checkpoint], ["build", checkpoint, target], ["inspect", target], ["verify", target]):
+        ran = moe_pack(*command)
+        assert ran.code == 0, ran.err
+        assert f"{name}/" in ran.out
+    (target / "[bold]stray").touch()
+    assert "[bold]stray" in moe_pack("verify", target).out
+
+
+def test_a_stray_file_is_no_damage(pack: Path, moe_pack: Callable[..., Ran]) -> None:
+    (pack / "stray").touch()
+    moe_pack("verify", pack).refused(1, "stray does not belong there; remove it")
+    (pack / "other").touch()
+    moe_pack("verify", pack).refused(1, "and 1 more do not belong there; remove them")
+    flip(pack / "experts/layer_01.bin")
+    moe_pack("verify", pack).refused(1, "is damaged: 1 finding;", "pack the checkpoint again")
+
+
+def test_a_finding_is_one_line_without_padding(pack: Path, moe_pack: Callable[..., Ran]) -> None:
+    stray = "a name that is long enough for two lines of eighty columns " * 3
+    (pack / stray).touch()
+    lines = moe_pack("verify", pack).out.splitlines()
+    assert len([line for line in lines if stray in line]) == 1
+    assert not [line for line in lines if line.endswith("  ")]
+
+
+@pytest.mark.parametrize("command", ["plan", "build"])
+def test_a_checkpoint_without_a_tokenizer_is_remarked_upon(
+    command: str, checkpoint: Path, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    arguments = [checkpoint, tmp_path / "pack"] if command == "build" else [checkpoint]
+    with_one = moe_pack(command, *arguments)
+    shutil.rmtree(tmp_path / "pack", ignore_errors=True)
+    (checkpoint / "tokenizer.json").unlink()
+    without = moe_pack(command, *arguments)
+    assert with_one.code == without.code == 0
+    assert "tokenizer.json" not in with_one.err
+    assert "has no tokenizer.json" in without.err
+
+
+def test_the_target_is_looked_at_before_anything_is_fetched(
+    tmp_path: Path, moe_pack: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may be fetched")
+
+    monkeypatch.setattr("moepack.convert.hub.download", fetch)
+    (tmp_path / "file").touch()
+    moe_pack("build", "org/name", tmp_path).refused(2, tmp_path, "exists")
+    moe_pack("build", "org/name", tmp_path / "no" / "pack").refused(2, tmp_path / "no", "not a folder")
+    moe_pack("build", "org/name", tmp_path / "file" / "pack").refused(2, tmp_path / "file", "not a folder")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    moe_pack("build", "org/name", tmp_path / "pack").refused(4, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(0, "0 bytes"), (999_999, "999999 bytes"), (19_600_000, "19.6 MB"), (126_400_000_000, "126.40 GB")],
+)
+def test_amounts_have_the_unit_that_says_most(size: int, shown: str) -> None:
+    assert report.amount(size) == shown
