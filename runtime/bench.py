@@ -1,9 +1,10 @@
 """How fast a pack runs here: prompt and decode speed, cold and warm, with what was read to reach it.
 
 Tokens are random (fixed seeds, new ones each repetition), for the prompt and for decoding alike: they route like no
-text does, so hit rates here are a lower bound, and no result depends on what the model says. Cold means that the
-slots start empty and that the system was asked to forget the pack's pages before each phase; warm means that a
-prompt and an answer went before. Medians are reported. Knows nothing of tables or JSON.
+text does, so hit rates here are a lower bound, and no result depends on what the model says. Cold means that each
+phase has an engine of its own, whose slots are empty (for decoding: but for what a prompt of one token left), and
+that the system was asked to forget the pack's pages before it; warm means that a prompt and an answer went before,
+in the same engine. Medians are reported. Knows nothing of tables or JSON.
 """
 
 import time
@@ -43,10 +44,6 @@ class Measurable(Protocol):
     """What the benchmark needs of an engine."""
 
     @property
-    def context(self) -> int:
-        """The most tokens a session may hold."""
-
-    @property
     def stats(self) -> Counters:
         """The counters as they stand now; a value that later work leaves alone."""
 
@@ -70,6 +67,14 @@ class Workload:
         for name in ("prompt_tokens", "decode_tokens", "repetitions"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is less than 1")
+
+    def check(self, context: int) -> None:
+        """Raises UsageError when a repetition has more tokens than `context`."""
+        if self.prompt_tokens + self.decode_tokens > context:
+            raise UsageError(
+                f"{self.prompt_tokens} prompt and {self.decode_tokens} decode tokens do not fit the context of "
+                f"{context}; ask for fewer"
+            )
 
     def tokens(self, repetition: int) -> tuple[list[int], list[int]]:
         """The prompt and the tokens to decode of one repetition."""
@@ -135,13 +140,12 @@ class Measured(Generic[E]):
 def measure(
     open_engine: Callable[[], AbstractContextManager[E]], drop_cache: Callable[[], bool], workload: Workload
 ) -> Measured[E]:
-    """Cold and warm figures of both phases. Raises UsageError when the workload does not fit the engine's context."""
-    drops = _Drops(drop_cache)
-    cold = [_cold(open_engine, drops, workload, repetition) for repetition in range(workload.repetitions)]
+    """Cold and warm figures of both phases, of a workload that was checked against the engine's context."""
+    drops, count = _Drops(drop_cache), workload.repetitions
+    cold = [_cold(open_engine, drops, *workload.tokens(repetition)) for repetition in range(count)]
     with open_engine() as engine:
-        _repetition(engine, workload, workload.repetitions)
-        later = range(workload.repetitions + 1, 2 * workload.repetitions + 1)
-        warm = [_repetition(engine, workload, repetition) for repetition in later]
+        _warm(engine, *workload.tokens(count))
+        warm = [_warm(engine, *workload.tokens(repetition)) for repetition in range(count + 1, 2 * count + 1)]
     return Measured((*_condense("cold", cold), *_condense("warm", warm)), drops.all, engine)
 
 
@@ -162,32 +166,35 @@ class _Drops:
 
 
 def _cold(
-    open_engine: Callable[[], AbstractContextManager[Measurable]], drops: _Drops, workload: Workload, repetition: int
+    open_engine: Callable[[], AbstractContextManager[Measurable]],
+    drop: Callable[[], None],
+    prompt: list[int],
+    answer: list[int],
 ) -> tuple[Sample, Sample]:
-    """One repetition in an engine of its own, which is gone, memory and all, before the next one opens."""
+    """Both phases, each in an engine of its own, which is gone, memory and all, before the next one opens."""
     with open_engine() as engine:
-        return _repetition(engine, workload, repetition, before=drops)
+        session = engine.new_session()
+        drop()
+        first = _prompt_sample(engine, session, prompt)
+    with open_engine() as engine:
+        session = engine.new_session()
+        session.extend(prompt[:1])
+        drop()
+        return first, _decode_sample(engine, session, answer)
 
 
-def _nothing() -> None:
-    pass
-
-
-def _repetition(
-    engine: Measurable, workload: Workload, repetition: int, before: Callable[[], None] = _nothing
-) -> tuple[Sample, Sample]:
-    """The prompt and then the decoding of one repetition in a new session; `before` is called ahead of each."""
-    if workload.prompt_tokens + workload.decode_tokens > engine.context:
-        raise UsageError(
-            f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens do not fit the context of "
-            f"{engine.context}; ask for fewer"
-        )
+def _warm(engine: Measurable, prompt: list[int], answer: list[int]) -> tuple[Sample, Sample]:
+    """The prompt and then its answer in a new session of an engine that may have worked before."""
     session = engine.new_session()
-    prompt, answer = workload.tokens(repetition)
-    before()
-    first = _sample(engine, len(prompt), lambda: session.extend(prompt))
-    before()
-    return first, _sample(engine, len(answer), lambda: _decode(session, answer))
+    return _prompt_sample(engine, session, prompt), _decode_sample(engine, session, answer)
+
+
+def _prompt_sample(engine: Measurable, session: Extensible, tokens: list[int]) -> Sample:
+    return _sample(engine, len(tokens), lambda: session.extend(tokens))
+
+
+def _decode_sample(engine: Measurable, session: Extensible, tokens: list[int]) -> Sample:
+    return _sample(engine, len(tokens), lambda: _decode(session, tokens))
 
 
 def _decode(session: Extensible, tokens: Sequence[int]) -> None:

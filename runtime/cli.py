@@ -17,8 +17,8 @@ from ..manifests.errors import INTERRUPTED_EXIT_CODE
 from . import host, report
 from .asked import Asked
 from .bench import Workload, measure
-from .engine import Engine, EngineOptions
-from .generate import Generation, Limits
+from .engine import MOST_THREADS, Engine, EngineOptions, plan_run
+from .generate import Generation, Limits, check_room
 from .language import Language
 from .quantities import parse_size
 from .sampling import Sampler, Sampling
@@ -29,7 +29,7 @@ EXIT_CODES = (
     " 130 interrupted."
 )
 DEFAULTS = EngineOptions()
-MAX_THREADS = 1024  # far beyond any machine; more only fail when the system has no threads left
+MAX_TOKENS = 512  # of an answer, when neither the user nor the pack says
 
 app = application(
     "moe-run", "Run packs: experts are streamed from disk, the rest of the model is in memory.", EXIT_CODES
@@ -51,7 +51,7 @@ MemoryOption = Annotated[
 SlotsOption = Annotated[
     int | None, _engine(help="Expert records kept in memory.", show_default="what the memory budget leaves")
 ]
-ThreadsOption = Annotated[int, _engine(help="Threads that compute.", min=1, max=MAX_THREADS, show_default="all cores")]
+ThreadsOption = Annotated[int, _engine(help="Threads that compute.", min=1, max=MOST_THREADS, show_default="all cores")]
 ContextOption = Annotated[
     int | None, _engine(help="Most tokens, prompt and answer together.", show_default="the model's, at most 32768")
 ]
@@ -83,7 +83,10 @@ def generate(
         str | None, _prompt(metavar="JSON", help='Variables of the chat template: {"enable_thinking": false}.')
     ] = None,
     raw: Annotated[bool, _prompt("--raw", help="Do not use the pack's chat template.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", "-n", help="Longest answer.", show_default=f"the pack's, else {MAX_TOKENS}"),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
     ] = None,
@@ -107,14 +110,17 @@ def generate(
     options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
     with Pack.open(pack) as opened:
         language = Language.of(opened)
-    sampler = Sampler(_chosen(language, temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed))
-    tokens = asked.tokens(language)
-    with Engine.open(pack, options) as engine:
-        _say_notes(engine)
-        limits = Limits(max_tokens, engine.context, language.tokenizer.end_tokens, tuple(stop or ()))
-        stream = language.tokenizer.stream(special=special)
-        answer = Generation(engine.new_session(), tokens, sampler, stream, limits)
-        _show(answer, sampler.settings, engine, json=json)
+        sampler = Sampler(_chosen(language, temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed))
+        longest = next(size for size in (max_tokens, language.max_tokens, MAX_TOKENS) if size is not None)
+        room = plan_run(opened, options).context
+        limits = Limits(longest, room, language.tokenizer.end_tokens, tuple(stop or ()))
+        tokens = asked.tokens(language)
+        check_room(0, tokens, limits)  # before the trunk is read, which may take long
+        with Engine.of(opened, options) as engine:
+            _say_notes(engine)
+            stream = language.tokenizer.stream(special=special)
+            answer = Generation(engine.new_session(), tokens, sampler, stream, limits)
+            _show(answer, sampler.settings, engine, json=json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -137,8 +143,9 @@ def bench(
     options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
     with Pack.open(pack) as opened:
         workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size)
+        workload.check(plan_run(opened, options).context)
         files = [pack / layer.file for layer in opened.manifest.layers]
-    measured = measure(partial(Engine.open, pack, options), partial(host.drop_cached, files), workload)
+        measured = measure(partial(Engine.of, opened, options), partial(host.drop_cached, files), workload)
     _say_notes(measured.engine)
     if json:
         print_json(report.bench_document(measured, workload))

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from ..manifests.errors import UsageError
 from .sampling import Logits, Sampler
-from .stops import StopStrings
+from .stops import StopStrings, check_stops
 from .tokenizer import TextStream
 
 Finish = Literal["stop", "length", "interrupted"]
@@ -31,12 +31,20 @@ class Extensible(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """What ends an answer besides the user: at most `max_tokens` of them, `context` tokens in all, ends and stops."""
+    """What ends an answer besides the user: at most `max_tokens` of them, `context` tokens in all, ends and stops.
+
+    Raises UsageError for no tokens at all and for an empty stop string.
+    """
 
     max_tokens: int
     context: int
     end_tokens: frozenset[int] = frozenset()
     stops: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max-tokens {self.max_tokens} leaves nothing to generate; give 1 or more")
+        check_stops(self.stops)
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,6 @@ class Generation:
 
 def check_room(position: int, prompt: Sequence[int], limits: Limits) -> int:
     """How many tokens the context can take after `prompt`: at least one, else UsageError."""
-    if limits.max_tokens < 1:
-        raise UsageError(f"max-tokens {limits.max_tokens} leaves nothing to generate; give 1 or more")
     if not prompt:
         raise UsageError("the prompt is empty; give some text")
     used = position + len(prompt)

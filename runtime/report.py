@@ -1,5 +1,6 @@
 """What runs report: JSON documents and lines for people, from results and an engine's counters."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +16,14 @@ from .quantities import megabytes
 from .sampling import Sampling
 
 UNCHECKED = "digests are not checked: damage to the pack would change the answer unnoticed"
+DROPPED = "page cache dropped before it"
 NOT_DROPPED = "but this system cannot be asked to drop its page cache, so records may have come from memory"
+COLUMNS = (
+    "tokens/s: median of {repetitions}; range: slowest to fastest; MB/token: expert records read, slots' hits excluded;"
+    " in memory: wanted experts that were in a slot; GB/s: bytes read over the whole phase's time, computing included;"
+    " from disk: the share of the bytes read that the page cache did not have"
+)
+NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is no figure of theirs to compare with"
 
 
 def notes(engine: Engine) -> list[str]:
@@ -91,20 +99,19 @@ def bench_remarks(measured: Measured[Engine], workload: Workload) -> str:
     """What a reader of the table must know: how it was run, and what the figures do and do not say."""
     engine = measured.engine
     plan, own = engine.memory, engine.model.num_experts_per_tok
-    dropped = "page cache dropped before each phase" if measured.cache_dropped else NOT_DROPPED
-    return "\n".join(
-        (
-            f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens, random, so no hit rate is as"
-            f" good as a text's; medians of {workload.repetitions}",
-            f"{engine.experts_per_token} of {own} experts per token; {plan.slots} slots of {plan.slot_bytes} bytes;"
-            f" {engine.options.threads} threads, {instruction_set()}; digests"
-            f" {'checked' if engine.options.check_digests else 'NOT checked'}",
-            f"cold: empty slots, {dropped}",
-            "in memory: experts that were still in a slot; GB/s: bytes read over the whole phase's time, computing"
-            " included; from disk: the share of them that the page cache did not have",
-            f"resident at most {megabytes(host.peak_resident())}, over all repetitions",
-        )
-    )
+    remarks = [
+        f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens, random, so no hit rate is as"
+        " good as a text's",
+        f"{engine.experts_per_token} of {own} experts per token; {plan.slots} slots of {plan.slot_bytes} bytes;"
+        f" {engine.options.threads} threads, {instruction_set()}; digests"
+        f" {'checked' if engine.options.check_digests else 'NOT checked'}",
+        f"cold: a fresh engine for each phase, {DROPPED if measured.cache_dropped else NOT_DROPPED}; decoding follows"
+        " a prompt of one token, so that the slots are all but empty",
+        "warm: after a prompt and an answer in the same engine; the page cache holds what it holds",
+        COLUMNS.format(repetitions=workload.repetitions),
+        f"resident at most {megabytes(host.peak_resident())}, over all repetitions",
+    ]
+    return "\n".join([*remarks, *([NO_COMPARISON] if sys.platform == "darwin" else [])])
 
 
 def bench_table(title: str, figures: Sequence[Figures]) -> Table:

@@ -12,8 +12,7 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if "" in stops:
-            raise UsageError("a stop string is empty; every text would end at once")
+        check_stops(stops)
         self._stops = tuple(stops)
         self._held = ""
         self.found: str | None = None
@@ -43,3 +42,9 @@ class StopStrings:
 
     def _begins_stop(self, text: str) -> bool:
         return any(stop.startswith(text) for stop in self._stops)
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """Raises UsageError for an empty stop string."""
+    if "" in stops:
+        raise UsageError("a stop string is empty; every text would end at once")

@@ -28,7 +28,6 @@ class Stats:
 class Machine:
     """Stand-in engine: the first token of an engine's life reads 10 records of 100 bytes, later ones 2 and hit 8."""
 
-    context: int = 1000
     stats: Stats = field(default_factory=Stats)
     sessions: list["Tape"] = field(default_factory=list)
 
@@ -59,15 +58,16 @@ class Tape:
 class Machines:
     """Opens machines and keeps them all; remembers the calls that drop the cache."""
 
-    def __init__(self, context: int = 1000, *, can_drop: bool = True) -> None:
-        self.context, self.can_drop, self.opened, self.open = context, can_drop, [], 0
+    def __init__(self, *, can_drop: bool = True) -> None:
+        self.can_drop, self.open = can_drop, 0
+        self.opened: list[Machine] = []
         self.drops = 0
 
     @contextmanager
     def __call__(self) -> Iterator[Machine]:
         assert self.open == 0, "two engines at once would share the memory"
         self.open += 1
-        self.opened.append(Machine(self.context))
+        self.opened.append(Machine())
         yield self.opened[-1]
         self.open -= 1
 
@@ -79,22 +79,42 @@ class Machines:
 WORKLOAD = Workload(prompt_tokens=4, decode_tokens=3, repetitions=2, vocab_size=50)
 
 
-def test_cold_runs_have_an_engine_each_and_warm_runs_one_that_has_worked_before() -> None:
+def calls_of(machines: Machines) -> list[list[list[list[int]]]]:
+    """The calls of each session of each machine."""
+    return [[session.calls for session in machine.sessions] for machine in machines.opened]
+
+
+def test_cold_phases_have_an_engine_each_and_warm_runs_one_that_has_worked_before() -> None:
     machines = Machines()
     measured = measure(machines, machines.drop, WORKLOAD)
-    assert [len(machine.sessions) for machine in machines.opened] == [1, 1, 3]
-    assert machines.drops == 4  # before each phase of each cold run
+    sizes = [[[len(call) for call in session] for session in sessions] for sessions in calls_of(machines)]
+    cold = [[[4]], [[1, 1, 1, 1]]]  # the prompt; a prompt of one token, and then what is decoded
+    assert sizes == [*cold, *cold, [[4, 1, 1, 1]] * 3]
     assert measured.cache_dropped
     assert measured.engine is machines.opened[-1]
 
 
-def test_each_session_gets_one_prompt_and_then_single_tokens_that_no_other_gets() -> None:
+def test_the_cache_is_dropped_last_before_each_cold_phase() -> None:
+    machines = Machines()
+    done: list[list[int]] = []
+
+    def drop() -> bool:
+        done.append([session.position for session in machines.opened[-1].sessions])
+        return True
+
+    measure(machines, drop, WORKLOAD)
+    assert done == [[0], [1], [0], [1]]
+
+
+def test_each_repetition_has_tokens_of_its_own() -> None:
     machines = Machines()
     measure(machines, machines.drop, WORKLOAD)
-    sessions = [session.calls for machine in machines.opened for session in machine.sessions]
-    assert all([len(call) for call in calls] == [4, 1, 1, 1] for calls in sessions)
-    assert len({tuple(map(tuple, calls)) for calls in sessions}) == len(sessions)
-    assert all(0 <= token < 50 for calls in sessions for call in calls for token in call)
+    calls = calls_of(machines)
+    cold = [prompt[0] + decode[0][1:] for prompt, decode in (calls[0:2], calls[2:4])]
+    assert [prompt[0][0][0] for prompt in (calls[0], calls[2])] == [decode[0][0][0] for decode in (calls[1], calls[3])]
+    sessions = [*cold, *calls[4]]
+    assert len({tuple(map(tuple, session)) for session in sessions}) == len(sessions) == 5
+    assert all(0 <= token < 50 for session in sessions for call in session for token in call)
 
 
 def test_figures_are_per_phase_and_condition() -> None:
@@ -105,6 +125,7 @@ def test_figures_are_per_phase_and_condition() -> None:
     assert list(figures) == [("cold", "prompt"), ("cold", "decode"), ("warm", "prompt"), ("warm", "decode")]
     assert figures["cold", "prompt"].bytes_per_token == (1000 + 3 * 200) / 4
     assert figures["cold", "prompt"].hit_rate == 24 / 40
+    assert figures["cold", "decode"].hit_rate == 0.8
     assert figures["warm", "prompt"].bytes_per_token == 200
     assert figures["warm", "decode"].hit_rate == 0.8
     assert all(figure.repetitions == 2 for figure in figures.values())
@@ -135,9 +156,9 @@ def test_other_reads_of_the_process_do_not_make_more_than_all() -> None:
 
 
 def test_a_workload_longer_than_the_context_is_refused() -> None:
-    machines = Machines(context=6)
+    WORKLOAD.check(7)
     with pytest.raises(UsageError, match="4 prompt and 3 decode tokens do not fit the context of 6"):
-        measure(machines, machines.drop, WORKLOAD)
+        WORKLOAD.check(6)
 
 
 @pytest.mark.parametrize("values", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-1, 1, 1)])

@@ -18,9 +18,10 @@ from packs import build_pack
 
 from moepack.convert.shipped import CHECKPOINT, QUESTION
 from moepack.layout.reader import Pack
+from moepack.manifests.errors import CorruptInputError
 from moepack.runtime.cli import main
 from moepack.runtime.engine import Engine
-from moepack.runtime.language import Language
+from moepack.runtime.language import Language, max_new_tokens
 
 MOE_RUN = str(Path(sys.executable).parent / "moe-run")
 TEXT = "What is the weather in Paris tomorrow?"
@@ -329,6 +330,49 @@ def test_requests_that_cannot_be_met_are_one_sentence_and_exit_2(
     assert sentence in refusal(2, pack, *arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "-p", "x" * 3000, "--context", "100"],
+        ["generate", "-p", "x", "-n", "0"],
+        ["generate", "-p", "x", "--stop", ""],
+        ["generate", "-p", "x", "-K", "5"],
+        ["bench", "--prompt-tokens", "5000"],
+    ],
+)
+def test_what_cannot_be_met_is_refused_before_the_model_is_read(
+    pack: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("moepack.runtime.weights.load", mock.Mock(side_effect=AssertionError("the trunk was read")))
+    command, *options = arguments
+    assert called(command, pack, *options).returncode == 2
+
+
+def test_a_run_opens_its_pack_once(pack: Path) -> None:
+    with mock.patch.object(Pack, "open", side_effect=Pack.open) as opened:
+        assert called("generate", pack, "-p", "hi", "-n", 1).returncode == 0
+    assert opened.call_count == 1
+
+
+def test_the_longest_answer_is_the_flags_then_the_packs_then_ours(changed: Callable[..., Path]) -> None:
+    pack = changed(generation_config__json={"max_new_tokens": 3})
+    assert document("generate", pack, "--raw", "-p", "Once", "--temp", 0)["generated_tokens"] == 3
+    assert document("generate", pack, "--raw", "-p", "Once", "--temp", 0, "-n", 5)["generated_tokens"] == 5
+
+
+def test_a_pack_that_does_not_say_gets_512_tokens(changed: Callable[..., Path]) -> None:
+    pack = changed(generation_config__json=None)
+    found = document("generate", pack, "--raw", "-p", "Once", "-K", 3)
+    assert (found["generated_tokens"], found["finish_reason"]) == (512, "length")
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "9", []])
+def test_a_longest_answer_that_is_no_number_is_corrupt(value: object) -> None:
+    with pytest.raises(CorruptInputError, match="name: max_new_tokens is"):
+        max_new_tokens({"max_new_tokens": value}, "name")
+    assert max_new_tokens({"max_new_tokens": None}, "name") is None
+
+
 def test_a_prompt_longer_than_the_context_names_both_numbers(pack: Path) -> None:
     tokens = document("generate", pack, "--raw", "-p", "a b c d e f g h", "-n", 1)["prompt_tokens"]
     assert tokens > 4
@@ -443,6 +487,18 @@ def test_bench_prints_a_table_with_its_conditions(pack: Path) -> None:
     assert "resident at most" in run.stdout
 
 
+def test_bench_says_what_its_columns_are_and_on_macos_that_nothing_compares(
+    pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("bench", pack, "--prompt-tokens", 2, "--decode-tokens", 1, "--repetitions", 1)
+    here = called(*arguments).stdout
+    for column in ("tokens/s:", "range:", "MB/token:", "in memory:", "GB/s:", "from disk:", "cold:", "warm:"):
+        assert column in here
+    assert ("Apple" in here) == (sys.platform == "darwin")
+    monkeypatch.setattr("moepack.runtime.report.sys", mock.Mock(platform="darwin"))
+    assert "nothing on Apple hardware" in called(*arguments).stdout
+
+
 def test_bench_refuses_what_does_not_fit(pack: Path) -> None:
     run = called("bench", pack, "--prompt-tokens", 5000)
     assert (run.returncode, run.stdout) == (2, "")
@@ -456,6 +512,6 @@ def test_help_and_version(pack: Path) -> None:
         assert run.returncode == 0
         assert "130 interrupted" in " ".join(run.stdout.split())
     help_text = moe_run("generate", "-h", COLUMNS="200").stdout
-    for option in ("--experts-per-token", "--memory", "--min-p", "--stop", "--seed", "--json", "default: 512"):
+    for option in ("--experts-per-token", "--memory", "--min-p", "--stop", "--seed", "--json", "the pack's, else 512"):
         assert option in help_text
     assert moe_run("generate", pack, "--no-such-option").returncode == 2
