@@ -48,6 +48,7 @@ class Shape:
     tied: bool = False
     interval: int = 4
     seed: int = 0
+    theta: float = 10000.0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Shape:
             "tie_word_embeddings": self.tied,
             "full_attention_interval": self.interval,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.theta, "partial_rotary_factor": 0.25},
         }
 
 
@@ -110,11 +111,11 @@ def random_model(shape: Shape, dtype: str = "float32", *, vision: bool = False) 
     generator = torch.Generator().manual_seed(shape.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_values(name, parameter.shape, generator))
+            parameter.copy_(_values(name, parameter.shape, generator, tied=shape.tied))
     return model.to(TORCH_DTYPES[dtype]).eval()
 
 
-def _values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def _values(name: str, shape: torch.Size, generator: torch.Generator, *, tied: bool) -> torch.Tensor:
     noise = torch.randn(shape, generator=generator)
     if name.endswith("A_log"):
         return torch.rand(shape, generator=generator).mul(4).add(0.05).log()
@@ -124,7 +125,7 @@ def _values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.T
         return 0.1 * noise  # zero-centred norms, dt_bias
     if "conv1d" in name:
         return 0.5 * noise
-    if "embed_tokens" in name:
+    if "embed_tokens" in name and not tied:  # a tied one is the head too, and at this scale predicts its own token
         return noise
     return noise / noise.shape[-1] ** 0.5
 

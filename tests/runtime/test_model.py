@@ -1,6 +1,8 @@
 """The engine on real packs: right to float64 numpy, and bit for bit the same however the work is cut up."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from reference import Reference
 
 from moepack.layout.reader import Pack
 from moepack.manifests.errors import CorruptInputError, MismatchError, UsageError
+from moepack.runtime import _native
 from moepack.runtime.engine import Engine, EngineOptions, plan_run
 from moepack.runtime.state import State, position_bytes
 
@@ -67,6 +70,52 @@ def test_chunks_threads_and_slots_change_no_bit(packs: dict[str, Path], case: st
     ]
     for choice in choices:
         assert np.array_equal(logits(packs[case], tokens, **choice), whole), choice
+
+
+LOGITS = """
+import sys
+from pathlib import Path
+import numpy as np
+from moepack.manifests.errors import UsageError
+from moepack.runtime import _native
+from moepack.runtime.engine import Engine, EngineOptions
+try:
+    engine = Engine.open(Path(sys.argv[1]), EngineOptions(chunk=16, threads=2))
+except UsageError as error:
+    sys.exit(f"refused: {error}")
+tokens = [int(text) for text in sys.argv[3:]]
+np.save(sys.argv[2], engine.new_session().extend_all(tokens))
+print(engine.backend.name)
+"""
+
+
+def logits_on(instruction_set: str, path: Path, tokens: list[int], file: Path) -> np.ndarray | None:
+    """What a process forced to an instruction set computes; None if this machine lacks it."""
+    command = [sys.executable, "-c", LOGITS, str(path), str(file), *map(str, tokens)]
+    environment = {**os.environ, "MOEPACK_ISA": instruction_set}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        names = f"refused: MOEPACK_ISA={instruction_set} names no instruction set that this machine runs; unset it"
+        assert done.stderr.startswith(names), done.stderr
+        return None
+    assert done.stdout.strip() == f"cpu ({instruction_set})"
+    return np.load(file)
+
+
+@pytest.mark.parametrize("case", ["odd", "tied"])
+def test_every_instruction_set_runs_the_whole_model(packs: dict[str, Path], case: str, tmp_path: Path) -> None:
+    tokens = tokens_of(packs[case], 40)
+    names = ("baseline", "avx2", "avx512", "neon")
+    found = {name: logits_on(name, packs[case], tokens, tmp_path / f"{name}.npy") for name in names}
+    results = {name: got for name, got in found.items() if got is not None}
+    assert _native.instruction_set() in results
+    here = logits(packs[case], tokens)
+    assert all(np.abs(got - here).max() < 1e-4 for got in results.values())
+    assert len({got.tobytes() for name, got in results.items() if name != "baseline"}) <= 1
+
+
+def test_an_unknown_instruction_set_is_refused_in_a_sentence(packs: dict[str, Path], tmp_path: Path) -> None:
+    assert logits_on("mmx", packs["tiny"], [1], tmp_path / "none.npy") is None
 
 
 def test_extend_gives_the_last_row_and_continues(packs: dict[str, Path]) -> None:
