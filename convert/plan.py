@@ -9,6 +9,7 @@ from ..layout.plan import PackPlan, expert_shape
 from ..layout.record import PROJECTIONS, RecordLayout
 from ..manifests import schema
 from ..manifests.errors import StorageError, UsageError
+from ..quantize.methods import instruction_set
 from . import huggingface, mlx
 from .checkpoint import Checkpoint
 from .families import find_family
@@ -58,7 +59,8 @@ def understand(checkpoint: Checkpoint) -> Source:
 
 
 def plan_pack(source: Source, recipe: Recipe) -> Packing:
-    """Lay out the pack. Raises UsageError if the recipe does not fit the model."""
+    """Lay out the pack. Raises UsageError if the recipe does not fit the model, or MOEPACK_ISA this machine."""
+    _require_instruction_set()
     shape = expert_shape(source.model)
     layout = RecordLayout.of(shape, recipe.expert_formats(shape))
     trunk = tuple(plan_item(entry, recipe) for entry in source.trunk)
@@ -95,6 +97,13 @@ def require_outside(target: Path, source: Source) -> None:
     """Raise UsageError if `target` lies inside the checkpoint's directory, whose files would then not be its own."""
     if source.checkpoint.origin.directory.resolve() in target.resolve().parents:
         raise UsageError(f"{target} lies inside the checkpoint; choose an output elsewhere")
+
+
+def _require_instruction_set() -> None:
+    try:
+        instruction_set()
+    except ValueError as error:
+        raise UsageError(f"{error}; unset it to use the best one") from None
 
 
 def _manifest_source(source: Source) -> schema.Source:

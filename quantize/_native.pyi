@@ -2,8 +2,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 INSTRUCTION_SETS: tuple[str, ...]
-INSTRUCTION_SET: str
 
+def instruction_set() -> str: ...
 def dequantize(
     dtype: str,
     bits: int,

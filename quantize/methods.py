@@ -37,6 +37,14 @@ class NonFiniteWeightError(ValueError):
         self.row = row
 
 
+def instruction_set() -> str:
+    """The one that runs: this machine's best, or what MOEPACK_ISA names; ValueError if the machine cannot run that."""
+    try:
+        return _native.instruction_set()
+    except RuntimeError as error:
+        raise ValueError(f"{error}; there are {', '.join(_native.INSTRUCTION_SETS)}") from None
+
+
 def quantize(
     weights: np.ndarray | AffineMatrix, format: AffineFormat, method: str, out: AffineMatrix | None = None
 ) -> AffineMatrix:

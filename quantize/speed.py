@@ -12,9 +12,8 @@ import ml_dtypes
 import numpy as np
 
 from ..layout.formats import AffineFormat
-from . import _native
 from .affine import AffineMatrix, dequantize
-from .methods import METHODS, quantize
+from .methods import METHODS, instruction_set, quantize
 
 ROWS, COLS, RUNS = 2048, 4096, 7
 TARGET = AffineFormat(2, 64)
@@ -22,7 +21,7 @@ TARGET = AffineFormat(2, 64)
 
 def main() -> None:
     """Print a table: source, operation, million weights per second."""
-    print(f"{ROWS} x {COLS} weights, one thread, {_native.INSTRUCTION_SET}, to {TARGET.name}; million weights/s")
+    print(f"{ROWS} x {COLS} weights, one thread, {instruction_set()}, to {TARGET.name}; million weights/s")
     out = AffineMatrix.empty(ROWS, COLS, TARGET)
     for name, weights in _sources().items():
         for method in METHODS:

@@ -35,6 +35,15 @@ struct Available {
     }
 };
 
+// On arm64 the compiler uses NEON in the plainest set, and the engine knows no other name for it.
+bool is_compiled_in([[maybe_unused]] const char* name) {
+#if defined(__aarch64__)
+    return std::strcmp(name, "neon") == 0;
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 const Kernels* const* available_kernels() {
@@ -44,12 +53,13 @@ const Kernels* const* available_kernels() {
 
 const Kernels* chosen_kernels() {
     const char* wanted = std::getenv("MOEPACK_ISA");
+    if (wanted && is_compiled_in(wanted)) wanted = baseline::kernels.name;
     const Kernels* best = nullptr;
     for (const Kernels* const* set = available_kernels(); *set; set++) {
         best = *set;
-        if (wanted && std::strcmp(wanted, best->name) == 0) break;
+        if (wanted && std::strcmp(wanted, best->name) == 0) return best;
     }
-    return best;
+    return wanted ? nullptr : best;
 }
 
 }  // namespace moepack

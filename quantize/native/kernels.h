@@ -42,7 +42,8 @@ struct Kernels {
     int64_t (*mse)(const Source& source, const Target& target, int64_t groups);
 };
 
-// The best instruction set of this machine, or the one that the environment variable MOEPACK_ISA names.
+// The best instruction set of this machine, or the one that the environment variable MOEPACK_ISA names: nullptr if this
+// machine cannot run it.
 const Kernels* chosen_kernels();
 
 // The sets this machine can run, plainest first; ends with nullptr.

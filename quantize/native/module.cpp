@@ -16,7 +16,11 @@ using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device:
 
 namespace {
 
-const Kernels* const kernels = chosen_kernels();
+const Kernels& kernels() {
+    static const Kernels* const chosen = chosen_kernels();
+    if (!chosen) throw std::runtime_error("MOEPACK_ISA names no instruction set that this machine runs");
+    return *chosen;
+}
 
 // Round to nearest and no flush to zero, whatever another library of this process has set for the thread.
 class PlainArithmetic {
@@ -70,9 +74,10 @@ void dequantize(const std::string& dtype, int bits, int group_size, Bytes codes,
                 MutableBytes weights) {
     const AffineArrays matrix = affine_of(dtype, bits, group_size, codes, scales, biases);
     require(int64_t(weights.size()) == 4 * matrix.count, "weights must have one float32 per code");
+    const Kernels& set = kernels();
     nb::gil_scoped_release released;
     const PlainArithmetic plain;
-    kernels->dequantize(matrix.affine, matrix.count, reinterpret_cast<float*>(weights.data()));
+    set.dequantize(matrix.affine, matrix.count, reinterpret_cast<float*>(weights.data()));
 }
 
 // The first row with a non-finite weight, or -1.
@@ -83,9 +88,9 @@ int64_t quantize(const Source& source, int64_t count, const std::string& method,
     require(wanted == count && cols % group_size == 0, "source and target differ in shape");
     require(method == "minmax" || method == "mse", "no such method");
     const Target target{bits, group_size, codes.data(), scales.data(), biases.data()};
+    const auto run = method == "minmax" ? kernels().minmax : kernels().mse;
     nb::gil_scoped_release released;
     const PlainArithmetic plain;
-    const auto run = method == "minmax" ? kernels->minmax : kernels->mse;
     const int64_t bad_group = run(source, target, count / group_size);
     return bad_group < 0 ? -1 : bad_group * group_size / cols;
 }
@@ -117,7 +122,7 @@ nb::tuple available_names() {
 
 NB_MODULE(_native, m) {
     m.attr("INSTRUCTION_SETS") = available_names();
-    m.attr("INSTRUCTION_SET") = kernels->name;
+    m.def("instruction_set", [] { return kernels().name; });
     m.def("dequantize", &dequantize);
     m.def("quantize_floats", &quantize_floats);
     m.def("quantize_affine", &quantize_affine);

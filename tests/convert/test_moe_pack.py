@@ -555,3 +555,15 @@ def test_the_target_is_looked_at_before_anything_is_fetched(
 )
 def test_amounts_have_the_unit_that_says_most(size: int, shown: str) -> None:
     assert report.amount(size) == shown
+
+
+@pytest.mark.parametrize("command", ["plan", "build"])
+def test_an_instruction_set_that_does_not_run_here_is_refused(
+    command: str, make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    arguments = [command, str(make_checkpoint(Variant())), *([str(tmp_path / "pack")] if command == "build" else [])]
+    program = [sys.executable, "-c", "from moepack.convert.cli import main; main()", *arguments]
+    environment = {**os.environ, "MOEPACK_ISA": "avx1024"}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    Ran(done.returncode, done.stdout, done.stderr).refused(2, "MOEPACK_ISA", "baseline")
+    assert not list(tmp_path.iterdir())

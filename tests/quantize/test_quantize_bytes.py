@@ -152,4 +152,4 @@ def test_every_instruction_set_of_this_machine_gives_the_same_bytes() -> None:
 
 
 if __name__ == "__main__":
-    print(_native.INSTRUCTION_SET, digest_of_many())
+    print(_native.instruction_set(), digest_of_many())
