@@ -82,7 +82,7 @@ def plan(
     with Checkpoint.open(source) as checkpoint:
         packing = plan_pack(understand(checkpoint), recipe)
         _say_what_is_missing(packing)
-        _show(facts.of_plan(packing, estimate(packing, jobs), out), report.plan_table, json=json)
+        _show(facts.of_plan(packing, estimate(packing, jobs, facts.existing(out)), out), report.plan_table, json=json)
 
 
 @app.command(epilog=EXIT_CODES)

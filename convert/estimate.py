@@ -1,17 +1,20 @@
 """How long a build may take: the quantizers' speed is measured here, for milliseconds, on made-up weights.
 
-An estimate, not a promise: the disk is not measured, so reading and writing come on top where they are slower.
+The disks' speed is tried for a moment too. Quantizing and the disks work at the same time, so the slower one counts.
+An estimate, not a promise.
 """
 
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..layout.formats import AffineFormat
 from ..quantize.affine import AffineMatrix
 from ..quantize.methods import quantize
+from .diskspeed import reading_rate, writing_rate
 from .plan import Packing
 from .recipe import TRUNK_METHOD
 from .tensors import Affine, Encoding, Weights
@@ -24,15 +27,34 @@ SEED = 20260
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of quantizing on `jobs` threads; None as a rate means that nothing is quantized anew."""
+    """Seconds of quantizing on `jobs` threads, and of reading and writing; None as a rate: not needed or not known."""
 
     jobs: int
     expert_weights_per_second: float | None  # of one thread
-    seconds: float
+    quantizing_seconds: float
+    reading_rate: float  # bytes per second
+    writing_rate: float | None
+    disk_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """How long the build may take."""
+        return max(self.quantizing_seconds, self.disk_seconds)
 
 
-def estimate(packing: Packing, jobs: int) -> Estimate:
-    """Measure the quantizers on this machine and scale up to the packing."""
+def estimate(packing: Packing, jobs: int, folder: Path) -> Estimate:
+    """Measure the quantizers, the checkpoint's disk and the disk of `folder`, and scale up to the packing."""
+    rate, quantizing = _quantizing(packing)
+    files, left_out = packing.source.checkpoint.files, packing.source.left_out
+    reading = reading_rate(max(files, key=lambda file: file.size).path)
+    writing = writing_rate(folder, packing.plan.total_bytes)
+    disk = (sum(file.size for file in files) - sum(part.size for part in left_out)) / max(reading, 1.0)
+    disk += packing.plan.total_bytes / writing if writing else 0.0
+    return Estimate(jobs, rate, quantizing / jobs, reading, writing, disk)
+
+
+def _quantizing(packing: Packing) -> tuple[float | None, float]:
+    """Expert weights per second of one thread, and the seconds that one thread would take for everything."""
     rate, seconds = None, 0.0
     if packing.recoded_expert_weights:
         encoding = packing.source.experts[0].encodings["gate"]
@@ -43,7 +65,7 @@ def estimate(packing: Packing, jobs: int) -> Estimate:
         seconds += weights / measure(
             recoded[0].entry.encoding, AffineFormat.parse(packing.recipe.trunk_format), TRUNK_METHOD
         )
-    return Estimate(jobs, rate, seconds / jobs)
+    return rate, seconds
 
 
 def measure(encoding: Encoding, target: AffineFormat, method: str) -> float:

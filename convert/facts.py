@@ -22,7 +22,7 @@ from .plan import Packing
 def of_plan(packing: Packing, estimate: Estimate, where: Path) -> dict[str, Any]:
     """What `build` would write, what of the checkpoint it leaves out, and whether it fits on the disk at `where`."""
     plan, origin = packing.plan, packing.source.checkpoint.origin
-    free = shutil.disk_usage(_existing(where)).free
+    free = shutil.disk_usage(existing(where)).free
     return {
         "source": {
             "directory": str(origin.directory),
@@ -50,7 +50,11 @@ def of_plan(packing: Packing, estimate: Estimate, where: Path) -> dict[str, Any]
         "estimate": {
             "jobs": estimate.jobs,
             "expert_weights_per_second_per_job": estimate.expert_weights_per_second,
-            "quantizing_seconds": estimate.seconds,
+            "quantizing_seconds": estimate.quantizing_seconds,
+            "read_bytes_per_second": estimate.reading_rate,
+            "write_bytes_per_second": estimate.writing_rate,
+            "disk_seconds": estimate.disk_seconds,
+            "seconds": estimate.seconds,
         },
     }
 
@@ -139,5 +143,6 @@ def of_pack(pack: Pack) -> dict[str, Any]:
     }
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The nearest folder above `path`, or itself, that is there."""
     return next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.exists())

@@ -110,11 +110,17 @@ def _trunk(trunk: dict[str, Any]) -> str:
 
 
 def _time(estimate: dict[str, Any]) -> str:
+    read, write = estimate["read_bytes_per_second"] / 1e9, estimate["write_bytes_per_second"]
+    disks = (
+        f"reading at {read:.2f} GB/s and writing at {write / 1e9:.2f} GB/s" if write else f"reading at {read:.2f} GB/s"
+    )
     rate = estimate["expert_weights_per_second_per_job"]
-    if rate is None and not estimate["quantizing_seconds"]:
-        return "nothing to quantize: as long as reading and writing take"
-    speed = f", at {rate / 1e6:.0f} million weights per second on each of {estimate['jobs']} threads" if rate else ""
-    return f"about {_duration(estimate['quantizing_seconds'])} of quantizing{speed} as measured now; disk not counted"
+    speed = f" at {rate / 1e6:.0f} million weights per second on each of {estimate['jobs']} threads" if rate else ""
+    work = f"{_duration(estimate['quantizing_seconds'])} of quantizing{speed}, "
+    return (
+        f"about {_duration(estimate['seconds'])}: {work if estimate['quantizing_seconds'] else ''}"
+        f"{_duration(estimate['disk_seconds'])} of {disks}, as tried for a moment now"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -38,7 +38,7 @@ def test_every_size_is_known_beforehand(
     variant: Variant, recipe: tuple[str, str, str], make_checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
     checkpoint, target = make_checkpoint(variant), tmp_path / "pack"
-    facts = of_plan(packing := planned(checkpoint, Recipe.parse(*recipe)), estimate(packing, 2), tmp_path)
+    facts = of_plan(packing := planned(checkpoint, Recipe.parse(*recipe)), estimate(packing, 2, tmp_path), tmp_path)
     build_pack(checkpoint, target, expert_format=recipe[0], method=recipe[1], trunk=recipe[2])
     assert facts["experts"]["bytes"] == size_of(target / "experts")
     assert facts["trunk"]["bytes"] == (target / "trunk.safetensors").stat().st_size
@@ -51,13 +51,21 @@ def test_every_size_is_known_beforehand(
     assert len(plan_table(facts).plain.splitlines()) > 5
 
 
-def test_nothing_is_estimated_where_nothing_is_quantized(make_checkpoint: CheckpointMaker) -> None:
+def test_passing_through_takes_as_long_as_the_disks(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(Variant(dialect="mlx", bits=4))
-    passing = planned(checkpoint, Recipe.parse("affine4-g64", "mse", "source"))
-    assert estimate(passing, 2).seconds == 0
-    coding = estimate(planned(checkpoint, Recipe()), 2)
+    passing = estimate(planned(checkpoint, Recipe.parse("affine4-g64", "mse", "source")), 2, tmp_path)
+    assert passing.quantizing_seconds == 0
+    assert passing.seconds == passing.disk_seconds > 0
+    coding = estimate(planned(checkpoint, Recipe()), 2, tmp_path)
     assert coding.expert_weights_per_second is not None
-    assert coding.seconds > 0
+    assert coding.seconds >= coding.quantizing_seconds > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_may_be_written_reading_counts(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    found = estimate(planned(make_checkpoint(Variant()), Recipe()), 2, tmp_path / "nowhere")
+    assert found.writing_rate is None
+    assert found.disk_seconds > 0
 
 
 def test_planning_writes_nothing(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
