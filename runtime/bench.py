@@ -171,16 +171,30 @@ def _cold(
     prompt: list[int],
     answer: list[int],
 ) -> tuple[Sample, Sample]:
-    """Both phases, each in an engine of its own, which is gone, memory and all, before the next one opens."""
+    """Both phases, each in an engine of its own; a function each, so that one is gone before the next opens."""
+    return _cold_prompt(open_engine, drop, prompt), _cold_decode(open_engine, drop, prompt[:1], answer)
+
+
+def _cold_prompt(
+    open_engine: Callable[[], AbstractContextManager[Measurable]], drop: Callable[[], None], prompt: list[int]
+) -> Sample:
     with open_engine() as engine:
         session = engine.new_session()
         drop()
-        first = _prompt_sample(engine, session, prompt)
+        return _prompt_sample(engine, session, prompt)
+
+
+def _cold_decode(
+    open_engine: Callable[[], AbstractContextManager[Measurable]],
+    drop: Callable[[], None],
+    before: list[int],
+    answer: list[int],
+) -> Sample:
     with open_engine() as engine:
         session = engine.new_session()
-        session.extend(prompt[:1])
+        session.extend(before)
         drop()
-        return first, _decode_sample(engine, session, answer)
+        return _decode_sample(engine, session, answer)
 
 
 def _warm(engine: Measurable, prompt: list[int], answer: list[int]) -> tuple[Sample, Sample]:

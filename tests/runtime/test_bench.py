@@ -1,7 +1,9 @@
 """The benchmark on an engine of known speed: what it runs, what it counts, what it says."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,6 +94,21 @@ def test_cold_phases_have_an_engine_each_and_warm_runs_one_that_has_worked_befor
     assert sizes == [*cold, *cold, [[4, 1, 1, 1]] * 3]
     assert measured.cache_dropped
     assert measured.engine is machines.opened[-1]
+
+
+def test_an_engine_is_gone_memory_and_all_before_the_next_opens() -> None:
+    opened: list[weakref.ref[Machine]] = []
+
+    @contextmanager
+    def opening() -> Iterator[Machine]:
+        gc.collect()
+        assert [machine for machine in opened if machine() is not None] == []
+        machine = Machine()
+        opened.append(weakref.ref(machine))
+        yield machine
+
+    measure(opening, lambda: True, WORKLOAD)
+    assert len(opened) == 5
 
 
 def test_the_cache_is_dropped_last_before_each_cold_phase() -> None:
