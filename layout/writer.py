@@ -143,6 +143,7 @@ class PackWriter:
     def _promote(self) -> None:
         aside = set_aside(self._journal.path)
         with Reporting(self.target):
+            aside.unlink(missing_ok=True)  # of two names of one file, which a crash may leave, rename would keep both
             self._journal.path.rename(aside)
             sync_directory(self.target.parent)
             sync_directory(self.partial)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failing_system import Crash, failing_system
 from tinypack import Content, build, tiny_plan, tree, write_layer, write_missing
 
+from moepack.layout.atomic import AtomicFile
 from moepack.layout.journal import JOURNAL_FILE
+from moepack.layout.lock import LockedDirectory
 from moepack.layout.plan import PackPlan
 from moepack.layout.reader import Pack
 from moepack.layout.writer import PackWriter
@@ -19,60 +22,10 @@ from moepack.manifests.errors import StorageError, UsageError
 from moepack.manifests.progress import Silent
 from moepack.manifests.verify import verify
 
-CALLS = ("mkdir", "open", "write", "fchmod", "fsync", "rename", "unlink", "ftruncate")
-
-
-class Crash(BaseException):
-    """The process is gone: nothing catches this, and no system call works any more."""
-
-
-class FailingSystem:
-    """Counts the calls that change the disk, and crashes at the `crash_at`-th.
-
-    A crashing write has written half of its bytes; files that were not made durable lose everything that was written.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, crash_at: int) -> None:
-        self.calls = 0
-        self.crash_at = crash_at
-        self.unsynced: set[int] = set()
-        self.names: dict[int, str] = {}
-        self._truncate, self._write = os.ftruncate, os.write
-        monkeypatch.delattr(fcntl, "F_FULLFSYNC", raising=False)  # macOS too shall sync by os.fsync here
-        for name in CALLS:
-            monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
-
-    def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            if self.calls >= self.crash_at:
-                self._crash(name, *args)
-            result = call(*args, **kwargs)
-            if name == "open":
-                self.names[result] = str(args[0])
-                self.unsynced.discard(result)
-            elif name == "write":
-                self.unsynced.add(args[0])
-            elif name == "fsync":
-                self.unsynced.discard(args[0])
-            return result
-
-        return wrapper
-
-    def _crash(self, name: str, *args: Any) -> None:
-        if self.calls == self.crash_at:
-            for descriptor in self.unsynced:
-                if not self.names[descriptor].endswith(JOURNAL_FILE):  # its earlier lines are durable
-                    self._truncate(descriptor, 0)
-            if name == "write":
-                self._write(args[0], args[1][: len(args[1]) // 2])
-        raise Crash
-
 
 def crashed_build(target: Path, plan: PackPlan, crash_at: int) -> bool:
     """Build until the crash; whether there was one."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        FailingSystem(monkeypatch, crash_at)
+    with failing_system(target.with_name("stash"), crash_at):
         try:
             build(target, plan)
         except Crash:
@@ -92,8 +45,7 @@ def expected(tmp_path: Path, plan: PackPlan) -> dict[str, bytes]:
 
 
 def calls_of_a_build(folder: Path, plan: PackPlan) -> int:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        system = FailingSystem(monkeypatch, 10**9)
+    with failing_system(folder / "stash") as system:
         build(folder / "counted", plan)
     return system.calls
 
@@ -126,6 +78,64 @@ def test_crashes_during_resumption_are_no_different(tmp_path: Path, plan: PackPl
             crashed_build(target, plan, chance.randrange(1, 60))
             assert_whole_or_absent(target)
         assert tree(target) == expected
+
+
+def test_a_pack_that_was_reported_survives_a_loss_of_power(
+    tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]
+) -> None:
+    with failing_system(tmp_path / "stash") as system:
+        build(tmp_path / "pack", plan)
+        system.lose_power()
+    assert tree(tmp_path / "pack") == expected
+
+
+def test_a_finished_unit_survives_a_loss_of_power(tmp_path: Path, plan: PackPlan) -> None:
+    with failing_system(tmp_path / "stash") as system:
+        with PackWriter.open(tmp_path / "pack", plan) as writer:
+            write_layer(writer, Content(plan), 1)
+        system.lose_power()
+    with PackWriter.open(tmp_path / "pack", plan) as writer:
+        assert writer.missing_layers() == [0]
+
+
+def test_a_file_that_the_system_cut_short_is_not_published(tmp_path: Path) -> None:
+    failure = pytest.raises(StorageError, match="the system stored 99 of 100 bytes")
+    with failure, AtomicFile(tmp_path / "file", 100) as file:
+        file.write(b"x" * 100)
+        os.truncate(tmp_path / "file.tmp", 99)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("remade", [False, True])
+def test_a_directory_that_its_owner_has_just_finished_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remade: bool
+) -> None:
+    partial, lock = tmp_path / "pack.partial", fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        partial.rename(tmp_path / "pack")
+        if remade:
+            partial.mkdir()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(StorageError, match=r"another moe-pack has just finished .*pack\.partial"):
+        LockedDirectory(partial)
+
+
+def test_a_target_that_appears_while_the_lock_is_taken_is_left_alone(
+    tmp_path: Path, plan: PackPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        (tmp_path / "pack").mkdir()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UsageError, match="pack exists; remove it or choose another output"):
+        PackWriter.open(tmp_path / "pack", plan)
+    assert list((tmp_path / "pack.partial").iterdir()) == []
 
 
 def test_a_finished_unit_is_not_made_again(tmp_path: Path, plan: PackPlan) -> None:
