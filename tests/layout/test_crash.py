@@ -58,6 +58,7 @@ def assert_whole_or_absent(target: Path) -> None:
 def test_a_crash_at_any_call_leaves_no_half_pack_and_resumes_to_the_same_bytes(
     tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]
 ) -> None:
+    """W1 and, for interruptions, W2"""
     calls = calls_of_a_build(tmp_path, plan)
     assert calls > 60
     for crash_at in range(1, calls + 1):
@@ -289,6 +290,7 @@ def test_an_io_error_publishes_nothing(tmp_path: Path, plan: PackPlan, call: str
 
 
 def test_another_copy_of_the_checkpoint_gives_the_same_bytes(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """W2"""
     (tmp_path / "elsewhere").mkdir()
     build(tmp_path / "pack", tiny_plan(tmp_path / "elsewhere"))
     assert tree(tmp_path / "pack") == expected

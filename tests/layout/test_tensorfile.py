@@ -233,6 +233,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_files_are_refused_by_name(tmp_path: Path, case: str) -> None:
+    """T1"""
     content, sentence = MALFORMED[case]
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
