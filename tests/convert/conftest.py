@@ -1,0 +1,44 @@
+"""Fixtures of moe-pack's own tests: the command line, and a checkpoint and a pack to damage."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import CheckpointMaker, Variant
+from packs import build_pack
+from ran import Ran
+
+from moepack.convert import cli
+
+
+@pytest.fixture
+def moe_pack(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["moe-pack", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: CheckpointMaker, tmp_path: Path) -> Path:
+    """A copy to damage, in a folder of its own."""
+    return make_checkpoint.copy(Variant(), tmp_path / "source" / "checkpoint")
+
+
+@pytest.fixture
+def pack(make_checkpoint: CheckpointMaker, tmp_path: Path) -> Path:
+    target = tmp_path / "pack"
+    build_pack(make_checkpoint(Variant()), target)
+    return target
