@@ -17,8 +17,10 @@ from .backends.base import (
     DeltaState,
     DeltaWeights,
     Floats,
+    Matrix,
     Record,
     Rotation,
+    Routes,
     Tensor,
 )
 from .state import State
@@ -30,6 +32,44 @@ class Experts(Protocol):
 
     def records(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Record]]:
         """Yield (expert, record) in the order of `experts`."""
+
+
+class Operations:
+    """The parts of a layer, whoever drives them: the engine chunk by chunk, the sweep corpus by corpus."""
+
+    def __init__(self, shape: schema.Model, backend: Backend) -> None:
+        self.shape = shape
+        self.backend = backend
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMS norm of each token."""
+        return self.backend.rms_norm(x, weight, self.shape.rms_norm_eps)
+
+    def mix(
+        self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int, rotation: Rotation
+    ) -> Tensor:
+        """What the layer's mixer adds to residual rows `x`, consecutive tokens of one sequence; advances `state`."""
+        shape, eps = self.shape, self.shape.rms_norm_eps
+        normed = self.norm(x, weights.input_norm)
+        if isinstance(weights.mixer, AttentionWeights) and isinstance(state, AttentionState):
+            return self.backend.attention(normed, weights.mixer, state, position, rotation, shape.full_attention, eps)
+        assert isinstance(weights.mixer, DeltaWeights)
+        assert isinstance(state, DeltaState)
+        return self.backend.delta(normed, weights.mixer, state, shape.linear_attention, eps)
+
+    def route(self, normed: Tensor, weights: LayerWeights, experts_per_token: int) -> Routes:
+        """The router's choice for normed tokens."""
+        return self.backend.route(self.backend.linear(normed, weights.router), experts_per_token)
+
+    def add_shared(self, to: Tensor, normed: Tensor, weights: LayerWeights) -> None:
+        """to += sigmoid(gate) * the shared expert of normed tokens, in place."""
+        backend, shared = self.backend, weights.shared
+        inner = backend.swiglu(normed, shared.gate_proj, shared.up_proj)
+        backend.add_gated(to, backend.linear(inner, shared.down_proj), backend.linear(normed, shared.gate))
+
+    def logits(self, x: Tensor, norm: Tensor, head: Matrix) -> Floats:
+        """Logits [tokens, vocab] on the host, of rows of the residual stream."""
+        return self.backend.to_host(self.backend.linear(self.norm(x, norm), head))
 
 
 class TextModel:
@@ -44,6 +84,7 @@ class TextModel:
         backend: Backend,
         experts_per_token: int,
     ) -> None:
+        self._operations = Operations(shape, backend)
         self._shape = shape
         self._weights = weights
         self._layouts = [backend.layout(layout) for layout in layouts]
@@ -53,47 +94,25 @@ class TextModel:
 
     def hidden(self, tokens: Sequence[int], state: State) -> Tensor:
         """The residual stream [tokens, hidden] after the last layer; advances `state`'s layers, not its position."""
-        backend = self._backend
+        backend, operations = self._backend, self._operations
         x = backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
         rotation = backend.rotation(state.position, len(tokens), self._shape.full_attention)
         for index, weights in enumerate(self._weights.layers):
-            normed = self._norm(x, weights.input_norm)
-            backend.add(x, self._mix(normed, weights, state.layers[index], state.position, rotation))
-            normed = self._norm(x, weights.post_norm)
+            backend.add(x, operations.mix(x, weights, state.layers[index], state.position, rotation))
+            normed = operations.norm(x, weights.post_norm)
             backend.add(x, self._feed_forward(index, normed, weights))
         return x
 
     def logits(self, hidden: Tensor) -> Floats:
         """Logits [tokens, vocab] on the host, of rows of the residual stream."""
-        normed = self._norm(hidden, self._weights.norm)
-        return self._backend.to_host(self._backend.linear(normed, self._weights.head))
+        return self._operations.logits(hidden, self._weights.norm, self._weights.head)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._backend.rms_norm(x, weight, self._shape.rms_norm_eps)
-
-    def _mix(
-        self,
-        x: Tensor,
-        weights: LayerWeights,
-        state: AttentionState | DeltaState,
-        position: int,
-        rotation: Rotation,
-    ) -> Tensor:
-        shape, eps = self._shape, self._shape.rms_norm_eps
-        if isinstance(weights.mixer, AttentionWeights) and isinstance(state, AttentionState):
-            return self._backend.attention(x, weights.mixer, state, position, rotation, shape.full_attention, eps)
-        assert isinstance(weights.mixer, DeltaWeights)
-        assert isinstance(state, DeltaState)
-        return self._backend.delta(x, weights.mixer, state, shape.linear_attention, eps)
-
-    def _feed_forward(self, index: int, x: Tensor, weights: LayerWeights) -> Tensor:
+    def _feed_forward(self, index: int, normed: Tensor, weights: LayerWeights) -> Tensor:
         backend = self._backend
-        routes = backend.route(backend.linear(x, weights.router), self._experts_per_token)
+        routes = self._operations.route(normed, weights, self._experts_per_token)
         visits = {expert: (tokens, shares) for expert, tokens, shares in routes.by_expert()}
-        out = backend.zeros(len(x), self._shape.hidden_size)
+        out = backend.zeros(len(normed), self._shape.hidden_size)
         for expert, record in self._experts.records(index, list(visits)):
-            backend.expert(out, x, record, self._layouts[index], *visits[expert])
-        shared = weights.shared
-        inner = backend.swiglu(x, shared.gate_proj, shared.up_proj)
-        backend.add_gated(out, backend.linear(inner, shared.down_proj), backend.linear(x, shared.gate))
+            backend.expert(out, normed, record, self._layouts[index], *visits[expert])
+        self._operations.add_shared(out, normed, weights)
         return out

@@ -14,10 +14,14 @@ class State:
 
     def __init__(self, model: schema.Model, backend: Backend, context: int) -> None:
         self.position = 0
-        self.layers: list[AttentionState | DeltaState] = [
-            _attention_state(model, backend, context) if kind == "full_attention" else _delta_state(model, backend)
-            for kind in model.layer_types
-        ]
+        self.layers = [layer_state(model, backend, layer, context) for layer in range(model.num_layers)]
+
+
+def layer_state(model: schema.Model, backend: Backend, layer: int, context: int) -> AttentionState | DeltaState:
+    """The empty state of one layer of one sequence of at most `context` tokens."""
+    if model.layer_types[layer] == "full_attention":
+        return _attention_state(model, backend, context)
+    return _delta_state(model, backend)
 
 
 def _attention_state(model: schema.Model, backend: Backend, context: int) -> AttentionState:

@@ -1,21 +1,26 @@
-"""The trunk in memory: read once with pread into anonymous memory, checked, and handed to a backend as stored."""
+"""A model's trunk as a backend takes it over: found by canonical name, checked against the geometry, kept as stored.
 
+An engine holds a pack's whole trunk, of which every byte was checked; a sweep takes one layer of any source at a time.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
 from blake3 import blake3
 
 from ..layout.formats import AffineFormat
+from ..layout.matrix import Array, StoredMatrix
 from ..layout.reader import Pack
+from ..layout.trunk import parse_format
 from ..manifests import schema
 from ..manifests.errors import CorruptInputError, MismatchError
 from ..manifests.files import open_regular, read_exactly
-from .backends.base import AttentionWeights, Backend, DeltaWeights, Floats, Matrix, StoredMatrix, Tensor
+from .backends.base import AttentionWeights, Backend, DeltaWeights, Floats, Matrix, Tensor
 
-Array = np.ndarray[Any, np.dtype[Any]]
 FLOATS = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32))
 
 
@@ -50,31 +55,88 @@ class Weights:
     head: Matrix
 
 
+class Tensors(Protocol):
+    """Where trunk tensors come from; see source.Source."""
+
+    @property
+    def model(self) -> schema.Model:
+        """The geometry."""
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+
+    @property
+    def formats(self) -> Mapping[str, AffineFormat]:
+        """The format of every quantized matrix, by its stem."""
+
+    def tensor(self, name: str) -> Array | None:
+        """A tensor in its own dtype; None if there is none of that name."""
+
+
+@dataclass(frozen=True)
+class HeldTrunk:
+    """A trunk that was read whole."""
+
+    model: schema.Model
+    where: str
+    formats: Mapping[str, AffineFormat]
+    tensors: Mapping[str, Array]
+
+    def tensor(self, name: str) -> Array | None:
+        """The tensor itself."""
+        return self.tensors.get(name)
+
+
 def load(pack: Pack, backend: Backend, *, check_digest: bool) -> Weights:
     """Read the trunk of `pack`. Raises MismatchError if its bytes are not the manifest's, CorruptInputError if a
 
     tensor is missing or of another shape than the model's.
     """
-    tensors = read_trunk(pack, check_digest=check_digest)
-    return _Loader(pack, backend, tensors).weights()
+    path = str(pack.trunk.path)
+    formats = {stem: parse_format(name, path) for stem, name in pack.manifest.trunk.formats.items()}
+    held = HeldTrunk(pack.model, path, formats, read_trunk(pack, check_digest=check_digest))
+    return TrunkLoader(held, backend).weights()
 
 
 def read_trunk(pack: Pack, *, check_digest: bool) -> dict[str, Array]:
     """Every tensor of the trunk, in its own dtype; the digest is of exactly the bytes that are returned."""
-    hasher = blake3(max_threads=blake3.AUTO)
-    entries = sorted(pack.trunk.entries.values(), key=lambda entry: entry.offset)
-    hasher.update(_prefix(pack, entries[0].offset if entries else pack.trunk.size))
+    hasher = _begun(pack)
     tensors = {}
-    for entry in entries:
-        tensors[entry.name] = pack.trunk.read(entry.name)
+    for name in _in_file_order(pack):
+        tensors[name] = pack.trunk.read(name)
         if check_digest:
-            hasher.update(tensors[entry.name].reshape(-1).view(np.uint8).data)
+            hasher.update(tensors[name].reshape(-1).view(np.uint8).data)
+    if check_digest:
+        _require_digest(pack, hasher.hexdigest())
+    return tensors
+
+
+def check_trunk(pack: Pack) -> None:
+    """Raise MismatchError unless the trunk's bytes are the manifest's; holds one tensor at a time."""
+    hasher = _begun(pack)
+    for name in _in_file_order(pack):
+        hasher.update(pack.trunk.read(name).reshape(-1).view(np.uint8).data)
+    _require_digest(pack, hasher.hexdigest())
+
+
+def _in_file_order(pack: Pack) -> list[str]:
+    return [entry.name for entry in sorted(pack.trunk.entries.values(), key=lambda entry: entry.offset)]
+
+
+def _begun(pack: Pack) -> blake3:
+    """A hasher that has seen the file up to its first tensor."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    hasher.update(_prefix(pack, min((entry.offset for entry in pack.trunk.entries.values()), default=pack.trunk.size)))
+    return hasher
+
+
+def _require_digest(pack: Pack, found: str) -> None:
     listed = next(file for file in pack.manifest.files if file.name == pack.manifest.trunk.file)
-    if check_digest and hasher.hexdigest() != listed.blake3:
+    if found != listed.blake3:
         raise MismatchError(
             f"{pack.trunk.path} is damaged: its bytes differ from the manifest's digest; fetch or build the pack again"
         )
-    return tensors
 
 
 def _prefix(pack: Pack, size: int) -> bytes:
@@ -84,31 +146,44 @@ def _prefix(pack: Pack, size: int) -> bytes:
     return bytes(prefix)
 
 
-class _Loader:
-    """Finds tensors by canonical name and checks every shape against the model's."""
+class TrunkLoader:
+    """Takes parts of a trunk by canonical name. Raises CorruptInputError for what is missing or of another shape."""
 
-    def __init__(self, pack: Pack, backend: Backend, tensors: dict[str, Array]) -> None:
-        self._path = pack.trunk.path
-        self._model = pack.model
-        self._formats = pack.manifest.trunk.formats
-        self._backend = backend
+    def __init__(self, tensors: Tensors, backend: Backend) -> None:
         self._tensors = tensors
+        self._model = tensors.model
+        self._backend = backend
 
     def weights(self) -> Weights:
+        """All of it."""
         model = self._model
-        table = (model.vocab_size, model.hidden_size)
-        embedding = self._matrix("model.embed_tokens", *table)
-        layers = tuple(self._layer(index, kind) for index, kind in enumerate(model.layer_types))
-        norm = self._vector("model.norm.weight", model.hidden_size)
-        head = embedding if model.tie_word_embeddings else self._matrix("lm_head", *table)
-        return Weights(embedding, layers, norm, head)
+        embedding = self.embedding()
+        layers = tuple(self.layer(index) for index in range(model.num_layers))
+        head = embedding if model.tie_word_embeddings else self.head()
+        return Weights(embedding, layers, self.norm(), head)
 
-    def _layer(self, index: int, kind: schema.LayerType) -> LayerWeights:
+    def embedding(self) -> Matrix:
+        """The table of embeddings [vocab, hidden]."""
+        return self._matrix("model.embed_tokens", self._model.vocab_size, self._model.hidden_size)
+
+    def head(self) -> Matrix:
+        """The output head [vocab, hidden], which may be the table of embeddings."""
+        if self._model.tie_word_embeddings:
+            return self.embedding()
+        return self._matrix("lm_head", self._model.vocab_size, self._model.hidden_size)
+
+    def norm(self) -> Tensor:
+        """The multiplier [hidden] of the norm before the head."""
+        return self._vector("model.norm.weight", self._model.hidden_size)
+
+    def layer(self, index: int) -> LayerWeights:
+        """One decoder layer without its routed experts."""
         prefix, hidden = f"model.layers.{index}", self._model.hidden_size
+        full = self._model.layer_types[index] == "full_attention"
         return LayerWeights(
             input_norm=self._vector(f"{prefix}.input_layernorm.weight", hidden),
             post_norm=self._vector(f"{prefix}.post_attention_layernorm.weight", hidden),
-            mixer=self._attention(prefix) if kind == "full_attention" else self._delta(prefix),
+            mixer=self._attention(prefix) if full else self._delta(prefix),
             router=self._matrix(f"{prefix}.mlp.gate", self._model.num_experts, hidden),
             shared=self._shared(f"{prefix}.mlp"),
         )
@@ -158,11 +233,11 @@ class _Loader:
 
     def _matrix(self, stem: str, rows: int, cols: int) -> Matrix:
         weight = self._tensor(f"{stem}.weight")
-        if stem in self._formats:
-            format_ = AffineFormat.parse(self._formats[stem])
-            stored = StoredMatrix(weight, self._tensor(f"{stem}.scales"), self._tensor(f"{stem}.biases"), format_)
-        else:
+        format_ = self._tensors.formats.get(stem)
+        if format_ is None:
             stored = StoredMatrix(weight)
+        else:
+            stored = StoredMatrix(weight, self._tensor(f"{stem}.scales"), self._tensor(f"{stem}.biases"), format_)
         if weight.ndim != 2 or stored.shape != (rows, cols) or (stored.format is None) != (weight.dtype in FLOATS):
             raise self._misfit(f"{stem}.weight", weight, (rows, cols))
         return self._backend.matrix(stored)
@@ -177,9 +252,12 @@ class _Loader:
         return tensor.astype(np.float32)
 
     def _tensor(self, name: str) -> Array:
-        if name not in self._tensors:
-            raise CorruptInputError(f"{self._path} has no tensor {name!r}, which the model needs; build the pack again")
-        return self._tensors[name]
+        tensor = self._tensors.tensor(name)
+        if tensor is None:
+            where = self._tensors.where
+            raise CorruptInputError(f"{where} has no tensor {name!r}, which the model needs; build the pack again")
+        return tensor
 
     def _misfit(self, name: str, found: Array, wanted: tuple[int, ...]) -> CorruptInputError:
-        return CorruptInputError(f"{self._path}: {name!r} is {found.dtype}{found.shape}, but the model needs {wanted}")
+        what = f"{name!r} is {found.dtype}{found.shape}"
+        return CorruptInputError(f"{self._tensors.where}: {what}, but the model needs {wanted}")

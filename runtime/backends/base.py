@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...layout.formats import AffineFormat
+from ...layout.matrix import StoredMatrix
 from ...layout.record import RecordLayout
 from ...manifests import schema
 
@@ -22,24 +22,6 @@ Record: TypeAlias = NDArray[np.uint8]
 Tensor: TypeAlias = Any  # a backend's own float32 activations, [tokens, width]
 Matrix: TypeAlias = Any  # a backend's own handle on a stored matrix
 Layout: TypeAlias = Any  # a backend's own view of a layer's record layout
-
-
-@dataclass(frozen=True)
-class StoredMatrix:
-    """A matrix [rows, cols] as the trunk stores it: floats, or codes with scales and biases in `format`."""
-
-    weight: np.ndarray[Any, np.dtype[Any]]
-    scales: np.ndarray[Any, np.dtype[Any]] | None = None
-    biases: np.ndarray[Any, np.dtype[Any]] | None = None
-    format: AffineFormat | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, cols) of the matrix that is meant, whatever its codes occupy."""
-        rows, width = self.weight.shape
-        if self.format is None or self.scales is None:
-            return rows, width
-        return rows, self.scales.shape[1] * self.format.group_size
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ...layout.matrix import StoredMatrix
 from ...layout.record import PROJECTIONS, RecordLayout
 from ...manifests import schema
 from .. import _native
@@ -21,7 +22,6 @@ from .base import (
     Record,
     Rotation,
     Routes,
-    StoredMatrix,
 )
 
 _DTYPES: dict[Any, str] = {

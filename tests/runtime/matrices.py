@@ -7,7 +7,7 @@ import numpy as np
 from packs import pack_codes
 
 from moepack.layout.formats import BITS, GROUP_SIZES, AffineFormat
-from moepack.runtime.backends.base import StoredMatrix
+from moepack.layout.matrix import StoredMatrix
 
 FORMATS = [AffineFormat(bits, group) for bits in BITS for group in GROUP_SIZES]
 FLOATS: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}

@@ -16,9 +16,9 @@ from oracle import dequantize, expert_matrix
 from reference import attend, choose, delta_step, l2_norm, rms_norm, rotate, sigmoid, silu
 
 from moepack.layout.formats import BITS, AffineFormat
+from moepack.layout.matrix import StoredMatrix
 from moepack.layout.record import ExpertShape, RecordLayout
 from moepack.runtime import _native
-from moepack.runtime.backends.base import StoredMatrix
 from moepack.runtime.backends.cpu import CpuBackend, frequencies
 
 CPUS = {threads: CpuBackend(threads) for threads in (1, 2, 4)}

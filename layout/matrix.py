@@ -1,0 +1,54 @@
+"""A matrix as it is stored, in a trunk, in an expert record or in a checkpoint: what engines take over unchanged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from ..manifests.rules import PARTS
+from .formats import AffineFormat
+from .record import PROJECTIONS, RecordLayout
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+_DTYPES: dict[str, np.dtype[Any]] = {"uint32": np.dtype("<u4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix [rows, cols] as it is stored: floats, or codes with scales and biases in `format`."""
+
+    weight: Array
+    scales: Array | None = None
+    biases: Array | None = None
+    format: AffineFormat | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the matrix that is meant, whatever its codes occupy."""
+        rows, width = self.weight.shape
+        if self.format is None or self.scales is None:
+            return rows, width
+        return rows, self.scales.shape[1] * self.format.group_size
+
+
+ExpertMatrices: TypeAlias = Mapping[str, StoredMatrix]  # of one expert, by projection: "gate", "up", "down"
+
+
+def expert_matrices(record: Array, layout: RecordLayout) -> ExpertMatrices:
+    """The matrices of an expert's record, uint8 [stride], as views of its bytes."""
+    return {projection: _matrix(record, layout, projection) for projection in PROJECTIONS}
+
+
+def _matrix(record: Array, layout: RecordLayout, projection: str) -> StoredMatrix:
+    weight, scales, biases = (_component(record, layout, f"{projection}.{part}") for part in PARTS)
+    return StoredMatrix(weight, scales, biases, layout.formats[projection])
+
+
+def _component(record: Array, layout: RecordLayout, name: str) -> Array:
+    component = layout[name]
+    piece = record[component.offset : component.offset + component.size]
+    view: Array = piece.view(_DTYPES[component.dtype])
+    return view.reshape(component.shape)
