@@ -10,6 +10,7 @@ from queue import SimpleQueue
 import ml_dtypes
 import numpy as np
 
+from ..layout.formats import AffineFormat
 from ..layout.record import PROJECTIONS, RecordLayout
 from ..quantize.affine import AffineMatrix
 from ..quantize.methods import NonFiniteWeightError, quantize
@@ -31,8 +32,10 @@ class Slot:
         self.scratch = Scratch()
 
     def _matrix(self, layout: RecordLayout, projection: str) -> AffineMatrix:
+        format_ = layout.formats[projection]
+        assert isinstance(format_, AffineFormat)
         parts = (self._view(layout, f"{projection}.{part}") for part in ("weight", "scales", "biases"))
-        return AffineMatrix(layout.formats[projection], *parts)
+        return AffineMatrix(format_, *parts)
 
     def _view(self, layout: RecordLayout, name: str) -> np.ndarray:
         component = layout[name]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..layout.formats import BITS, GROUP_SIZES, AffineFormat
+from ..layout.formats import BITS, GROUP_SIZES, AffineFormat, Format
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
 from ..manifests.errors import UsageError
@@ -61,7 +61,7 @@ class Recipe:
         return format_ if format_.fits(cols) and not enough else "source"
 
 
-def passes_through(encoding: Encoding, format: AffineFormat) -> bool:
+def passes_through(encoding: Encoding, format: Format) -> bool:
     """Whether an expert matrix stored like this already is what a record of `format` holds, bit for bit."""
     return isinstance(encoding, Affine) and encoding.format == format and encoding.dtype == "BF16"
 

@@ -16,7 +16,7 @@ from ..manifests.errors import CorruptInputError, MismatchError
 from ..manifests.files import open_regular, read_exactly, read_small
 from ..manifests.manifest import read_manifest
 from ..manifests.rules import under
-from .formats import AffineFormat
+from .formats import Format
 from .plan import expert_shape
 from .record import RecordLayout
 from .tensorfile import Array, TensorFile
@@ -105,9 +105,7 @@ class Pack:
 
 def _layout(path: Path, manifest: schema.Manifest, layer: schema.ExpertLayer) -> RecordLayout:
     file = str(path / layer.file)
-    formats: dict[str, AffineFormat] = {
-        projection: parse_format(name, file) for projection, name in layer.formats.items()
-    }
+    formats: dict[str, Format] = {projection: parse_format(name, file) for projection, name in layer.formats.items()}
     try:
         layout = RecordLayout.of(expert_shape(manifest.model), formats)
     except ValueError as error:

@@ -1,14 +1,14 @@
 """The expert record: the order, offsets and sizes of one expert's tensors, and its aligned stride.
 
-gate, up, down; of each its codes (`weight`), `scales`, `biases`; nothing between them; zeros up to the stride.
+gate, up, down; of each the arrays of its format, codes (`weight`) first; nothing between them; zeros up to the stride.
 Every expert of a layer has the same layout, so expert e lies at `e * stride` of its layer file.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..manifests.rules import ALIGNMENT, PARTS, PROJECTIONS, aligned
-from .formats import AffineFormat
+from ..manifests.rules import ALIGNMENT, PROJECTIONS, aligned
+from .formats import PART_BYTES, Format
 
 __all__ = ["ALIGNMENT", "PROJECTIONS", "Component", "ExpertShape", "RecordLayout"]
 
@@ -27,7 +27,7 @@ class ExpertShape:
 
 @dataclass(frozen=True)
 class Component:
-    """One tensor of a record: `dtype` is "uint32" for codes and "bfloat16" for scales and biases."""
+    """One tensor of a record: `dtype` is "uint32" for codes, "uint8" for grids, "bfloat16" for scales and biases."""
 
     name: str
     offset: int
@@ -41,13 +41,13 @@ class RecordLayout:
     """Where each component of a record lies. `size` bytes are used, the rest up to `stride` is zero."""
 
     shape: ExpertShape
-    formats: Mapping[str, AffineFormat]
+    formats: Mapping[str, Format]
     components: tuple[Component, ...]
     size: int
     stride: int
 
     @classmethod
-    def of(cls, shape: ExpertShape, formats: Mapping[str, AffineFormat]) -> "RecordLayout":
+    def of(cls, shape: ExpertShape, formats: Mapping[str, Format]) -> "RecordLayout":
         """Lay out the three projections of `shape`. Raises ValueError if a row does not divide into whole groups."""
         components = tuple(_place(_components(shape, formats)))
         size = components[-1].offset + components[-1].size
@@ -58,24 +58,19 @@ class RecordLayout:
         return next(component for component in self.components if component.name == name)
 
 
-def _components(shape: ExpertShape, formats: Mapping[str, AffineFormat]) -> Iterator[tuple[str, str, tuple[int, int]]]:
+def _components(shape: ExpertShape, formats: Mapping[str, Format]) -> Iterator[tuple[str, str, tuple[int, int]]]:
     for projection in PROJECTIONS:
         rows, cols = shape.of(projection)
         format_ = formats[projection]
         if not format_.fits(cols):
-            raise ValueError(f"{projection} has {cols} inputs, which groups of {format_.group_size} do not divide")
-        tensors = (
-            ("uint32", format_.words(cols)),
-            ("bfloat16", format_.groups(cols)),
-            ("bfloat16", format_.groups(cols)),
-        )
-        for part, (dtype, width) in zip(PARTS, tensors, strict=True):
-            yield f"{projection}.{part}", dtype, (rows, width)
+            raise ValueError(f"{projection} has {cols} inputs, which groups of {format_.divisor} do not divide")
+        for part, dtype, size in format_.parts(rows, cols):
+            yield f"{projection}.{part}", dtype, size
 
 
 def _place(tensors: Iterator[tuple[str, str, tuple[int, int]]]) -> Iterator[Component]:
     offset = 0
     for name, dtype, shape in tensors:
-        size = shape[0] * shape[1] * (4 if dtype == "uint32" else 2)
+        size = shape[0] * shape[1] * PART_BYTES[dtype]
         yield Component(name, offset, size, dtype, shape)
         offset += size

@@ -3,19 +3,26 @@
 from collections.abc import Mapping
 
 from ..manifests.errors import CorruptInputError, UnsupportedError
-from .formats import AffineFormat
+from .formats import AffineFormat, Format, parse
 from .tensorfile import ARRAY_DTYPES, TensorEntry, TensorFile
 from .tensorheader import DTYPE_BITS
 
 SCALE_DTYPES = ("BF16", "F16", "F32")
 
 
-def parse_format(name: str, file: str) -> AffineFormat:
+def parse_format(name: str, file: str) -> Format:
     """The format called `name`. Raises UnsupportedError that names `file` for any other than the known ones."""
     try:
-        return AffineFormat.parse(name)
+        return parse(name)
     except ValueError as error:
         raise UnsupportedError(f"{file}: {error} (F1)") from error
+
+
+def _trunk_format(name: str, file: str) -> AffineFormat:
+    format_ = parse_format(name, file)
+    if not isinstance(format_, AffineFormat):
+        raise UnsupportedError(f"{file}: {name} is a format of experts, not of the trunk (F1)")
+    return format_
 
 
 def check_trunk(trunk: TensorFile, formats: Mapping[str, str]) -> None:
@@ -26,7 +33,7 @@ def check_trunk(trunk: TensorFile, formats: Mapping[str, str]) -> None:
         if entry.offset * 8 % DTYPE_BITS[entry.dtype]:
             raise CorruptInputError(f"{trunk.path}: {entry.name!r} at byte {entry.offset} is not aligned (T2)")
     for stem, name in formats.items():
-        _check_matrix(trunk, stem, parse_format(name, str(trunk.path)))
+        _check_matrix(trunk, stem, _trunk_format(name, str(trunk.path)))
 
 
 def _check_matrix(trunk: TensorFile, stem: str, format_: AffineFormat) -> None:
