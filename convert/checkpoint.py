@@ -87,6 +87,10 @@ class Checkpoint:
         """Fill `out` with the whole tensor, or with as many rows from `first` on as it holds: one `pread`."""
         self._home[name].read_into(name, out, first)
 
+    def read_columns_into(self, name: str, out: np.ndarray, first: int) -> None:
+        """Fill `out` [rows, n] with columns `first` to `first + n` of the matrix `name`: one `pread` of each row."""
+        self._home[name].read_columns_into(name, out, first)
+
     def close(self) -> None:
         """Close every file."""
         for file in self.files:

@@ -17,7 +17,7 @@ from ..quantize.methods import quantize
 from .diskspeed import reading_rate, writing_rate
 from .plan import Packing
 from .recipe import TRUNK_METHOD
-from .tensors import Affine, Encoding, Weights
+from .tensors import Encoding, Weights, format_of
 
 SAMPLE_ROWS = 32
 SAMPLE_GROUPS = 16
@@ -85,4 +85,5 @@ def _seconds(sample: Weights, target: AffineFormat, method: str, out: AffineMatr
 def _sample(encoding: Encoding, target: AffineFormat) -> Weights:
     cols = SAMPLE_GROUPS * max(128, target.group_size)
     weights = np.random.default_rng(SEED).standard_normal((SAMPLE_ROWS, cols), np.float32)
-    return quantize(weights, encoding.format, "minmax") if isinstance(encoding, Affine) else weights
+    stored = format_of(encoding)
+    return quantize(weights, stored, "minmax") if stored else weights

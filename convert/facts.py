@@ -29,6 +29,8 @@ def of_plan(packing: Packing, estimate: Estimate, where: Path) -> dict[str, Any]
             "repository": origin.repository,
             "revision": origin.revision,
             "dialect": packing.source.dialect,
+            "expert_encodings": packing.source.expert_encodings,
+            "trunk_encodings": packing.source.trunk_encodings,
             "bytes": sum(file.size for file in packing.source.checkpoint.files),
         },
         "left_out": [

@@ -155,7 +155,7 @@ class StackedExperts:
     def _read(self, expert: int, projection: str, scratch: Scratch, into: Mapping[str, AffineMatrix]) -> Weights:
         encoding, shape = self.encodings[projection], self.shape.of(projection)
         if isinstance(encoding, Affine):
-            matrix = into.get(projection) or scratch.affine(projection, shape, encoding)
+            matrix = into.get(projection) or scratch.affine(projection, shape, encoding.format, encoding.dtype)
             read_affine(self.checkpoint, encoding, matrix, expert)
             return matrix
         out = scratch.array(projection, shape, ARRAY_DTYPES[encoding.dtype])

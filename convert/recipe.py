@@ -8,7 +8,7 @@ from ..manifests import schema
 from ..manifests.errors import UsageError
 from ..quantize.methods import METHODS
 from .families.family import Role
-from .tensors import Affine, Encoding
+from .tensors import Affine, Encoding, format_of
 
 EXPERT_FORMATS = tuple(f"affine{bits}-g{group_size}" for bits in BITS for group_size in GROUP_SIZES)
 TRUNK_FORMATS = ("source", "bf16", "affine8-g64", "affine4-g64")
@@ -57,7 +57,8 @@ class Recipe:
         if role is not Role.MATRIX or self.trunk_format in ("source", "bf16"):
             return self.trunk_format if role is Role.MATRIX else "source"
         format_ = AffineFormat.parse(self.trunk_format)
-        enough = isinstance(encoding, Affine) and encoding.format.bits <= format_.bits
+        stored = format_of(encoding)
+        enough = stored is not None and stored.bits <= format_.bits
         return format_ if format_.fits(cols) and not enough else "source"
 
 

@@ -25,6 +25,7 @@ def plan_table(facts: dict[str, Any]) -> Text:
     source = facts["source"]
     rows = [
         ("source", f"{source['repository'] or source['directory']}, {source['dialect']}, {amount(source['bytes'])}"),
+        ("", f"experts of {_list(source['expert_encodings'])}, a trunk of {_list(source['trunk_encodings'])}"),
         *[("left out", f"{left['what']}, {amount(left['bytes'])}") for left in facts["left_out"]],
         *_common_rows(facts),
         ("experts", f"{amount(experts['bytes'])}, {experts['bits_per_weight']:.2f} bits per weight{_origin(facts)}"),
@@ -99,6 +100,10 @@ def _common_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f" aligned to {experts['alignment_bytes']}; there are {experts['records']}",
         ),
     ]
+
+
+def _list(names: list[str]) -> str:
+    return " and ".join(names)
 
 
 def _origin(facts: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from ..manifests.errors import CorruptInputError, UnsupportedError
 from .checkpoint import Checkpoint
 from .tensors import FLOATS, LeftOut, Plain
 
+CODE_PARTS = ("scales", "biases", "qweight", "qzeros", "g_idx")  # in whatever dialect
+
 
 class Shelf:
     """The tensors of `checkpoint`, each prefix of `prefixes` replaced; those of `left_out` are set aside."""
@@ -42,9 +44,9 @@ class Shelf:
         return name in self._left
 
     def set_aside(self, names: Iterable[str], what: str) -> None:
-        """Leave out the tensors called `names`, as far as they are there, with any scales and biases."""
+        """Leave out the tensors called `names`, as far as they are there, with all that belongs to their codes."""
         for name in names:
-            for part in (name, *(name.removesuffix("weight") + other for other in ("scales", "biases"))):
+            for part in (name, f"{name}_scale_inv", *(name.removesuffix("weight") + other for other in CODE_PARTS)):
                 if part in self._left:
                     self._set_aside.setdefault(what, []).append(self._left.pop(part).size)
 

@@ -13,14 +13,16 @@ import numpy as np
 
 from ..layout.formats import AffineFormat
 from ..layout.tensorfile import ARRAY_DTYPES, TensorSpec
+from ..manifests.errors import CorruptInputError
 from ..quantize.affine import AffineMatrix, dequantize
 from ..quantize.methods import NonFiniteWeightError, quantize
 from .checkpoint import Checkpoint
 from .families.family import Role
 from .finite import not_finite, require_finite
+from .matrices import read_rows
 from .parallel import in_order
 from .recipe import TRUNK_METHOD, Recipe
-from .tensors import FLOATS, Affine, Encoding, TrunkEntry, Weights, read_affine
+from .tensors import FLOATS, Affine, Encoding, Gptq, Plain, Scratch, TrunkEntry, Weights, format_of
 
 BLOCK_BYTES = 8 * 1024 * 1024  # of a tensor being copied
 BLOCK_WEIGHTS = 2 * 1024 * 1024  # of a matrix being recoded
@@ -40,8 +42,8 @@ class TrunkItem:
     @property
     def format(self) -> AffineFormat | None:
         """The format in which it will be stored, None for floats."""
-        if self.target is None and isinstance(self.entry.encoding, Affine):
-            return self.entry.encoding.format
+        if self.target is None:
+            return format_of(self.entry.encoding)
         return self.target if isinstance(self.target, AffineFormat) else None
 
 
@@ -51,13 +53,28 @@ def plan_item(entry: TrunkEntry, recipe: Recipe) -> TrunkItem:
     target = recipe.trunk_target(tensor.role, tensor.shape[-1], encoding)
     if tensor.role in _NORMS:
         return TrunkItem(entry, "F32", (TensorSpec(tensor.name, "F32", tensor.shape),))
-    if target == "bf16" and (isinstance(encoding, Affine) or encoding.dtype != "BF16"):
-        return TrunkItem(entry, "BF16", (TensorSpec(tensor.name, "BF16", tensor.shape),))
     if isinstance(target, AffineFormat):
         return TrunkItem(entry, target, _affine_specs(entry, target, "BF16"))
-    if isinstance(encoding, Affine):
-        return TrunkItem(entry, None, _affine_specs(entry, encoding.format, encoding.dtype))
-    return TrunkItem(entry, None, (TensorSpec(tensor.name, encoding.dtype, tensor.shape),))
+    if target == "source" and (stored := format_of(encoding)):
+        return TrunkItem(entry, None, _affine_specs(entry, stored, _scale_dtype(encoding)))
+    dtype = _float_dtype(encoding, tensor.role) if target == "source" else "BF16"
+    copied = isinstance(encoding, Plain) and encoding.dtype == dtype
+    return TrunkItem(entry, None if copied else dtype, (TensorSpec(tensor.name, dtype, tensor.shape),))
+
+
+def _scale_dtype(encoding: Encoding) -> str:
+    """GPTQ's biases are products that 16 bits do not hold."""
+    return "F32" if isinstance(encoding, Gptq) else encoding.dtype
+
+
+def _float_dtype(encoding: Encoding, role: Role) -> str:
+    """What floats remain when a recipe asks for the source's: FP8 and reordered GPTQ codes have none of their own.
+
+    bfloat16 is as exact as a float of 4 significant bits needs; a router keeps all that its product has.
+    """
+    if isinstance(encoding, Plain):
+        return encoding.dtype
+    return "F32" if role is Role.ROUTER else "BF16"
 
 
 def _affine_specs(entry: TrunkEntry, format: AffineFormat, dtype: str) -> tuple[TensorSpec, ...]:
@@ -80,10 +97,12 @@ def trunk_blocks(items: Sequence[TrunkItem], checkpoint: Checkpoint, jobs: int) 
 
 
 def _item_blocks(item: TrunkItem, checkpoint: Checkpoint, jobs: int) -> Iterator[tuple[TensorSpec, Blocks]]:
+    if item.target is None and isinstance(item.entry.encoding, Gptq):
+        return _in_parts(item, _translated(item, checkpoint, jobs))
     if item.target is None:
         return _copied(item, checkpoint)
     if isinstance(item.target, AffineFormat):
-        return _quantized(item, item.target, checkpoint, jobs)
+        return _in_parts(item, _recoded(item, item.target, checkpoint, jobs))
     return iter([(item.specs[0], _floats(item, ARRAY_DTYPES[item.target], checkpoint, jobs))])
 
 
@@ -121,16 +140,14 @@ def _floats(item: TrunkItem, dtype: np.dtype[Any], checkpoint: Checkpoint, jobs:
         yield converted
 
 
-def _quantized(
-    item: TrunkItem, format: AffineFormat, checkpoint: Checkpoint, jobs: int
-) -> Iterator[tuple[TensorSpec, Blocks]]:
-    """Codes as they come; scales and biases, an eighth of them or less, are kept until it is their turn."""
+def _in_parts(item: TrunkItem, matrices: Iterator[AffineMatrix]) -> Iterator[tuple[TensorSpec, Blocks]]:
+    """Codes as they come; scales and biases, which are much fewer, are kept until it is their turn."""
     codes, scales, biases = item.specs
     kept_scales: deque[np.ndarray] = deque()
     kept_biases: deque[np.ndarray] = deque()
 
     def code_blocks() -> Blocks:
-        for matrix in _recoded(item, format, checkpoint, jobs):
+        for matrix in matrices:
             kept_scales.append(matrix.scales)
             kept_biases.append(matrix.biases)
             yield matrix.codes
@@ -158,16 +175,23 @@ def _recoded(item: TrunkItem, format: AffineFormat, checkpoint: Checkpoint, jobs
     return in_order(recode, _row_blocks(shape, BLOCK_WEIGHTS), jobs=jobs)
 
 
-def _read(encoding: Encoding, checkpoint: Checkpoint, shape: Sequence[int], block: tuple[int, int]) -> Weights:
-    """Rows of a trunk tensor, in the checkpoint's own dtype or format."""
-    first, rows = block
-    if isinstance(encoding, Affine):
-        matrix = AffineMatrix.empty(rows, shape[-1], encoding.format, ARRAY_DTYPES[encoding.dtype])
-        read_affine(checkpoint, encoding, matrix, first)
+def _translated(item: TrunkItem, checkpoint: Checkpoint, jobs: int) -> Iterator[AffineMatrix]:
+    """Codes that a checkpoint stores otherwise than a pack, scales and biases with them; nothing is rounded."""
+    encoding, shape = item.entry.encoding, item.entry.tensor.shape
+
+    def translate(block: tuple[int, int]) -> AffineMatrix:
+        matrix = _read(encoding, checkpoint, shape, block)
+        if not isinstance(matrix, AffineMatrix):
+            raise CorruptInputError(f"{_name(encoding.stored, checkpoint)} changed its order while it was read")
         return matrix
-    out = np.empty((rows, *shape[1:]), ARRAY_DTYPES[encoding.dtype])
-    checkpoint.read_into(encoding.stored, out, first)
-    return out
+
+    return in_order(translate, _row_blocks(shape, BLOCK_WEIGHTS), jobs=jobs)
+
+
+def _read(encoding: Encoding, checkpoint: Checkpoint, shape: Sequence[int], block: tuple[int, int]) -> Weights:
+    """Rows of a trunk tensor, freshly allocated."""
+    first, rows = block
+    return read_rows(checkpoint, encoding, (rows, *shape[1:]), first, Scratch(), "block")
 
 
 def _row_blocks(shape: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

@@ -17,16 +17,18 @@ from ..manifests.errors import CorruptInputError, UnsupportedError
 from ..manifests.files import open_regular, read_exactly
 from .tensorheader import LENGTH_BYTES, MAX_HEADER_BYTES, TensorEntry, TensorHeader, TensorSpec, parse, render
 
-__all__ = ["ARRAY_DTYPES", "TensorEntry", "TensorFile", "TensorFileWriter", "TensorSpec"]
+__all__ = ["ARRAY_DTYPES", "TRUNK_DTYPES", "TensorEntry", "TensorFile", "TensorFileWriter", "TensorSpec"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-ARRAY_DTYPES: Mapping[str, np.dtype[Any]] = {
+TRUNK_DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     **{f"U{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"I{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
+# What a checkpoint may hold besides. F8_E5M2 and the other dtypes that a header may name are sized, never read.
+ARRAY_DTYPES: Mapping[str, np.dtype[Any]] = {**TRUNK_DTYPES, "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn)}
 
 
 class TensorFile:
@@ -83,6 +85,22 @@ class TensorFile:
         if first is None and len(view) != entry.size:
             raise ValueError(f"{name} has {entry.size} bytes, the buffer {len(view)}")
         read_exactly(self._descriptor, view, offset, self.path)
+
+    def read_columns_into(self, name: str, out: Array, first: int) -> None:
+        """Fill the C-contiguous `out` [rows, n] with `tensor[:, first : first + n]`: one `pread` of each row.
+
+        Raises ValueError if `out` does not fit the tensor, StorageError if the device fails or the file shrank.
+        """
+        entry, dtype = self._entry(name), out.dtype
+        rows, cols = out.shape
+        fits = len(entry.shape) == 2 and entry.shape[0] == rows and 0 <= first <= entry.shape[1] - cols
+        if not fits or entry.size != rows * entry.shape[1] * dtype.itemsize:
+            raise ValueError(f"{name} {entry.shape} has no columns from {first} on that fill {dtype}{out.shape}")
+        if cols == entry.shape[1]:
+            return self.read_into(name, out)
+        for row, piece in enumerate(out):
+            offset = entry.offset + (row * entry.shape[1] + first) * dtype.itemsize
+            read_exactly(self._descriptor, byte_view(piece), offset, self.path)
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ..manifests.errors import CorruptInputError, UnsupportedError
 from .formats import AffineFormat, Format, parse
-from .tensorfile import ARRAY_DTYPES, TensorEntry, TensorFile
+from .tensorfile import TRUNK_DTYPES, TensorEntry, TensorFile
 from .tensorheader import DTYPE_BITS
 
 SCALE_DTYPES = ("BF16", "F16", "F32")
@@ -28,7 +28,7 @@ def _trunk_format(name: str, file: str) -> AffineFormat:
 def check_trunk(trunk: TensorFile, formats: Mapping[str, str]) -> None:
     """Raise CorruptInputError unless every tensor is aligned and readable, and `formats` describes what is there."""
     for entry in trunk.entries.values():
-        if entry.dtype not in ARRAY_DTYPES:
+        if entry.dtype not in TRUNK_DTYPES:
             raise CorruptInputError(f"{trunk.path}: {entry.name!r} is {entry.dtype}, which no trunk holds (T1)")
         if entry.offset * 8 % DTYPE_BITS[entry.dtype]:
             raise CorruptInputError(f"{trunk.path}: {entry.name!r} at byte {entry.offset} is not aligned (T2)")

@@ -109,9 +109,9 @@ BAD_CHECKPOINTS: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
         ("LlamaForCausalLM", "qwen3_5_moe"),
     ),
     "quantized otherwise": (
-        lambda at: edit_config(at, {"quantization_config": {"quant_method": "fp8"}}),
+        lambda at: edit_config(at, {"quantization_config": {"quant_method": "awq"}}),
         5,
-        ("fp8", "bf16"),
+        ("awq", "bf16", "gptq"),
     ),
     "more experts per token than there are": (
         lambda at: edit_config(at, {"num_experts_per_tok": 9}),

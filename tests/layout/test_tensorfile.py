@@ -143,12 +143,37 @@ def test_a_missing_tensor_is_named(stacked: tuple[Path, torch.Tensor]) -> None:
         file.read("b")
 
 
-def test_float8_is_sized_but_not_read(tmp_path: Path) -> None:
-    save_file({"f": torch.zeros(4, 2).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
+def test_one_float8_is_read_and_the_other_only_sized(tmp_path: Path) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).reshape(32, 8)
+    tensors = {"e4m3": codes.view(torch.float8_e4m3fn), "e5m2": codes.view(torch.float8_e5m2)}
+    save_file(tensors, tmp_path / "x.safetensors")
     with TensorFile.open(tmp_path / "x.safetensors") as file:
-        assert file.entries["f"].size == 8
-        with pytest.raises(UnsupportedError, match="'f' is F8_E4M3; readable are"):
-            file.read("f")
+        np.testing.assert_array_equal(file.read("e4m3").astype(np.float32), tensors["e4m3"].float().numpy())
+        assert file.entries["e5m2"].size == 256
+        with pytest.raises(UnsupportedError, match="'e5m2' is F8_E5M2; readable are"):
+            file.read("e5m2")
+
+
+@pytest.mark.parametrize(("first", "cols"), [(0, 7), (0, 3), (2, 5), (6, 1)])
+def test_columns_are_read_alone(tmp_path: Path, first: int, cols: int) -> None:
+    tensor = torch.arange(35, dtype=torch.int32).reshape(5, 7)
+    save_file({"before": torch.ones(3), "t": tensor}, tmp_path / "x.safetensors")
+    out = np.empty((5, cols), np.int32)
+    with TensorFile.open(tmp_path / "x.safetensors") as file:
+        file.read_columns_into("t", out, first)
+    np.testing.assert_array_equal(out, tensor[:, first : first + cols].numpy())
+
+
+@pytest.mark.parametrize(("shape", "dtype", "first"), [((5, 3), "i4", 5), ((4, 3), "i4", 0), ((5, 3), "i2", 0)])
+def test_columns_that_are_not_there_are_refused(
+    tmp_path: Path, shape: tuple[int, int], dtype: str, first: int
+) -> None:
+    save_file({"t": torch.zeros(5, 7, dtype=torch.int32)}, tmp_path / "x.safetensors")
+    with (
+        TensorFile.open(tmp_path / "x.safetensors") as file,
+        pytest.raises(ValueError, match=f"no columns from {first} on"),
+    ):
+        file.read_columns_into("t", np.empty(shape, dtype), first)
 
 
 def test_a_file_that_shrinks_after_opening_is_an_error_not_data(stacked: tuple[Path, torch.Tensor]) -> None:
