@@ -17,9 +17,7 @@ from .recipe import Recipe, passes_through
 from .tensors import Source
 from .trunk import TrunkItem, plan_item
 
-MOST_DEFAULT_JOBS = (
-    16  # each holds an expert of up to 67 MB (FP8 made float32, 397B); more would wait for the disk anyway
-)
+MOST_DEFAULT_JOBS = 16  # each holds an expert of up to 67 MB (FP8, 397B); more would wait for the disk anyway
 
 
 @dataclass(frozen=True)

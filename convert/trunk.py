@@ -13,7 +13,6 @@ import numpy as np
 
 from ..layout.formats import AffineFormat
 from ..layout.tensorfile import ARRAY_DTYPES, TensorSpec
-from ..manifests.errors import CorruptInputError
 from ..quantize.affine import AffineMatrix, dequantize
 from ..quantize.methods import NonFiniteWeightError, quantize
 from .checkpoint import Checkpoint
@@ -98,7 +97,7 @@ def trunk_blocks(items: Sequence[TrunkItem], checkpoint: Checkpoint, jobs: int) 
 
 def _item_blocks(item: TrunkItem, checkpoint: Checkpoint, jobs: int) -> Iterator[tuple[TensorSpec, Blocks]]:
     if item.target is None and isinstance(item.entry.encoding, Gptq):
-        return _in_parts(item, _translated(item, checkpoint, jobs))
+        return _translated(item, checkpoint, jobs)
     if item.target is None:
         return _copied(item, checkpoint)
     if isinstance(item.target, AffineFormat):
@@ -175,15 +174,22 @@ def _recoded(item: TrunkItem, format: AffineFormat, checkpoint: Checkpoint, jobs
     return in_order(recode, _row_blocks(shape, BLOCK_WEIGHTS), jobs=jobs)
 
 
-def _translated(item: TrunkItem, checkpoint: Checkpoint, jobs: int) -> Iterator[AffineMatrix]:
-    """Codes that a checkpoint stores otherwise than a pack, scales and biases with them; nothing is rounded."""
+def _translated(item: TrunkItem, checkpoint: Checkpoint, jobs: int) -> Iterator[tuple[TensorSpec, Blocks]]:
+    """Codes that a checkpoint stores otherwise than a pack, and their scales and biases; nothing is rounded.
+
+    Each of the three is read by itself, so that one can be had without the others.
+    """
+    for spec, part in zip(item.specs, ("codes", "scales", "biases"), strict=True):
+        yield spec, _translated_part(item, part, checkpoint, jobs)
+
+
+def _translated_part(item: TrunkItem, part: str, checkpoint: Checkpoint, jobs: int) -> Blocks:
     encoding, shape = item.entry.encoding, item.entry.tensor.shape
 
-    def translate(block: tuple[int, int]) -> AffineMatrix:
+    def translate(block: tuple[int, int]) -> np.ndarray:
         matrix = _read(encoding, checkpoint, shape, block)
-        if not isinstance(matrix, AffineMatrix):
-            raise CorruptInputError(f"{_name(encoding.stored, checkpoint)} changed its order while it was read")
-        return matrix
+        values: np.ndarray = getattr(matrix, part)
+        return values
 
     return in_order(translate, _row_blocks(shape, BLOCK_WEIGHTS), jobs=jobs)
 

@@ -165,9 +165,7 @@ def test_columns_are_read_alone(tmp_path: Path, first: int, cols: int) -> None:
 
 
 @pytest.mark.parametrize(("shape", "dtype", "first"), [((5, 3), "i4", 5), ((4, 3), "i4", 0), ((5, 3), "i2", 0)])
-def test_columns_that_are_not_there_are_refused(
-    tmp_path: Path, shape: tuple[int, int], dtype: str, first: int
-) -> None:
+def test_columns_that_are_not_there_are_refused(tmp_path: Path, shape: tuple[int, int], dtype: str, first: int) -> None:
     save_file({"t": torch.zeros(5, 7, dtype=torch.int32)}, tmp_path / "x.safetensors")
     with (
         TensorFile.open(tmp_path / "x.safetensors") as file,
