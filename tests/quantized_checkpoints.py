@@ -14,6 +14,12 @@ import torch
 from checkpoints import Shape, edit_config
 from safetensors.torch import load_file, save_file
 
+from moepack.convert.checkpoint import Checkpoint
+from moepack.convert.reference import Reference
+from moepack.runtime.backends.cpu import CpuBackend
+from moepack.runtime.corpus import Corpus
+from moepack.runtime.sweep import Sweep
+
 Tensors = dict[str, torch.Tensor]
 SINGLE = "model.safetensors"
 BLOCKY = Shape(hidden=256, intermediate=128, shared_intermediate=128, layers=2, interval=2, experts=4, vocab=300)
@@ -81,7 +87,7 @@ def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:
 def gptq_matrix(weight: np.ndarray, style: GptqStyle, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The tensors of one module, and its weights in float64: weight[o, i] = scale[g_idx[i], o] * (code - zero)."""
     rows, cols = weight.shape
-    groups, top = cols // style.group_size, 2**style.bits - 1
+    groups, top = -(-cols // style.group_size), 2**style.bits - 1
     order = np.arange(cols, dtype=np.int32) // style.group_size
     if style.desc_act:
         order = np.random.default_rng(seed).permutation(order)
@@ -124,3 +130,16 @@ def make_floats(checkpoint: Path, truth: Mapping[str, np.ndarray]) -> Path:
         tensors[name] = exact.contiguous()
     save_file(tensors, checkpoint / SINGLE)
     return checkpoint
+
+
+def largest_difference(checkpoint: Path, model: Any) -> float:
+    """Between the logits of a checkpoint, read as it is by us, and those of a transformers model, over 40 tokens."""
+    tokens = [token * 7 % BLOCKY.vocab for token in range(40)]
+    with Checkpoint.open(str(checkpoint)) as opened:
+        sweep = Sweep(Reference(opened), CpuBackend(2))
+        found = sweep.logits(sweep.run(sweep.embed(Corpus.of([tokens]))), slice(None))
+    with torch.no_grad():
+        wanted = model(torch.tensor([tokens])).logits[0].numpy()
+    difference = float(np.abs(found - wanted).max())
+    print(f"largest difference {difference:.2e}, standard deviation {wanted.std():.2f}")
+    return difference

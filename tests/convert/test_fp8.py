@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import trunk_tensors
 from packs import build_pack
-from quantized_checkpoints import BLOCKY, SINGLE, make_floats, make_fp8
+from quantized_checkpoints import BLOCKY, SINGLE, largest_difference, make_floats, make_fp8
 from ran import Ran
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3_5MoeForCausalLM
@@ -97,6 +97,14 @@ def test_logits_are_those_of_transformers(fp8: Path, tmp_path: Path, monkeypatch
     with Engine.open(tmp_path / "pack", EngineOptions()) as engine:
         found = engine.new_session().extend_all(tokens)
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_a_checkpoint_itself_runs_as_transformers_runs_it(fp8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its experts in float32, its trunk in the bfloat16 that transformers loads."""
+    model = loaded(fp8, torch.bfloat16, monkeypatch).float()
+    exact = loaded(fp8, torch.float32, monkeypatch).state_dict()
+    model.load_state_dict({name: values for name, values in exact.items() if ".experts." in name}, strict=False)
+    assert largest_difference(fp8, model) <= 1e-3
 
 
 def stored_matrix(directory: Path, codes: torch.Tensor, scales: torch.Tensor) -> Checkpoint:
