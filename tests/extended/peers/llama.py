@@ -6,8 +6,8 @@ docs/build.md says, its source kept where it was. The published figures came fro
 
 Everything is llama.cpp's own: conversion, importance matrix, quantizers, perplexity and KL. What is not scored by it
 is checked: its tokens are those of the checkpoint's tokenizer.json (every window, id by id), and its float32 logits
-are those of transformers (perplexity and KL over some windows). Each text is scored in windows; `texts` in the JSON
-holds every window's token ids and the scored positions (see `Windows`), so that others can score exactly the same.
+are those of transformers (perplexity and KL over some windows). Each text is scored in windows (see `Windows`), which
+are written to DIR as NAME.windows.json, {"windows": [[ids]], "scored_from": n}, for others to score exactly the same.
 
 Documents are separated by NUL in the texts and by the separator token here, and each is cut to --document characters
 so that the windows see many of them. Rows: `experts` keeps everything but the routed experts in float32 (their exact
@@ -131,6 +131,9 @@ class Comparison:
     def logits(self, text: Path) -> Path:
         return self.work / f"{text.stem}.logits"
 
+    def windows(self, text: Path) -> Path:
+        return self.work / f"{text.stem}.windows.json"
+
     def prepare(self, calibration: Path, windows: int) -> dict[str, object]:
         """Convert the checkpoint and gather the importance matrix; files that exist are kept."""
         if not self.base.exists():
@@ -142,8 +145,8 @@ class Comparison:
         read = min(windows, len(ids) // self.context)
         return {"file": calibration.name, "windows": read, "tokens": read * self.context}
 
-    def score_base(self, text: Path, windows: int) -> dict[str, Any]:
-        """Score the unquantized model on a text; the windows, checked to be the tokenizer's ids."""
+    def score_base(self, text: Path, windows: int) -> Windows:
+        """Score the unquantized model on a text; the windows, checked to be the tokenizer's ids, and written down."""
         rendered = self.work / f"{text.stem}.rendered.txt"
         ids = self.corpus.render(text, rendered)
         saved = ("--kl-divergence-base", self.logits(text), "--chunks", str(windows))
@@ -151,13 +154,9 @@ class Comparison:
         found = read_windows(self.logits(text))
         if ids[: found.tokens.size] != found.tokens.reshape(-1).tolist():
             raise SystemExit(f"{text}: llama.cpp's tokens are not those of {self.checkpoint / 'tokenizer.json'}")
-        return {
-            "file": text.name,
-            "positions": found.positions,
-            "first_scored": found.first,
-            "last_scored": found.last,
-            "windows": found.tokens.tolist(),
-        }
+        written = {"windows": found.tokens.tolist(), "scored_from": found.first}
+        self.windows(text).write_text(json.dumps(written), encoding="utf-8")
+        return found
 
     def score(self, model: Path, text: Path) -> dict[str, float | list[float]]:
         """KL divergence of a model to the base on a text."""
@@ -201,6 +200,21 @@ def agreement(comparison: Comparison, text: Path, windows: Windows, compared: in
     }
 
 
+def scored_text(comparison: Comparison, text: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Score the unquantized model on a text: what was scored, where it is written, and how far transformers agrees."""
+    windows = comparison.score_base(text, options.windows)
+    agreed = agreement(comparison, text, windows, options.agreement)
+    print(text.stem, agreed, flush=True)
+    return {
+        "file": text.name,
+        "windows_file": comparison.windows(text).name,
+        "positions": windows.positions,
+        "scored_from": windows.first,
+        "last_scored": windows.last,
+        "agreement": agreed,
+    }
+
+
 def lines(row: dict[str, Any]) -> Iterator[str]:
     """One row for the terminal, a line per text."""
     for text, quality in row["quality"].items():
@@ -222,13 +236,9 @@ def compare(comparison: Comparison, options: argparse.Namespace) -> None:
         "context": comparison.context,
         "document_characters": comparison.corpus.document,
         "calibration": comparison.prepare(options.calibration, options.calibration_windows),
+        "texts": {text.stem: scored_text(comparison, text, options) for text in options.text},
         "rows": [],
-        "texts": {text.stem: comparison.score_base(text, options.windows) for text in options.text},
     }
-    for text in options.text:
-        windows = Windows(np.array(results["texts"][text.stem]["windows"], np.int32))
-        found = results["texts"][text.stem]["agreement"] = agreement(comparison, text, windows, options.agreement)
-        print(text.stem, found, flush=True)
     for variant in VARIANTS:
         results["rows"].append(comparison.row(variant, options.text))
         results["seconds"] = round(time.monotonic() - start)
