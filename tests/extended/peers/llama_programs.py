@@ -179,13 +179,13 @@ def read_base(base: Path, windows: Windows, window: int) -> np.ndarray:
     return head[:, :1] * rows[:, 4 : 4 + vocabulary].astype(np.float32) + head[:, 1:]
 
 
-def printed_quality(said: str) -> dict[str, float | list[float]]:
-    """The figures llama-perplexity --kl-divergence printed; a figure printed with a standard error is a pair."""
+def printed_quality(said: str) -> dict[str, float | list[float]] | None:
+    """The figures llama-perplexity --kl-divergence printed, with a standard error as a pair; None if any is missing."""
     found: dict[str, float | list[float]] = {}
     for key, pattern in PRINTED.items():
         match = re.search(pattern, said)
         if match is None:
-            sys.exit(f"llama-perplexity printed no {key}:\n" + "\n".join(said.splitlines()[-20:]))
+            return None
         figures = [float(figure) for figure in match.groups()]
         found[key] = figures if len(figures) > 1 else figures[0]
     return found
