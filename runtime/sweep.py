@@ -33,11 +33,14 @@ class Observer(Protocol):
     def layer(self, layer: int) -> None:
         """A layer begins, and the one before has ended."""
 
-    def expert(self, layer: int, expert: int, inputs: Floats, inner: Floats, shares: Floats) -> None:
+    def inputs(self, layer: int, first: int, inputs: Floats) -> None:
+        """What the experts of a layer may see of a block of tokens from `first` on, [n, hidden]; before any expert."""
+
+    def expert(self, layer: int, expert: int, tokens: Ids, inputs: Floats, inner: Floats, shares: Floats) -> None:
         """Rows routed to an expert, tokens ascending: at most a block of them per call, all before the next expert.
 
-        `inputs` [n, hidden] is what gate and up see, `inner` [n, intermediate] what down sees, `shares` [n] the
-        route's weights.
+        `tokens` [n] says which, `inputs` [n, hidden] is what gate and up see, `inner` [n, intermediate] what down
+        sees, `shares` [n] the route's weights.
         """
 
 
@@ -141,7 +144,8 @@ class Sweep:
         self, layer: int, stream: Stream, weights: LayerWeights, out: Floats, observer: Observer | None
     ) -> None:
         """out += what the routed experts give, in ascending order of expert."""
-        visits = {expert: (tokens, shares) for expert, tokens, shares in self._routes(stream, weights).by_expert()}
+        routes = self._routes(layer, stream, weights, observer)
+        visits = {expert: (tokens, shares) for expert, tokens, shares in routes.by_expert()}
         for expert, matrices in self.source.experts(layer, list(visits)):
             projections = self._projections(matrices)
             tokens, shares = visits[expert]
@@ -151,17 +155,19 @@ class Sweep:
                 inner = self.backend.swiglu(normed, projections["gate"], projections["up"])
                 if observer is not None:
                     host = self.backend.to_host
-                    observer.expert(layer, expert, host(normed), host(inner), part)
+                    observer.expert(layer, expert, block, host(normed), host(inner), part)
                 out[block] += part[:, None] * self.backend.to_host(self.backend.linear(inner, projections["down"]))
 
     def _projections(self, matrices: ExpertMatrices) -> dict[str, Matrix]:
         return {projection: self.backend.matrix(matrices[projection]) for projection in PROJECTIONS}
 
-    def _routes(self, stream: Stream, weights: LayerWeights) -> Routes:
+    def _routes(self, layer: int, stream: Stream, weights: LayerWeights, observer: Observer | None) -> Routes:
         ids: list[Ids] = []
         shares: list[Floats] = []
         for first, last in self._blocks(len(stream.corpus)):
             normed = self._normed(stream.rows[first:last], weights)
+            if observer is not None:
+                observer.inputs(layer, first, self.backend.to_host(normed))
             routes = self._operations.route(normed, weights, self.experts_per_token)
             ids.append(routes.ids)
             shares.append(routes.weights)

@@ -179,12 +179,23 @@ class Recorder:
 
     def __init__(self) -> None:
         self.layers: list[int] = []
+        self.blocks: list[np.ndarray] = []  # of the current layer
         self.rows: list[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]] = []
 
     def layer(self, layer: int) -> None:
         self.layers.append(layer)
+        self.blocks.clear()
 
-    def expert(self, layer: int, expert: int, inputs: np.ndarray, inner: np.ndarray, shares: np.ndarray) -> None:
+    def inputs(self, layer: int, first: int, inputs: np.ndarray) -> None:
+        assert layer == self.layers[-1]
+        assert first == sum(map(len, self.blocks))
+        self.blocks.append(inputs.copy())
+
+    def expert(
+        self, layer: int, expert: int, tokens: np.ndarray, inputs: np.ndarray, inner: np.ndarray, shares: np.ndarray
+    ) -> None:
+        assert (np.diff(tokens) > 0).all()
+        assert np.array_equal(inputs, np.concatenate(self.blocks)[tokens])
         self.rows.append((layer, expert, inputs.copy(), inner.copy(), shares.copy()))
 
 
