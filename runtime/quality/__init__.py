@@ -1,0 +1,1 @@
+"""How much of a model a pack keeps: divergence on text, tool calls, weight error; see `evaluation` for the whole."""

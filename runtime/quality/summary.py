@@ -1,0 +1,108 @@
+"""From values per position to figures with standard errors.
+
+Tokens of a document are correlated, so every error is computed twice: as if positions were independent, and clustered
+by document (the ratio estimator's linearisation, with C / (C - 1) for C clusters). The larger one is what counts.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .divergence import Doubles, Positions
+
+Clusters = NDArray[np.int64]  # of each position, the document or window it is from
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean. `clustered` is None with fewer than two clusters; `error` is the larger of both standard errors."""
+
+    mean: float
+    plain: float
+    clustered: float | None
+
+    @property
+    def error(self) -> float:
+        """The standard error to claim."""
+        return max(self.plain, self.clustered or 0.0)
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        errors = {"standard_error": self.error, "plain_error": self.plain, "clustered_error": self.clustered}
+        return {"mean": self.mean, **errors}
+
+
+def estimate(values: Doubles, clusters: Clusters) -> Estimate:
+    """The mean of at least one value and its errors."""
+    count, mean = len(values), float(values.mean())
+    plain = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    _, index = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(index, values - mean)
+    if len(sums) < 2:
+        return Estimate(mean, plain, None)
+    return Estimate(mean, plain, math.sqrt(len(sums) / (len(sums) - 1) * float((sums**2).sum())) / count)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the positions of a text, or of a slice of it, come to. Divergences are in nats."""
+
+    positions: int
+    divergence: Estimate
+    median: float
+    p99: float
+    p999: float
+    largest: float
+    agreement: Estimate  # of the likeliest token
+    reference_perplexity: float
+    perplexity: float
+    log_ratio: Estimate  # of the perplexities: the other's over the reference's
+
+    @classmethod
+    def of(cls, positions: Positions, clusters: Clusters) -> "Summary":
+        """Summarise at least one position."""
+        median, p99, p999 = (float(value) for value in np.quantile(positions.divergence, (0.5, 0.99, 0.999)))
+        return cls(
+            positions=len(positions),
+            divergence=estimate(positions.divergence, clusters),
+            median=median,
+            p99=p99,
+            p999=p999,
+            largest=float(positions.divergence.max()),
+            agreement=estimate((positions.top == positions.reference_top).astype(np.float64), clusters),
+            reference_perplexity=perplexity(positions.reference_loss),
+            perplexity=perplexity(positions.loss),
+            log_ratio=estimate(positions.loss - positions.reference_loss, clusters),
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Perplexity over the reference's."""
+        return math.exp(self.log_ratio.mean)
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "positions": self.positions,
+            "kl": {
+                **self.divergence.document(),
+                "median": self.median,
+                "p99": self.p99,
+                "p99.9": self.p999,
+                "largest": self.largest,
+            },
+            "top1_agreement": self.agreement.document(),
+            "reference_perplexity": self.reference_perplexity,
+            "perplexity": self.perplexity,
+            "perplexity_ratio": self.ratio,
+            "log_perplexity_ratio": self.log_ratio.document(),
+        }
+
+
+def perplexity(losses: Doubles) -> float:
+    """exp of the mean loss; infinite beyond what a float holds."""
+    mean = float(losses.mean())
+    return math.exp(mean) if mean < 700 else math.inf

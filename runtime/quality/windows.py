@@ -1,0 +1,153 @@
+"""A text as windows of tokens to be scored, and which position belongs to which document.
+
+Documents are separated by NUL; each is tokenized alone and cut into windows of its own. The logits after token i of a
+window are scored against token i + 1, so a window's last token is only a target.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...manifests import canonical, digest
+from ...manifests.errors import CorruptInputError, UsageError
+from ..backends.base import Ids
+from ..corpus import Corpus
+from ..tokenizer import Tokenizer
+from .summary import Clusters
+
+SEPARATOR = "\0"
+WINDOW = 512
+LEAST_POSITIONS = 100
+MAX_BYTES = 4 * 1024**3
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows of tokens; `documents` says which document each is from, `scored_from` the first position scored."""
+
+    corpus: Corpus
+    documents: tuple[int, ...]
+    scored_from: int
+    digest: str
+
+    def rows(self) -> Ids:
+        """The scored rows of the corpus, ascending."""
+        return np.concatenate([np.arange(first + self.scored_from, last - 1) for first, last in self.corpus.bounds()])
+
+    def clusters(self) -> Clusters:
+        """The document of each scored row; its window where the text is a single document."""
+        lengths = [max(0, last - 1 - first - self.scored_from) for first, last in self.corpus.bounds()]
+        single = len(set(self.documents)) < 2
+        return np.repeat(np.arange(len(lengths)) if single else np.asarray(self.documents), lengths).astype(np.int64)
+
+    def start(self, tokens: int) -> "Windows":
+        """The first windows, of about `tokens` tokens together."""
+        count = max(1, int(np.searchsorted(self.corpus.starts, tokens, side="right")) - 1)
+        sequences = [self.corpus.tokens[first:last].tolist() for first, last in self.corpus.bounds()][:count]
+        return Windows(Corpus.of(sequences), self.documents[:count], self.scored_from, self.digest)
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "blake3": self.digest,
+            "documents": len(set(self.documents)),
+            "windows": self.corpus.sequences,
+            "tokens": len(self.corpus),
+            "scored_from": self.scored_from,
+            "positions": len(self.rows()),
+        }
+
+
+def read_text(path: Path, tokenizer: Tokenizer, *, window: int = WINDOW, limit: int | None = None) -> Windows:
+    """Tokenize a file and cut it. Raises UsageError if it cannot be read, is not UTF-8 or is too short."""
+    if window < 2:
+        raise UsageError(f"windows of {window} tokens have nothing to predict; give 2 or more")
+    content = _content(path)
+    try:
+        texts = content.decode("utf-8").split(SEPARATOR)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text") from error
+    documents = (tokenizer.encode(text, add_special_tokens=False) for text in texts if text)
+    return _checked(_cut(documents, window, limit), 0, path, digest.of_bytes(content).hex())
+
+
+def read_tokens(path: Path, *, limit: int | None = None) -> Windows:
+    """Windows that another tool scored: {"windows": [[ids...]], "scored_from": n}. Raises UsageError otherwise.
+
+    `scored_from` is the first position whose logits count; llama-perplexity's is half the window.
+    """
+    content = _content(path)
+    try:
+        value = canonical.decode(content, str(path))
+    except CorruptInputError as error:
+        raise UsageError(str(error)) from error
+    if (
+        not isinstance(value, dict)
+        or not value.keys() <= {"windows", "scored_from"}
+        or not _are_ids(value.get("windows"))
+    ):
+        raise UsageError(f'{path} is not {{"windows": [[token, ...], ...], "scored_from": n}}')
+    scored_from = value.get("scored_from", 0)
+    if type(scored_from) is not int or scored_from < 0:
+        raise UsageError(f"{path}: scored_from is {scored_from!r:.40}, not a position in a window")
+    numbered = _limited(enumerate(value["windows"]), limit)
+    return _checked(numbered, scored_from, path, digest.of_bytes(content).hex())
+
+
+Numbered = list[tuple[int, Sequence[int]]]  # windows, each after the number of its document
+
+
+def _cut(documents: Iterable[Sequence[int]], window: int, limit: int | None) -> Numbered:
+    cut = (
+        (number, tokens[first : first + window])
+        for number, tokens in enumerate(documents)
+        for first in range(0, len(tokens), window)
+    )
+    return _limited(cut, limit)
+
+
+def _limited(windows: Iterable[tuple[int, Sequence[int]]], limit: int | None) -> Numbered:
+    """Windows of at least two tokens until `limit` tokens are reached; the last one is cut to it."""
+    if limit is not None and limit < 2:
+        raise UsageError(f"a limit of {limit} tokens leaves nothing to score; give 2 or more")
+    kept: Numbered = []
+    left = limit
+    for number, tokens in windows:
+        part = tokens if left is None else tokens[:left]
+        if len(part) >= 2:
+            kept.append((number, part))
+        if left is not None:
+            left -= len(part)
+            if left <= 0:
+                break
+    return kept
+
+
+def _checked(windows: Numbered, scored_from: int, path: Path, content_digest: str) -> Windows:
+    positions = sum(max(0, len(tokens) - 1 - scored_from) for _, tokens in windows)
+    if positions < LEAST_POSITIONS:
+        raise UsageError(
+            f"{path} is too short: it gives {positions} positions to score, and at least {LEAST_POSITIONS} are needed"
+        )
+    corpus = Corpus.of([tokens for _, tokens in windows])
+    return Windows(corpus, tuple(number for number, _ in windows), scored_from, content_digest)
+
+
+def _are_ids(value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
+    return all(
+        isinstance(ids, list) and all(type(token) is int and 0 <= token < 2**31 for token in ids) for ids in value
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path} has more than {MAX_BYTES} bytes; give a part of it")
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
