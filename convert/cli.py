@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,15 +14,27 @@ from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import ConsoleProgress, print_json, say
 from ..manifests.errors import MismatchError, StorageError
+from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import Report
 from ..manifests.verify import verify as verify_pack
 from ..quantize.methods import METHODS
+from ..runtime.corpus import Room
+from ..runtime.engine import cpus, open_backend
+from ..runtime.language import Language
+from ..runtime.quality import picture as quality_picture
+from ..runtime.quality import report as quality_report
+from ..runtime.quality.asked import LAYER_TOKENS, LONGEST_ANSWER, Asked
+from ..runtime.quality.evaluation import Evaluator, Subject, document
+from ..runtime.quality.windows import WINDOW
+from ..runtime.quantities import parse_size
+from ..runtime.source import PackSource, Source
 from . import facts, report
 from .checkpoint import TOKENIZER, Checkpoint
 from .estimate import estimate
 from .pipeline import build as build_pack
 from .plan import Packing, default_jobs, plan_pack, require_new, require_outside, understand
 from .recipe import TRUNK_FORMATS, Recipe
+from .reference import Reference
 from .shipped import CHECKPOINT, QUESTION
 
 EXIT_CODES = (
@@ -34,6 +48,7 @@ app = application(
 )
 
 JOBS = default_jobs()
+CPUS = cpus()
 HERE = Path()
 
 SourceArgument = Annotated[
@@ -129,6 +144,88 @@ def demo(
     _require_intact(verify_pack(target, threads=jobs, progress=ConsoleProgress()), target)
     _show(built, report.build_table, json=json)
     say(f"verified. Next: moe-run generate {target} --messages {QUESTION} --temp 0")
+
+
+@app.command(epilog=EXIT_CODES)
+@reported
+def quality(
+    packs: Annotated[list[Path], typer.Argument(metavar="PACK...", help="Packs of one model.")],
+    reference: Annotated[
+        str, typer.Option(metavar="SRC", help="What they are judged against: a checkpoint or a pack.")
+    ],
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text to predict; NUL between documents that are apart.")
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='Instead: {"windows": [[token, ...], ...], "scored_from": position}.'),
+    ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='Tool cases, JSON lines of {"messages", "tools", "expected"}.'),
+    ] = None,
+    experts_per_token: Annotated[
+        list[int] | None,
+        typer.Option("--experts-per-token", "-k", help="The packs' K; may be repeated.", show_default="the model's"),
+    ] = None,
+    reference_experts_per_token: Annotated[
+        int | None, typer.Option(help="The reference's K.", show_default="the model's")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens predicted from one another.")] = WINDOW,
+    limit: Annotated[int | None, typer.Option(help="Most tokens of the text.", show_default="all")] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Longest answer to a tool case.")
+    ] = LONGEST_ANSWER,
+    weights: Annotated[bool, typer.Option(help="Compare the experts' weights too.")] = True,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw KL and SQNR per layer: .svg, .png.")
+    ] = None,
+    layer_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens for each layer's own KL.", show_default=f"{LAYER_TOKENS} if drawn, else 0"),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads.", show_default="the cores")] = CPUS,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Hidden states above this go to disk.")] = "2GB",
+    scratch: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where on disk.", show_default="the system's")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what packs lose: KL and agreement on a text, tool calls, weight error, against a reference."""
+    asked = Asked(text, tokens, tools, window, limit, max_tokens, weights, layer_tokens, picture)
+    if picture is not None:
+        quality_picture.check(picture)
+    room = Room(parse_size(memory), scratch)
+    with ExitStack() as opened:
+        sources = [opened.enter_context(_pack_source(path)) for path in packs]
+        subjects = [Subject(source, k) for source in sources for k in experts_per_token or (None,)]
+        against = opened.enter_context(_reference(reference))
+        evaluator = Evaluator(against, subjects, open_backend(threads), ConsoleProgress(), reference_experts_per_token)
+        plan = asked.plan(Language.of(sources[0].pack), against.model, room)
+        evaluation = evaluator.evaluate(plan)
+    if picture is not None:
+        quality_picture.draw(evaluation, picture)
+    if json:
+        print_json(document(evaluation))
+    else:
+        console.out.print(quality_report.table(evaluation))
+
+
+@contextmanager
+def _pack_source(path: Path) -> Iterator[PackSource]:
+    with Pack.open(path) as pack, PackSource(pack) as source:
+        yield source
+
+
+@contextmanager
+def _reference(source: str) -> Iterator[Source]:
+    """A pack's directory or a checkpoint, wherever it is."""
+    if (Path(source) / MANIFEST_FILE).is_file():
+        with _pack_source(Path(source)) as opened:
+            yield opened
+    else:
+        with Checkpoint.open(source) as checkpoint:
+            yield Reference(checkpoint)
 
 
 def _require_intact(checked: Report, pack: Path) -> None:

@@ -7,31 +7,36 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from ..manifests.rules import PARTS
-from .formats import AffineFormat
+from .formats import Format
 from .record import PROJECTIONS, RecordLayout
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-_DTYPES: dict[str, np.dtype[Any]] = {"uint32": np.dtype("<u4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "uint32": np.dtype("<u4"),
+    "uint8": np.dtype(np.uint8),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """A matrix [rows, cols] as it is stored: floats, or codes with scales and biases in `format`."""
+    """A matrix [rows, cols] as it is stored: floats, or codes in `format` with the arrays that give them values.
+
+    Affine formats have `scales` and `biases`, grid formats `grids` and `scales`; see Format.parts.
+    """
 
     weight: Array
     scales: Array | None = None
     biases: Array | None = None
-    format: AffineFormat | None = None
+    format: Format | None = None
+    grids: Array | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, cols) of the matrix that is meant, whatever its codes occupy."""
         rows, width = self.weight.shape
-        if self.format is None or self.scales is None:
-            return rows, width
-        return rows, self.scales.shape[1] * self.format.group_size
+        return rows, width if self.format is None else width * 32 // self.format.bits
 
 
 ExpertMatrices: TypeAlias = Mapping[str, StoredMatrix]  # of one expert, by projection: "gate", "up", "down"
@@ -43,11 +48,12 @@ def expert_matrices(record: Array, layout: RecordLayout) -> ExpertMatrices:
 
 
 def _matrix(record: Array, layout: RecordLayout, projection: str) -> StoredMatrix:
-    weight, scales, biases = (_component(record, layout, f"{projection}.{part}") for part in PARTS)
-    return StoredMatrix(weight, scales, biases, layout.formats[projection])
+    format_ = layout.formats[projection]
+    parts = [name for name, _, _ in format_.parts(*layout.shape.of(projection))]
+    return StoredMatrix(**{part: _view(record, layout, f"{projection}.{part}") for part in parts}, format=format_)
 
 
-def _component(record: Array, layout: RecordLayout, name: str) -> Array:
+def _view(record: Array, layout: RecordLayout, name: str) -> Array:
     component = layout[name]
     piece = record[component.offset : component.offset + component.size]
     view: Array = piece.view(_DTYPES[component.dtype])

@@ -12,10 +12,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 
-from .progress import Task
+from .progress import BYTES, Task
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -37,19 +45,22 @@ class ConsoleProgress:
     """Shows tasks on stderr: a bar with rate and time left on a terminal, else a line every few seconds."""
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
+    def task(self, title: str, total: int, done: int = 0, *, unit: str = BYTES) -> Iterator[Task]:
         """Show `title` until the block ends; the rate counts only what this run does."""
         if err.is_terminal:
-            with _bar() as bar:
+            with _bar(unit) as bar:
                 yield _BarTask(bar, title, total, done)
         else:
-            task = _LineTask(title, total, done)
+            task = _LineTask(title, total, done, unit)
             yield task
             task.finish()
 
 
-def _bar() -> Bar:
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+def _bar(unit: str) -> Bar:
+    amount: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+    if unit != BYTES:
+        amount = (MofNCompleteColumn(), TextColumn(unit))
+    columns = (BarColumn(), *amount, TimeRemainingColumn())
     return Bar(TextColumn("{task.description}"), *columns, console=err, transient=True)
 
 
@@ -66,8 +77,8 @@ class _BarTask:
 
 
 class _LineTask:
-    def __init__(self, title: str, total: int, done: int) -> None:
-        self._title, self._total, self._done, self._before = title, total, done, done
+    def __init__(self, title: str, total: int, done: int, unit: str) -> None:
+        self._title, self._total, self._done, self._before, self._unit = title, total, done, done, unit
         self._text = ""
         self._start = self._last = time.monotonic()
         self._lock = threading.Lock()  # several threads advance one task
@@ -86,5 +97,8 @@ class _LineTask:
         self._print()
 
     def _print(self) -> None:
+        if self._unit != BYTES:
+            say(f"{self._title}{self._text}: {self._done} of {self._total} {self._unit}")
+            return
         rate = (self._done - self._before) / max(time.monotonic() - self._start, 1e-9)
         say(f"{self._title}{self._text}: {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s")

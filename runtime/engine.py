@@ -27,7 +27,8 @@ from .state import State
 MOST_THREADS = 1024  # of the native pool
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """As many threads as this process may run at once."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -40,7 +41,7 @@ class EngineOptions:
     record and the trunk with the pack's digests before using them.
     """
 
-    threads: int = field(default_factory=_cpus)
+    threads: int = field(default_factory=cpus)
     memory: int | None = None
     slots: int | None = None
     experts_per_token: int | None = None
@@ -99,7 +100,7 @@ class Engine:
         """
         options = options or EngineOptions()
         memory = plan_run(pack, options)
-        return cls(pack, options, memory, _backend(options))
+        return cls(pack, options, memory, open_backend(options.threads))
 
     @property
     def context(self) -> int:
@@ -198,9 +199,12 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     return plan(pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk)
 
 
-def _backend(options: EngineOptions) -> Backend:
+def open_backend(threads: int) -> Backend:
+    """The backend of this machine. Raises UsageError for a number of threads or an instruction set it has not."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"{threads} threads are outside 1 to {MOST_THREADS}")
     try:
-        return CpuBackend(options.threads)
+        return CpuBackend(threads)
     except RuntimeError as error:  # MOEPACK_ISA names no instruction set of this machine
         raise UsageError(f"{error}; unset it to use the best one") from error
 

@@ -9,10 +9,9 @@ from typing import Protocol
 from ..layout.formats import AffineFormat
 from ..layout.matrix import Array, ExpertMatrices, expert_matrices
 from ..layout.reader import Pack
-from ..layout.trunk import parse_format
 from ..manifests import schema
 from .experts import ExpertStream
-from .weights import check_trunk
+from .weights import check_trunk, trunk_formats
 
 SLOTS = 8  # expert records read ahead; reads of one layer are 8 wide at most
 
@@ -26,7 +25,7 @@ class Source(Protocol):
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """The folder it lies in, by which messages call it."""
 
     @property
     def formats(self) -> Mapping[str, AffineFormat]:
@@ -52,8 +51,7 @@ class PackSource:
         self.pack = pack
         self.model: schema.Model = pack.model
         self.where = str(pack.path)
-        trunk = pack.manifest.trunk
-        self.formats = {stem: parse_format(name, trunk.file) for stem, name in trunk.formats.items()}
+        self.formats = trunk_formats(pack)
         self._stream = ExpertStream(pack, SLOTS, experts_per_token=SLOTS + 1, check_digests=check_digests)
 
     def tensor(self, name: str) -> Array | None:

@@ -15,7 +15,6 @@ from blake3 import blake3
 from ..layout.formats import AffineFormat
 from ..layout.matrix import Array, StoredMatrix
 from ..layout.reader import Pack
-from ..layout.trunk import parse_format
 from ..manifests import schema
 from ..manifests.errors import CorruptInputError, MismatchError
 from ..manifests.files import open_regular, read_exactly
@@ -93,10 +92,14 @@ def load(pack: Pack, backend: Backend, *, check_digest: bool) -> Weights:
 
     tensor is missing or of another shape than the model's.
     """
-    path = str(pack.trunk.path)
-    formats = {stem: parse_format(name, path) for stem, name in pack.manifest.trunk.formats.items()}
-    held = HeldTrunk(pack.model, path, formats, read_trunk(pack, check_digest=check_digest))
+    tensors = read_trunk(pack, check_digest=check_digest)
+    held = HeldTrunk(pack.model, str(pack.trunk.path), trunk_formats(pack), tensors)
     return TrunkLoader(held, backend).weights()
+
+
+def trunk_formats(pack: Pack) -> dict[str, AffineFormat]:
+    """The format of every quantized trunk matrix of an opened pack, by its stem."""
+    return {stem: AffineFormat.parse(name) for stem, name in pack.manifest.trunk.formats.items()}
 
 
 def read_trunk(pack: Pack, *, check_digest: bool) -> dict[str, Array]:

@@ -3,8 +3,6 @@
 The stream before layer l is the reference's own, so each variant computes from layer l on: half a pass per layer.
 """
 
-import numpy as np
-
 from ...manifests.progress import Task
 from ..backends.base import Backend
 from ..corpus import Room
@@ -38,5 +36,4 @@ def layer_divergences(
         found.append(estimate(positions.divergence, windows.clusters()))
         own.advance(layer, before)
         task.advance(1)
-    assert np.array_equal(before.rows, whole.stream.rows)
     return found

@@ -143,12 +143,13 @@ def _functions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _valid(arguments: Mapping[str, Any], schema: Any) -> bool:
-    return bool(_jsonschema().Draft202012Validator(schema).is_valid(arguments))
+    library, registry = _jsonschema()
+    return bool(library.Draft202012Validator(schema, registry=registry).is_valid(arguments))
 
 
 def check_schemas(cases: Sequence[Case]) -> None:
     """Raise UsageError if a tool's parameters are no JSON schema, or if there is nothing to check them with."""
-    library = _jsonschema()
+    library, _ = _jsonschema()
     seen = {
         json.dumps(function.get("parameters", {})) for case in cases for function in _functions(case.chat.tools or ())
     }
@@ -159,11 +160,13 @@ def check_schemas(cases: Sequence[Case]) -> None:
             raise UsageError(f"the parameters {text:.80} of a tool are no JSON schema: {error.message:.100}") from error
 
 
-def _jsonschema() -> Any:
+def _jsonschema() -> tuple[Any, Any]:
+    """The library, and an empty registry: a schema may refer to itself and to nothing that would have to be fetched."""
     try:
         import jsonschema
+        import referencing
     except ImportError as error:
         raise UsageError(
             "scoring tool calls needs jsonschema; install it with `pip install moepack[quality]`"
         ) from error
-    return jsonschema
+    return jsonschema, referencing.Registry()

@@ -43,6 +43,12 @@ class Windows:
         single = len(set(self.documents)) < 2
         return np.repeat(np.arange(len(lengths)) if single else np.asarray(self.documents), lengths).astype(np.int64)
 
+    def require_within(self, context: int) -> None:
+        """Raise UsageError if a window is longer than a model's `context`."""
+        longest = max(last - first for first, last in self.corpus.bounds())
+        if longest > context:
+            raise UsageError(f"windows of {longest} tokens do not fit the model's context of {context}")
+
     def start(self, tokens: int) -> "Windows":
         """The first windows, of about `tokens` tokens together."""
         count = max(1, int(np.searchsorted(self.corpus.starts, tokens, side="right")) - 1)

@@ -1,0 +1,65 @@
+"""What a person asked to have measured, as a plan: files read, options that exclude each other refused."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...manifests.errors import UsageError
+from ...manifests.schema import Model
+from ..corpus import Room
+from ..language import Language
+from .calling import Examination
+from .evaluation import Plan
+from .structure import token_classes
+from .toolcalls import read_cases
+from .windows import WINDOW, Windows, read_text, read_tokens
+
+LAYER_TOKENS = 2048
+LONGEST_ANSWER = 256
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options. `layer_tokens` is by default LAYER_TOKENS if a picture is wanted, else none."""
+
+    text: Path | None = None
+    tokens: Path | None = None
+    tools: Path | None = None
+    window: int = WINDOW
+    limit: int | None = None
+    max_tokens: int = LONGEST_ANSWER
+    weights: bool = True
+    layer_tokens: int | None = None
+    picture: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.tokens is not None:
+            raise UsageError("--text and --tokens exclude each other; give one of them")
+        if self.text is None and self.tokens is None and self.tools is None:
+            raise UsageError("there is nothing to score: give --text FILE, --tokens FILE or --tools FILE")
+        if self.layer_tokens is not None and self.layer_tokens < 0:
+            raise UsageError(f"{self.layer_tokens} tokens for each layer's divergence; give 0 for none, or more")
+
+    def plan(self, language: Language, model: Model, room: Room) -> Plan:
+        """Read the files. Raises UsageError for what they cannot give, see windows, toolcalls and calling."""
+        context = model.max_position_embeddings
+        windows = self._windows(language, context)
+        cases = read_cases(self.tools) if self.tools else None
+        by_default = LAYER_TOKENS if self.picture else 0
+        return Plan(
+            windows=windows,
+            classes=token_classes(language.tokenizer, model.vocab_size) if windows else None,
+            examination=Examination.of(cases, language, self.max_tokens, context) if cases else None,
+            weights=self.weights,
+            layer_tokens=by_default if self.layer_tokens is None else self.layer_tokens,
+            room=room,
+        )
+
+    def _windows(self, language: Language, context: int) -> Windows | None:
+        if self.tokens is not None:
+            windows = read_tokens(self.tokens, limit=self.limit)
+        elif self.text is not None:
+            windows = read_text(self.text, language.tokenizer, window=self.window, limit=self.limit)
+        else:
+            return None
+        windows.require_within(context)
+        return windows
