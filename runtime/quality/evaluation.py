@@ -5,7 +5,7 @@ is an `Evaluation`; how it looks is `report`'s and `picture`'s affair.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...manifests.progress import Progress
@@ -14,11 +14,12 @@ from ..corpus import Room
 from ..source import PackSource, Source
 from ..sweep import Sweep
 from .calling import Answers, Examination
+from .divergence import Positions
 from .layers import layer_divergences
 from .noise import Noise, measure
 from .score import Passed, compare_streams, passed
 from .structure import Structure, TokenClasses, structure
-from .summary import Estimate, Summary
+from .summary import Clusters, Estimate, Summary, ratio
 from .vocabulary import require_same_model
 from .windows import Windows
 
@@ -52,13 +53,14 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What was found of one subject."""
+    """What was found of one subject. `to_first` is its mean divergence over that of the first subject."""
 
     subject: Subject
     experts_per_token: int
-    text: Summary | None
-    structure: Structure | None
-    answers: Answers | None
+    text: Summary | None = None
+    to_first: Estimate | None = None
+    structure: Structure | None = None
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,23 +107,24 @@ class Evaluator:
         """Carry out a plan. Raises what reading weights raises."""
         whole = self._passed(self._sweep, "reference", plan)
         answers = self._answers(self._sweep, "reference", plan)
-        verdicts = [self._verdict(subject, sweep, whole, plan) for subject, sweep in self._subjects]
+        verdicts = self._verdicts(whole, plan)
         packs = {subject.source.where: subject.source for subject, _ in self._subjects}
         weights = {where: self._weights(source, plan) for where, source in packs.items()}
         k = self._sweep.experts_per_token
         return Evaluation(self._reference.where, k, plan, answers, verdicts, weights)
 
-    def _verdict(self, subject: Subject, sweep: Sweep, reference: Passed | None, plan: Plan) -> Verdict:
-        title = f"{subject.source.where}, K {sweep.experts_per_token}"
-        text, slice_ = None, None
-        candidate = self._passed(sweep, title, plan)
-        if reference and candidate and plan.windows:
-            positions = compare_streams(reference, candidate, plan.windows)
-            clusters = plan.windows.clusters()
-            text = Summary.of(positions, clusters)
-            slice_ = structure(positions, clusters, plan.classes) if plan.classes is not None else None
-        answers = self._answers(sweep, title, plan)
-        return Verdict(subject, sweep.experts_per_token, text, slice_, answers)
+    def _verdicts(self, reference: Passed | None, plan: Plan) -> list[Verdict]:
+        found: list[Verdict] = []
+        first: Positions | None = None
+        for subject, sweep in self._subjects:
+            title = f"{subject.source.where}, K {sweep.experts_per_token}"
+            verdict = Verdict(subject, sweep.experts_per_token)
+            if reference is not None and (other := self._passed(sweep, title, plan)) and plan.windows is not None:
+                positions = compare_streams(reference, other, plan.windows)
+                first = first or positions
+                verdict = _with_text(verdict, positions, first, plan.windows.clusters(), plan.classes)
+            found.append(replace(verdict, answers=self._answers(sweep, title, plan)))
+        return found
 
     def _passed(self, sweep: Sweep, title: str, plan: Plan) -> Passed | None:
         if plan.windows is None:
@@ -146,13 +149,24 @@ class Evaluator:
                 layers = layer_divergences(
                     self._reference,
                     source,
-                    plan.windows.start(plan.layer_tokens),
+                    plan.windows.sample(plan.layer_tokens),
                     self._backend,
                     experts_per_token=self._sweep.experts_per_token,
                     room=plan.room,
                     task=task,
                 )
         return WeightFacts(noise, layers)
+
+
+def _with_text(
+    verdict: Verdict, positions: Positions, first: Positions, clusters: Clusters, classes: TokenClasses | None
+) -> Verdict:
+    return replace(
+        verdict,
+        text=Summary.of(positions, clusters),
+        to_first=ratio(positions.divergence, first.divergence, clusters) if first.divergence.any() else None,
+        structure=None if classes is None else structure(positions, clusters, classes),
+    )
 
 
 def document(evaluation: Evaluation) -> dict[str, Any]:
@@ -181,6 +195,7 @@ def _verdict_document(verdict: Verdict, reference: Answers | None) -> dict[str, 
         "experts_per_token": verdict.experts_per_token,
         "bits_per_expert_weight": verdict.subject.bits_per_weight,
         "text": verdict.text.document() if verdict.text else None,
+        "kl_to_first_pack": verdict.to_first.document() if verdict.to_first else None,
         "structural": verdict.structure.document() if verdict.structure else None,
         "tool_calls": verdict.answers.document(reference) if verdict.answers else None,
     }

@@ -28,6 +28,7 @@ def _rows(evaluation: Evaluation) -> Iterator[Row]:
     yield "bits per expert weight", [f"{verdict.subject.bits_per_weight:.3f}" for verdict in verdicts]
     if evaluation.plan.windows is not None:
         yield from _summary_rows("text", [verdict.text for verdict in verdicts])
+        yield "text: KL over the first's", [with_error(v.to_first, 4) if v.to_first else "none" for v in verdicts]
     if evaluation.plan.windows is not None and evaluation.plan.classes is not None:
         yield from _summary_rows("structural", [v.structure.summary if v.structure else None for v in verdicts])
         yield "structural: quote to other", [_flips(verdict) for verdict in verdicts]

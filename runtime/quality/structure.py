@@ -1,7 +1,7 @@
 """The structural slice: positions where the reference is about to write what JSON is made of.
 
-A token is structural if its text without spaces and tabs around it is not empty and consists of nothing but
-STRUCTURAL characters: `"`, `": "`, `"},` and `\\n` count, `"name` and `'` do not. A structural token with a quote in it
+A token is structural if its text, spaces and tabs left out, is not empty and consists of nothing but STRUCTURAL
+characters: `"`, `": "`, `"},` and `\\n` count, `"name` and `'` do not. A structural token with a quote in it
 is of class "quote", any other of the class of its first such character. A flip is a likeliest token of another class;
 a quote flip one where the reference's has a quote and the other's has none.
 """
@@ -64,7 +64,7 @@ class Structure:
 
 def class_of(text: str) -> int:
     """The class of a token's text."""
-    core = text.strip(" \t")
+    core = text.replace(" ", "").replace("\t", "")
     if not core or not STRUCTURAL.issuperset(core):
         return NONE
     if '"' in core:

@@ -46,6 +46,17 @@ def estimate(values: Doubles, clusters: Clusters) -> Estimate:
     return Estimate(mean, plain, math.sqrt(len(sums) / (len(sums) - 1) * float((sums**2).sum())) / count)
 
 
+def ratio(values: Doubles, base: Doubles, clusters: Clusters) -> Estimate:
+    """mean(values) / mean(base) of two models on the same positions, and its errors (delta method, paired).
+
+    Far surer than the two means are: what makes a text hard is common to both.
+    """
+    mean = float(base.mean())
+    quotient = float(values.mean()) / mean
+    errors = estimate((values - quotient * base) / mean, clusters)
+    return Estimate(quotient, errors.plain, errors.clustered)
+
+
 @dataclass(frozen=True)
 class Summary:
     """What the positions of a text, or of a slice of it, come to. Divergences are in nats."""

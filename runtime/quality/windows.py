@@ -49,11 +49,13 @@ class Windows:
         if longest > context:
             raise UsageError(f"windows of {longest} tokens do not fit the model's context of {context}")
 
-    def start(self, tokens: int) -> "Windows":
-        """The first windows, of about `tokens` tokens together."""
-        count = max(1, int(np.searchsorted(self.corpus.starts, tokens, side="right")) - 1)
-        sequences = [self.corpus.tokens[first:last].tolist() for first, last in self.corpus.bounds()][:count]
-        return Windows(Corpus.of(sequences), self.documents[:count], self.scored_from, self.digest)
+    def sample(self, tokens: int) -> "Windows":
+        """Windows from all over the text, evenly spaced, of about `tokens` tokens together; at least one."""
+        whole = list(self.corpus.bounds())
+        count = min(len(whole), max(1, len(whole) * tokens // len(self.corpus)))
+        chosen = [index * len(whole) // count for index in range(count)]
+        corpus = Corpus.of([self.corpus.tokens[slice(*whole[index])].tolist() for index in chosen])
+        return Windows(corpus, tuple(self.documents[index] for index in chosen), self.scored_from, self.digest)
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""

@@ -1,0 +1,172 @@
+"""Tool calls: what counts as a call, as allowed, as right; rates and their differences."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moepack.manifests.errors import UsageError
+from moepack.runtime.prompt import Chat
+from moepack.runtime.quality.bootstrap import Rate, paired_difference
+from moepack.runtime.quality.toolcalls import Call, Case, check_schemas, judge, parsed, read_cases, same_json
+
+WEATHER = {
+    "name": "get_weather",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "unit": {"type": "string", "enum": ["C", "F"]},
+        },
+        "required": ["city"],
+    },
+}
+TIMER = {"name": "set_timer", "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}}}
+TOOLS = [{"type": "function", "function": WEATHER}, TIMER]
+CHAT = Chat([{"role": "user", "content": "Weather in Oslo?"}], TOOLS)
+CASE = Case(CHAT, Call("get_weather", {"city": "Oslo", "days": 3}))
+ALL = {"parse": True, "schema": True, "tool": True, "arguments": True}
+
+
+def answer(name: str = "get_weather", **arguments: Any) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        (answer(city="Oslo", days=3), "parse schema tool arguments"),
+        ("Sure. " + answer(days=3.0, city="Oslo") + " Done.", "parse schema tool arguments"),
+        (answer(city="Oslo", days=4), "parse schema tool"),
+        (answer(city="Oslo"), "parse schema tool"),
+        (answer(city="Oslo", days="3"), "parse tool"),
+        (answer(city="Oslo", days=True), "parse tool"),
+        (answer(city="Oslo", unit="K"), "parse tool"),
+        (answer(days=3), "parse tool"),
+        (answer("set_timer", minutes=3), "parse schema"),
+        (answer("set_alarm", minutes=3), "parse"),
+        (answer(city="Oslo", days=3) * 2, "parse schema"),
+        (answer(city="Oslo", days=3) + "<tool_call>oops</tool_call>", ""),
+        (answer(city="Oslo", days=3) + "<tool_call>", ""),
+        (answer(city="Oslo", days=3).removesuffix("</tool_call>"), ""),
+        ("<tool_call>{\\name\\: \\get_weather\\}</tool_call>", ""),
+        ('<tool_call>{"name": "get_weather"}</tool_call>', ""),
+        ('<tool_call>{"name": "get_weather", "arguments": "Oslo"}</tool_call>', ""),
+        ('<tool_call>{"name": 1, "arguments": {}}</tool_call>', ""),
+        ('<tool_call>{"name": "get_weather", "arguments": {"days": NaN}}</tool_call>', ""),
+        ("<tool_call>[" + "[" * 100_000, ""),
+        ("<tool_call>" + "[" * 100_000 + "</tool_call>", ""),
+        ("It is cold.", ""),
+        ("", ""),
+    ],
+)
+def test_what_an_answer_passes(text: str, passed: str) -> None:
+    assert judge(CASE, text) == {name: name in passed.split() for name in ALL}
+
+
+def test_abstaining_is_calling_nothing() -> None:
+    case = Case(CHAT, None)
+    assert judge(case, "I cannot do that.") == {"abstention": True}
+    assert judge(case, "Well, <tool_call>") == {"abstention": False}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-2, 2).map(lambda x: round(x)) | st.text(max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(JSON, JSON)
+def test_json_values_are_equal_as_their_sorted_text_is(one: Any, other: Any) -> None:
+    def text(value: Any) -> str:
+        return json.dumps(value, sort_keys=True)
+
+    assert same_json(one, other) == (text(one) == text(other))
+    assert same_json(one, json.loads(text(one)))
+
+
+def test_numbers_are_equal_by_value_and_never_to_booleans() -> None:
+    assert same_json({"a": [1, 2.0]}, {"a": [1.0, 2]})
+    assert not same_json(1, True)
+    assert not same_json(0, False)
+    assert not same_json(0, None)
+    assert not same_json([1], 1)
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
+def test_any_whole_call_parses(arguments: dict[str, Any]) -> None:
+    text = json.dumps({"name": "f", "arguments": arguments})
+    if "tool_call>" not in text:
+        calls = parsed(f"so <tool_call>{text}</tool_call>")
+        assert calls == [Call("f", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "has no tool cases"),
+        ("{", "line 1"),
+        ('{"messages": []}', 'line 1 is not {"messages"'),
+        ('{"messages": [], "tools": [], "expected": null}', "no messages"),
+        ('{"messages": {}, "tools": [], "expected": null}', "are JSON lists"),
+        ('\n{"messages": [], "tools": [], "expected": {"name": "f"}}', 'line 2: "expected" is neither null nor'),
+        ('{"messages": [], "tools": [], "expected": false}', '"expected" is neither'),
+    ],
+)
+def test_files_of_cases_that_are_none(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "cases").write_text(content)
+    with pytest.raises(UsageError) as raised:
+        read_cases(tmp_path / "cases")
+    assert sentence in str(raised.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_cases(tmp_path / "none")
+
+
+def test_cases_are_read(tmp_path: Path) -> None:
+    lines = [{"messages": CHAT.messages, "tools": TOOLS, "expected": {"name": "f", "arguments": {"a": 1}}}]
+    lines.append({**lines[0], "expected": None})
+    (tmp_path / "cases").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert read_cases(tmp_path / "cases") == [Case(CHAT, Call("f", {"a": 1})), Case(CHAT, None)]
+
+
+def test_tools_without_a_schema_are_refused() -> None:
+    check_schemas([CASE])
+    wrong = Chat(CHAT.messages, [{"name": "f", "parameters": {"type": "strnig"}}])
+    with pytest.raises(UsageError, match="are no JSON schema"):
+        check_schemas([Case(wrong, None)])
+
+
+def test_a_rate_and_its_error() -> None:
+    rate = Rate.of(np.array([True] * 30 + [False] * 10))
+    assert (rate.value, rate.error) == (0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 40)))
+
+
+def test_the_paired_bootstrap_agrees_with_another_computation() -> None:
+    """Counts of the three possible differences are multinomial: drawn so, and by the formula for their variance."""
+    random = np.random.default_rng(0)
+    reference = random.random(300) < 0.9
+    outcomes = np.where(random.random(300) < 0.85, reference, random.random(300) < 0.5)
+    found = paired_difference(outcomes, reference)
+    differences = outcomes.astype(int) - reference.astype(int)
+    assert found.value == pytest.approx(differences.mean())
+    assert found.error == pytest.approx(differences.std() / math.sqrt(300), rel=0.03)
+    shares = [(differences == value).mean() for value in (-1, 0, 1)]
+    means = (np.random.default_rng(1).multinomial(300, shares, 20_000) @ [-1, 0, 1]) / 300
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.005)
+    assert paired_difference(outcomes, reference) == found
+
+
+def test_the_same_outcomes_do_not_differ() -> None:
+    outcomes = np.array([True, False, True])
+    found = paired_difference(outcomes, outcomes)
+    assert (found.value, found.error, found.low, found.high) == (0, 0, 0, 0)
