@@ -68,7 +68,8 @@ class _Batch:
 
     def answers(self, task: Task) -> list[Answer]:
         while self._pending:
-            chosen = self._step()
+            task.note(f"token {max(map(len, self._answers)) + 1}")
+            chosen = self._step(task)
             self._pending = {}
             for index, token in chosen.items():
                 if token not in self._ends:
@@ -79,13 +80,14 @@ class _Batch:
                     self._pending[index] = [token]
         return self._answers
 
-    def _step(self) -> dict[int, int]:
+    def _step(self, task: Task) -> dict[int, int]:
         """Give every pending sequence its tokens; the likeliest next token of each."""
         corpus = Corpus.of(list(self._pending.values()))
         states = [self._states[index] for index in self._pending]
         stream = self._sweep.embed(corpus, self._room)
         for layer in range(self._sweep.model.num_layers):
             self._sweep.advance(layer, stream, states=states)
+            task.advance(0)  # the first token takes a pass over all prompts: show that there is life
         for state, tokens in zip(states, self._pending.values(), strict=True):
             state.position += len(tokens)
         last = stream.rows[np.asarray(corpus.starts[1:]) - 1]

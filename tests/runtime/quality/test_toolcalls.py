@@ -15,6 +15,8 @@ from moepack.runtime.prompt import Chat
 from moepack.runtime.quality.bootstrap import Rate, paired_difference
 from moepack.runtime.quality.toolcalls import Call, Case, check_schemas, judge, parsed, read_cases, same_json
 
+pytest.importorskip("jsonschema")  # of the extra "quality", which every target of the Makefile with tests installs
+
 WEATHER = {
     "name": "get_weather",
     "parameters": {

@@ -1,0 +1,220 @@
+"""`moe-pack quality` from the command line: its document, its table, its picture, and what it refuses."""
+
+import builtins
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import ODD, CheckpointMaker, Variant
+from packs import build_pack
+from ran import Ran
+
+from moepack.runtime.quality import evaluation
+
+pytest.importorskip("jsonschema")
+pytest.importorskip("matplotlib")  # of the extra "quality", which every target of the Makefile with tests installs
+
+MoePack = Callable[..., Ran]
+TEXT = "\0".join(
+    ["the quick brown fox jumps over the lazy dog " * 3, 'again {"and": [1, 2], "again": "\\n"}\n' * 4] * 3
+)
+TOOL = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.fixture(scope="module")
+def folder(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("command")
+    build_pack(make_checkpoint(), folder / "two")
+    build_pack(make_checkpoint(), folder / "four", expert_format="affine4-g64")
+    (folder / "text").write_text(TEXT)
+    case = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL]}
+    cases = [{**case, "expected": {"name": "f", "arguments": {}}}, {**case, "expected": None}]
+    (folder / "tools").write_text("".join(json.dumps(case) + "\n" for case in cases))
+    return folder
+
+
+def test_the_document_has_every_figure(moe_pack: MoePack, folder: Path, make_checkpoint: CheckpointMaker) -> None:
+    ran = moe_pack(
+        *("quality", folder / "two", folder / "four", "--reference", make_checkpoint(), "--json"),
+        *("--text", folder / "text", "--tools", folder / "tools", "-n", 4, "-k", 3, "-k", 1, "--layer-tokens", 100),
+    )
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    judged = [(Path(pack["pack"]).name, pack["experts_per_token"]) for pack in found["packs"]]
+    assert judged == [("two", 3), ("two", 1), ("four", 3), ("four", 1)]
+    two, two_k1, four, _ = found["packs"]
+    assert found["text"]["documents"] == 6
+    assert two["text"]["positions"] == found["text"]["positions"] > 200
+    assert 0 < four["text"]["kl"]["mean"] < two["text"]["kl"]["mean"] < two_k1["text"]["kl"]["mean"]
+    assert two["kl_to_first_pack"]["mean"] == 1
+    ratio = four["text"]["kl"]["mean"] / two["text"]["kl"]["mean"]
+    assert four["kl_to_first_pack"]["mean"] == pytest.approx(ratio)
+    assert (two["bits_per_expert_weight"], four["bits_per_expert_weight"]) == (2.5, 4.5)
+    assert set(two["structural"]["classes"]) == {
+        *("quote", "brace", "bracket", "colon", "comma", "backslash", "newline", "digit")
+    }
+    assert two["tool_calls"]["parse"]["cases"] == two["tool_calls"]["abstention"]["cases"] == 1
+    assert two["tool_calls"]["abstention"]["rate"] == 1
+    assert two["tool_calls"]["abstention"]["to_reference"]["difference"] == 0
+    sqnr = {Path(where).name: facts["sqnr_db"]["overall"]["experts"] for where, facts in found["weights"].items()}
+    assert 8 < sqnr["two"] < 12 < 18 < sqnr["four"]
+    assert all(len(facts["kl_per_layer"]) == 4 for facts in found["weights"].values())
+
+
+def test_a_pack_against_itself_loses_nothing(moe_pack: MoePack, folder: Path) -> None:
+    ran = moe_pack("quality", folder / "two", "--reference", folder / "two", "--text", folder / "text", "--json")
+    found = json.loads(ran.out)["packs"][0]
+    assert found["text"]["kl"] == dict.fromkeys(found["text"]["kl"], 0.0)
+    assert (found["text"]["top1_agreement"]["mean"], found["text"]["perplexity_ratio"]) == (1, 1)
+    assert found["structural"]["quote_flips"] == 0
+    assert json.loads(ran.out)["weights"][str(folder / "two")]["sqnr_db"]["overall"]["experts"] is None
+
+
+def test_hidden_states_on_disk_change_no_figure(moe_pack: MoePack, folder: Path, tmp_path: Path) -> None:
+    ask = ("quality", folder / "two", "--reference", folder / "four", "--text", folder / "text", "--json")
+    spilled = moe_pack(*ask, "--memory", "1B", "--scratch", tmp_path, "--threads", 1)
+    assert spilled.code == 0
+    assert json.loads(spilled.out) == json.loads(moe_pack(*ask).out)
+
+
+def test_the_table_has_a_column_for_each_pack_and_k(moe_pack: MoePack, folder: Path) -> None:
+    ran = moe_pack(
+        *(
+            "quality",
+            folder / "two",
+            "--reference",
+            folder / "four",
+            "-k",
+            3,
+            "-k",
+            2,
+            "--reference-experts-per-token",
+            3,
+        ),
+        *("--text", folder / "text", "--tools", folder / "tools", "-n", 2),
+    )
+    assert ran.code == 0, ran.err
+    assert "K 3" in ran.out
+    assert "K 2" in ran.out
+    for row in (
+        "KL, mean",
+        "same top token",
+        "perplexity ratio",
+        "quote to other",
+        "parse",
+        "abstention",
+        "SQNR, down",
+    ):
+        assert row in ran.out
+    assert "text, reference" in ran.err
+
+
+def test_another_tools_tokens_are_scored(moe_pack: MoePack, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(json.dumps({"windows": [list(range(120)), list(range(120))], "scored_from": 60}))
+    ran = moe_pack(
+        "quality",
+        folder / "two",
+        "--reference",
+        folder / "four",
+        "--tokens",
+        tmp_path / "tokens",
+        "--json",
+        "--no-weights",
+    )
+    assert json.loads(ran.out)["packs"][0]["text"]["positions"] == 2 * 59
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_the_picture(moe_pack: MoePack, folder: Path, tmp_path: Path, suffix: str) -> None:
+    paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+    for path in paths:
+        ask = ("quality", folder / "two", "--reference", folder / "four", "--text", folder / "text")
+        assert moe_pack(*ask, "--picture", path, "--layer-tokens", 64).code == 0
+    first, second = (path.read_bytes() for path in paths)
+    assert first[:5] == {"svg": b"<?xml", "png": b"\x89PNG\r"}[suffix]
+    assert suffix == "png" or first == second
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ((), "there is nothing to score"),
+        (("--text", "{text}", "--tokens", "{text}"), "--text and --tokens exclude each other"),
+        (("--text", "{none}"), "cannot be read: No such file"),
+        (("--text", "{text}", "-k", 4), "4 experts per token are outside the model's 1 to 3"),
+        (("--text", "{text}", "--reference-experts-per-token", 0), "outside the model's 1 to 3"),
+        (("--text", "{text}", "--window", 1), "windows of 1 tokens"),
+        (("--text", "{text}", "--limit", 20), "too short: it gives 19 positions"),
+        (("--text", "{text}", "--picture", "{text}.pdf"), "is neither .svg nor .png"),
+        (("--text", "{text}", "--picture", "{none}/a.svg"), "is not a folder to write into"),
+        (("--text", "{text}", "--memory", "much"), "is not an amount of memory"),
+        (("--text", "{text}", "--threads", 0), "0 threads are outside"),
+        (("--text", "{text}", "--layer-tokens", -1), "give 0 for none"),
+        (("--tools", "{text}"), "line 1"),
+        (("--tools", "{tools}", "-n", 0), "answers of 0 tokens are outside 1 to"),
+        (("--tools", "{tools}", "-n", 5000), "answers of 5000 tokens are outside 1 to"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    moe_pack: MoePack, folder: Path, options: tuple[object, ...], sentence: str
+) -> None:
+    names = {"text": folder / "text", "tools": folder / "tools", "none": folder / "none"}
+    filled = [str(option).format(**names) for option in options]
+    ran = moe_pack("quality", folder / "two", "--reference", folder / "four", *filled)
+    assert ran.code == 2
+    assert sentence in ran.err
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+
+
+def test_another_model_is_refused(moe_pack: MoePack, folder: Path, make_checkpoint: CheckpointMaker) -> None:
+    other = make_checkpoint(Variant(ODD))
+    ran = moe_pack("quality", folder / "two", "--reference", other, "--text", folder / "text")
+    assert ran.code == 2
+    assert "are not the same model: hidden_size is 128 and 384" in ran.err
+
+
+def test_a_damaged_pack_is_never_scored(
+    moe_pack: MoePack, make_checkpoint: CheckpointMaker, pack: Path, folder: Path
+) -> None:
+    path = pack / "experts" / "layer_02.bin"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(content)
+    ran = moe_pack("quality", pack, "--reference", make_checkpoint(), "--text", folder / "text")
+    assert ran.code == 1
+    assert "layer 2, expert 0" in ran.err
+    assert ran.out == ""
+
+
+def test_an_interrupt_is_130(moe_pack: MoePack, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "compare_streams", interrupted)
+    ran = moe_pack("quality", folder / "two", "--reference", folder / "four", "--text", folder / "text")
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.endswith("error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("missing", "options"), [("matplotlib", ("--picture", "{0}/a.svg")), ("jsonschema", ("--tools", "{0}/tools"))]
+)
+def test_what_an_extra_would_bring_is_said(
+    moe_pack: MoePack, folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str, options: tuple[str, str]
+) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.split(".")[0] == missing:
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    filled = [option.format(folder) for option in options]
+    ran = moe_pack("quality", folder / "two", "--reference", folder / "four", "--text", folder / "text", *filled)
+    assert ran.code == 2
+    assert f"needs {missing}; install it with" in ran.err
