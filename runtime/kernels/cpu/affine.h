@@ -22,10 +22,7 @@ inline void widen(const void* from, Scalar scalar, int64_t first, int64_t count,
   }
   if (i == count) return;
   if (scalar == Scalar::bf16) {
-    for (; i < count; ++i) {
-      const uint32_t bits = static_cast<uint32_t>(halves[i]) << 16;
-      std::memcpy(to + i, &bits, sizeof bits);
-    }
+    for (; i < count; ++i) to[i] = bf16_to_float(halves[i]);
     return;
   }
   uint16_t rest[LANES] = {};
@@ -35,8 +32,10 @@ inline void widen(const void* from, Scalar scalar, int64_t first, int64_t count,
 
 // Calls use(column, 16, w) for every sixteen columns, ascending; w[r] holds row `row + r`'s weights.
 template <int BITS> struct Affine {
+  static constexpr float scale(const Matrix&, int64_t) { return 1.0f; }
+
   template <int R, typename Use> static inline void walk(const Matrix& m, int64_t row, Use&& use) {
-    const int64_t groups = m.cols / m.group;
+    const int64_t groups = m.cols / m.group, size = m.scalar == Scalar::f32 ? 4 : 2;
     float scales[R * GROUPS_AT_ONCE], biases[R * GROUPS_AT_ONCE];  // [R][count]
     for (int64_t first = 0; first < groups; first += GROUPS_AT_ONCE) {
       const int64_t count = groups - first < GROUPS_AT_ONCE ? groups - first : GROUPS_AT_ONCE;
@@ -47,10 +46,15 @@ template <int BITS> struct Affine {
       if (count == groups) fetch(row * groups, R * count, scales, biases);  // the rows' parameters follow each other
       else
         for (int r = 0; r < R; ++r) fetch((row + r) * groups + first, count, scales + r * count, biases + r * count);
+      const int64_t next = ((row + R) * groups + R * first) * size, bytes = R * count * size;
+      prefetch(static_cast<const uint8_t*>(m.scales) + next, bytes);
+      prefetch(static_cast<const uint8_t*>(m.biases) + next, bytes);
       for (int64_t g = 0; g < count; ++g) {
         Group<BITS> group[R];
         for (int r = 0; r < R; ++r) group[r].prepare(scales[r * count + g], biases[r * count + g]);
         const int64_t begin = (first + g) * m.group, end = begin + m.group;
+        for (int64_t i = 0; i < R * m.group * BITS / 8; i += 64)
+          __builtin_prefetch(m.data + (row + R) * m.row_bytes + begin * BITS / 8 * R + i);
         for (int64_t column = begin; column < end; column += LANES) {
           F16 w[R];
           for (int r = 0; r < R; ++r) w[r] = group[r].weights(m.data + (row + r) * m.row_bytes + column * BITS / 8);

@@ -9,6 +9,8 @@ namespace moepack::MOEPACK_ISA {
 template <Kind KIND> struct Float {
   static constexpr int64_t SIZE = KIND == Kind::f32 ? 4 : 2;
 
+  static constexpr float scale(const Matrix&, int64_t) { return 1.0f; }
+
   static inline F16 weights(const uint8_t* from) {
     if constexpr (KIND == Kind::f32) return load(reinterpret_cast<const float*>(from));
     if constexpr (KIND == Kind::bf16) return load_bf16(reinterpret_cast<const uint16_t*>(from));

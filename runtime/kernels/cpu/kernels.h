@@ -9,11 +9,13 @@
 
 namespace moepack {
 
-enum class Kind : int32_t { affine2, affine3, affine4, affine6, affine8, bf16, f16, f32 };
+enum class Kind : int32_t { affine2, affine3, affine4, affine6, affine8, bf16, f16, f32, steps2, steps3, books2, books3 };
 enum class Scalar : int32_t { bf16, f16, f32 };
 
 // A weight matrix [rows, cols] as stored. Affine kinds: `data` holds each row's codes as one little-endian bit stream,
 // and scales and biases are [rows, cols / group] of type `scalar`. Float kinds: `data` is the matrix itself.
+// Grid kinds: `data` holds codes too; `grids` says which row of `levels` [grids, 2^bits] each group's codes pick from, a
+// byte per group (steps) or four bits, low ones first (books); scales are bf16 [rows].
 struct Matrix {
   Kind kind;
   Scalar scalar;
@@ -21,6 +23,8 @@ struct Matrix {
   const uint8_t* data;
   const void* scales;
   const void* biases;
+  const uint8_t* grids = nullptr;
+  const float* levels = nullptr;
 };
 
 // Rows of activations: row t starts at base + index[t] * stride, or at base + t * stride without an index.

@@ -5,6 +5,7 @@
 #include "affine.h"
 #include "declarations.h"
 #include "floatmat.h"
+#include "grids.h"
 
 namespace moepack::MOEPACK_ISA {
 
@@ -34,7 +35,7 @@ inline void tile(const Matrix& m, int64_t row, const float* const* x, float (*ou
     }
   });
   for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t) out[t][r] = reduce_add(sums[r][t]);
+    for (int t = 0; t < T; ++t) out[t][r] = Source::scale(m, row + r) * reduce_add(sums[r][t]);
 }
 
 template <typename Source, int T>
@@ -47,7 +48,7 @@ inline void rows_of_tile(const Matrix& m, int64_t row, int64_t rows, const float
 
 // block.dots[t][r] = row `row + r` . x[token + t].
 template <typename Source>
-void fill(const Matrix& m, int64_t row, int64_t rows, const Rows& x, int64_t token, int64_t tokens, Block& block) {
+void fill_from(const Matrix& m, int64_t row, int64_t rows, const Rows& x, int64_t token, int64_t tokens, Block& block) {
   const float* pointers[BLOCK_TOKENS];
   for (int64_t t = 0; t < tokens; ++t) pointers[t] = x[token + t];
   int64_t t = 0;
@@ -57,17 +58,26 @@ void fill(const Matrix& m, int64_t row, int64_t rows, const Rows& x, int64_t tok
   if (t < tokens) rows_of_tile<Source, 1>(m, row, rows, pointers + t, block.dots + t);
 }
 
-void fill(const Matrix& m, int64_t row, int64_t rows, const Rows& x, int64_t token, int64_t tokens, Block& block) {
+// Calls run(source) with the source of the matrix's kind.
+template <typename Run> inline void with_source(const Matrix& m, Run&& run) {
   switch (m.kind) {
-    case Kind::affine2: return fill<Affine<2>>(m, row, rows, x, token, tokens, block);
-    case Kind::affine3: return fill<Affine<3>>(m, row, rows, x, token, tokens, block);
-    case Kind::affine4: return fill<Affine<4>>(m, row, rows, x, token, tokens, block);
-    case Kind::affine6: return fill<Affine<6>>(m, row, rows, x, token, tokens, block);
-    case Kind::affine8: return fill<Affine<8>>(m, row, rows, x, token, tokens, block);
-    case Kind::bf16: return fill<Float<Kind::bf16>>(m, row, rows, x, token, tokens, block);
-    case Kind::f16: return fill<Float<Kind::f16>>(m, row, rows, x, token, tokens, block);
-    case Kind::f32: return fill<Float<Kind::f32>>(m, row, rows, x, token, tokens, block);
+    case Kind::affine2: return run(Affine<2>{});
+    case Kind::affine3: return run(Affine<3>{});
+    case Kind::affine4: return run(Affine<4>{});
+    case Kind::affine6: return run(Affine<6>{});
+    case Kind::affine8: return run(Affine<8>{});
+    case Kind::bf16: return run(Float<Kind::bf16>{});
+    case Kind::f16: return run(Float<Kind::f16>{});
+    case Kind::f32: return run(Float<Kind::f32>{});
+    case Kind::steps2: return m.group == 16 ? run(Grids<2, 1, 16>{}) : run(Grids<2, 1, 32>{});
+    case Kind::steps3: return m.group == 16 ? run(Grids<3, 1, 16>{}) : run(Grids<3, 1, 32>{});
+    case Kind::books2: return m.group == 8 ? run(Grids<2, 2, 8>{}) : run(Grids<2, 2, 16>{});
+    case Kind::books3: return m.group == 8 ? run(Grids<3, 2, 8>{}) : run(Grids<3, 2, 16>{});
   }
+}
+
+void fill(const Matrix& m, int64_t row, int64_t rows, const Rows& x, int64_t token, int64_t tokens, Block& block) {
+  with_source(m, [&](auto source) { fill_from<decltype(source)>(m, row, rows, x, token, tokens, block); });
 }
 
 // Calls use(token, row, tokens, rows) for every block; tokens outside, so that a block's activations stay in the cache.
@@ -114,22 +124,14 @@ void accumulate(const Matrix& m, const Rows& h, const int32_t* index, const floa
   });
 }
 
-template <typename Source> static void copy_row(const Matrix& m, int64_t row, float* y) {
-  Source::template walk<1>(
-      m, row, [&](int64_t column, int64_t left, const F16(&w)[1]) { store_up_to(y + column, w[0], left); });
-}
-
 void row(const Matrix& m, int64_t row, float* y) {
-  switch (m.kind) {
-    case Kind::affine2: return copy_row<Affine<2>>(m, row, y);
-    case Kind::affine3: return copy_row<Affine<3>>(m, row, y);
-    case Kind::affine4: return copy_row<Affine<4>>(m, row, y);
-    case Kind::affine6: return copy_row<Affine<6>>(m, row, y);
-    case Kind::affine8: return copy_row<Affine<8>>(m, row, y);
-    case Kind::bf16: return copy_row<Float<Kind::bf16>>(m, row, y);
-    case Kind::f16: return copy_row<Float<Kind::f16>>(m, row, y);
-    case Kind::f32: return copy_row<Float<Kind::f32>>(m, row, y);
-  }
+  with_source(m, [&](auto source) {
+    using Source = decltype(source);
+    const F16 scale = set(Source::scale(m, row));
+    Source::template walk<1>(m, row, [&](int64_t column, int64_t left, const F16(&w)[1]) {
+      store_up_to(y + column, mul(w[0], scale), left);
+    });
+  });
 }
 
 }  // namespace moepack::MOEPACK_ISA

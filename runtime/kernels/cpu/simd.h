@@ -26,6 +26,19 @@ namespace moepack::MOEPACK_ISA {
 
 constexpr int LANES = 16;
 
+inline float bf16_to_float(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Asks the caches for bytes that will soon be read; any address will do. A walk over R rows asks, as it goes, for the R
+// rows after them: rows are too short for the hardware to see the pattern in time.
+__attribute__((always_inline)) inline void prefetch(const uint8_t* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
 inline F16 load_part(const float* from, int64_t count) {
   alignas(64) float lanes[LANES] = {};
   std::memcpy(lanes, from, static_cast<size_t>(count) * sizeof(float));

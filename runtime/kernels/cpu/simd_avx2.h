@@ -103,4 +103,25 @@ template <int BITS> struct Group {
   F16 weights(const uint8_t* from) const { return {half(from), half(from + BITS)}; }
 };
 
+// Eight codes as the levels that they pick from a grid. `word` holds them from bit FIRST on.
+template <int BITS, int FIRST> inline __m256 eight_levels(const uint8_t* word, const float* grid) {
+  int32_t bits;
+  std::memcpy(&bits, word, 4);
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i shifts = _mm256_add_epi32(_mm256_mullo_epi32(lanes, _mm256_set1_epi32(BITS)), _mm256_set1_epi32(FIRST));
+  const __m256i raw = _mm256_srlv_epi32(_mm256_set1_epi32(bits), shifts);
+  if constexpr (BITS == 2) return _mm256_permutevar_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(grid)), raw);
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(grid), raw);
+}
+
+// The levels that the sixteen codes of `2 * BITS` bytes pick from a grid.
+template <int BITS> inline F16 levels(const uint8_t* codes, const float* grid) {
+  return {eight_levels<BITS, 0>(codes, grid), eight_levels<BITS, 32 - 8 * BITS>(codes + 2 * BITS - 4, grid)};
+}
+// The same of two grids: the first eight codes pick from one, the others from the next.
+template <int BITS> inline F16 levels_of_two(const uint8_t* codes, const float* grids) {
+  return {eight_levels<BITS, 0>(codes, grids),
+          eight_levels<BITS, 32 - 8 * BITS>(codes + 2 * BITS - 4, grids + (1 << BITS))};
+}
+
 }  // namespace moepack::MOEPACK_ISA

@@ -99,4 +99,35 @@ template <int BITS> struct Group {
   }
 };
 
+// The sixteen codes of `2 * BITS` bytes, two or three bits each, as in raw_codes. Two words hold them, which overlap.
+template <int BITS> inline __m512i picks(const uint8_t* from) {
+  constexpr int MORE = 32 - 8 * BITS;  // bits of the second word that precede its eight codes
+  const __m512i shifts =
+      _mm512_setr_epi32(0, BITS, 2 * BITS, 3 * BITS, 4 * BITS, 5 * BITS, 6 * BITS, 7 * BITS, MORE, MORE + BITS,
+                        MORE + 2 * BITS, MORE + 3 * BITS, MORE + 4 * BITS, MORE + 5 * BITS, MORE + 6 * BITS,
+                        MORE + 7 * BITS);
+  int32_t low, high;
+  std::memcpy(&low, from, 4), std::memcpy(&high, from + 2 * BITS - 4, 4);
+  __m512i words = _mm512_set1_epi32(low);
+  if constexpr (BITS == 3) words = _mm512_mask_set1_epi32(words, 0xff00, high);
+  return _mm512_srlv_epi32(words, shifts);
+}
+
+// The levels that the sixteen codes of `2 * BITS` bytes pick from a grid. A whole index costs less than loading the
+// grid into every part of the register.
+template <int BITS> inline F16 levels(const uint8_t* codes, const float* grid) {
+  const __m512i index = _mm512_and_si512(picks<BITS>(codes), _mm512_set1_epi32((1 << BITS) - 1));
+  if constexpr (BITS == 2) return {_mm512_permutexvar_ps(index, _mm512_castps128_ps512(_mm_loadu_ps(grid)))};
+  return {_mm512_permutexvar_ps(index, _mm512_castps256_ps512(_mm256_loadu_ps(grid)))};
+}
+
+// The same of two grids: the first eight codes pick from one, the others from the next.
+template <int BITS> inline F16 levels_of_two(const uint8_t* codes, const float* grids) {
+  constexpr int SIZE = 1 << BITS, KEPT_OR_SET = 0xea;  // a & b | c
+  const __m512i next = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE);
+  const __m512i index = _mm512_ternarylogic_epi32(picks<BITS>(codes), _mm512_set1_epi32(SIZE - 1), next, KEPT_OR_SET);
+  if constexpr (BITS == 2) return {_mm512_permutexvar_ps(index, _mm512_castps256_ps512(_mm256_loadu_ps(grids)))};
+  return {_mm512_permutexvar_ps(index, _mm512_loadu_ps(grids))};
+}
+
 }  // namespace moepack::MOEPACK_ISA

@@ -94,4 +94,29 @@ template <int BITS> struct Group {
   }
 };
 
+// Four codes, the first at bit 0 of `chunk`, as the levels that they pick from a grid.
+template <int BITS> inline float32x4_t four_levels(uint32_t chunk, const float* grid) {
+  // Byte b of a lane takes byte 4 * code + b of the grid.
+  const uint32x4_t bytes = vmlaq_n_u32(vdupq_n_u32(0x03020100), four_codes<BITS>(chunk), 0x04040404);
+  const uint8x16_t index = vreinterpretq_u8_u32(bytes);
+  const uint8_t* const table = reinterpret_cast<const uint8_t*>(grid);
+  if constexpr (BITS == 2) return vreinterpretq_f32_u8(vqtbl1q_u8(vld1q_u8(table), index));
+  else return vreinterpretq_f32_u8(vqtbl2q_u8({{vld1q_u8(table), vld1q_u8(table + 16)}}, index));
+}
+
+// The levels that the sixteen codes of `2 * BITS` bytes pick: the first eight from one grid, the others from another.
+template <int BITS> inline F16 picked_levels(const uint8_t* codes, const float* low, const float* high) {
+  uint64_t chunk = 0;
+  std::memcpy(&chunk, codes, 2 * BITS);
+  F16 r;
+  for (int i = 0; i < 4; ++i) r.v[i] = four_levels<BITS>(static_cast<uint32_t>(chunk >> (4 * BITS * i)), i < 2 ? low : high);
+  return r;
+}
+template <int BITS> inline F16 levels(const uint8_t* codes, const float* grid) {
+  return picked_levels<BITS>(codes, grid, grid);
+}
+template <int BITS> inline F16 levels_of_two(const uint8_t* codes, const float* grids) {
+  return picked_levels<BITS>(codes, grids, grids + (1 << BITS));
+}
+
 }  // namespace moepack::MOEPACK_ISA

@@ -97,4 +97,21 @@ template <int BITS> struct Group {
   }
 };
 
+// The levels that the sixteen codes of `2 * BITS` bytes pick: the first eight from one grid, the others from another.
+template <int BITS> inline F16 picked_levels(const uint8_t* codes, const float* low, const float* high) {
+  constexpr uint64_t mask = (1u << BITS) - 1;
+  uint64_t chunk = 0;
+  std::memcpy(&chunk, codes, 2 * BITS);
+  float lanes[16];
+  for (int i = 0; i < 8; ++i) lanes[i] = low[chunk >> (BITS * i) & mask];
+  for (int i = 8; i < 16; ++i) lanes[i] = high[chunk >> (BITS * i) & mask];
+  return load(lanes);
+}
+template <int BITS> inline F16 levels(const uint8_t* codes, const float* grid) {
+  return picked_levels<BITS>(codes, grid, grid);
+}
+template <int BITS> inline F16 levels_of_two(const uint8_t* codes, const float* grids) {
+  return picked_levels<BITS>(codes, grids, grids + (1 << BITS));
+}
+
 }  // namespace moepack::MOEPACK_ISA
