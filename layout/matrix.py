@@ -38,6 +38,11 @@ class StoredMatrix:
         rows, width = self.weight.shape
         return rows, width if self.format is None else width * 32 // self.format.bits
 
+    @property
+    def parts(self) -> tuple[Array, ...]:
+        """Its arrays, in the order of Format.parts."""
+        return tuple(part for part in (self.weight, self.grids, self.scales, self.biases) if part is not None)
+
 
 ExpertMatrices: TypeAlias = Mapping[str, StoredMatrix]  # of one expert, by projection: "gate", "up", "down"
 

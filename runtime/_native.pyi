@@ -35,12 +35,18 @@ class Matrix:
     @property
     def cols(self) -> int: ...
 
-class RecordViews:
-    """Where gate, up and down lie in a record: (bits, group, codes, scales, biases), the last three being offsets."""
+class Levels:
+    """The levels of a grid format, for the kernels, from its table [grids, levels]."""
 
-    def __init__(
-        self, hidden: int, intermediate: int, projections: list[tuple[int, int, int, int, int]], size: int
-    ) -> None: ...
+    def __init__(self, table: NDArray[np.int16]) -> None: ...
+
+class Projection:
+    """How a projection is stored and at which offsets of a record its components lie."""
+
+class RecordViews:
+    """Where gate, up and down lie in a record of `size` bytes."""
+
+    def __init__(self, hidden: int, intermediate: int, projections: list[Projection], size: int) -> None: ...
 
 class AttentionShape: ...
 class DeltaShape: ...
@@ -56,6 +62,11 @@ def affine_matrix(
 ) -> Matrix:
     """An affine matrix from its flat bytes; scales and biases are of type `dtype`."""
 
+def grid_matrix(codes: Bytes, grids: Bytes, scales: Bytes, levels: Levels, group: int, rows: int, cols: int) -> Matrix:
+    """A matrix in a grid format from its flat bytes; one bf16 scale per row."""
+
+def affine_projection(bits: int, group: int, codes: int, scales: int, biases: int) -> Projection: ...
+def grid_projection(levels: Levels, group: int, codes: int, grids: int, scales: int) -> Projection: ...
 def attention_shape(heads: int, kv_heads: int, head_dim: int, rotary_dims: int, eps: float) -> AttentionShape: ...
 def delta_shape(
     key_heads: int, value_heads: int, key_dim: int, value_dim: int, conv_kernel: int, eps: float

@@ -3,11 +3,13 @@
 Results do not depend on the number of threads nor on which tokens share a call (see kernels/cpu/kernels.h).
 """
 
+from functools import cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from ...layout.formats import GridFormat
 from ...layout.matrix import StoredMatrix
 from ...layout.record import PROJECTIONS, RecordLayout
 from ...manifests import schema
@@ -41,11 +43,14 @@ class CpuBackend:
     def matrix(self, stored: StoredMatrix) -> _native.Matrix:
         """A native handle that keeps the stored arrays alive; nothing is copied."""
         rows, cols = stored.shape
-        if stored.format is None or stored.scales is None or stored.biases is None:
-            return _native.float_matrix(_bytes(stored.weight), _DTYPES[stored.weight.dtype], rows, cols)
-        parts = (_bytes(stored.weight), _bytes(stored.scales), _bytes(stored.biases))
-        format_ = stored.format
-        return _native.affine_matrix(*parts, _DTYPES[stored.scales.dtype], format_.bits, format_.group_size, rows, cols)
+        format_, dtype = stored.format, _DTYPES[stored.parts[-1].dtype]
+        weight, *others = (_bytes(part) for part in stored.parts)
+        if format_ is None:
+            return _native.float_matrix(weight, dtype, rows, cols)
+        first, second = others
+        if isinstance(format_, GridFormat):
+            return _native.grid_matrix(weight, first, second, _levels(format_), format_.group_size, rows, cols)
+        return _native.affine_matrix(weight, first, second, dtype, format_.bits, format_.group_size, rows, cols)
 
     def vector(self, values: Floats) -> Floats:
         """The values, contiguous."""
@@ -53,11 +58,7 @@ class CpuBackend:
 
     def layout(self, layout: RecordLayout) -> _native.RecordViews:
         """The byte offsets of a record's components."""
-        places = []
-        for projection in PROJECTIONS:
-            format_ = layout.formats[projection]
-            codes, scales, biases = (layout[f"{projection}.{role}"].offset for role in ("weight", "scales", "biases"))
-            places.append((format_.bits, format_.group_size, codes, scales, biases))
+        places = [_projection(layout, projection) for projection in PROJECTIONS]
         return _native.RecordViews(layout.shape.hidden, layout.shape.intermediate, places, layout.size)
 
     def zeros(self, *shape: int) -> Floats:
@@ -161,6 +162,20 @@ def frequencies(dims: int, theta: float) -> Floats:
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     powers: Floats = np.power(np.float64(theta), exponents, dtype=np.float64).astype(np.float32)
     return np.float32(1) / powers
+
+
+def _projection(layout: RecordLayout, projection: str) -> _native.Projection:
+    format_ = layout.formats[projection]
+    offsets = [part.offset for part in layout.components if part.name.startswith(f"{projection}.")]
+    if isinstance(format_, GridFormat):
+        return _native.grid_projection(_levels(format_), format_.group_size, *offsets)
+    return _native.affine_projection(format_.bits, format_.group_size, *offsets)
+
+
+@cache
+def _levels(format: GridFormat) -> _native.Levels:
+    """One for all layers, so that it stays in the caches."""
+    return _native.Levels(format.table)
 
 
 def _bytes(array: np.ndarray[Any, np.dtype[Any]]) -> Record:

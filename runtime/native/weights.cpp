@@ -1,10 +1,7 @@
 #include "weights.h"
 
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-
-#include <tuple>
 
 namespace moepack {
 
@@ -21,74 +18,119 @@ int64_t size_of(Scalar s) { return s == Scalar::f32 ? 4 : 2; }
 
 Kind float_kind(Scalar s) { return s == Scalar::bf16 ? Kind::bf16 : s == Scalar::f16 ? Kind::f16 : Kind::f32; }
 
+struct Known {
+  int64_t bits, grids_per_byte;
+  Kind kind;
+};
+constexpr Known KNOWN[] = {{2, 0, Kind::affine2}, {3, 0, Kind::affine3}, {4, 0, Kind::affine4},
+                           {6, 0, Kind::affine6}, {8, 0, Kind::affine8}, {2, 1, Kind::steps2},
+                           {3, 1, Kind::steps3},  {2, 2, Kind::books2},  {3, 2, Kind::books3}};
+
+Kind kind_of(int64_t bits, int64_t grids_per_byte) {
+  for (const Known& known : KNOWN)
+    if (known.bits == bits && known.grids_per_byte == grids_per_byte) return known.kind;
+  throw std::invalid_argument("no kernel for codes of " + std::to_string(bits) + " bits");
+}
+
+Coding affine_coding(int64_t bits, int64_t group) { return {kind_of(bits, 0), bits, group}; }
+
+Coding grid_coding(const Levels& levels, int64_t group) {
+  require(group * levels.grids_per_byte == 16 || group * levels.grids_per_byte == 32, "no kernel for such groups");
+  return {kind_of(levels.bits, levels.grids_per_byte), levels.bits, group, levels.grids_per_byte};
+}
+
+int64_t bytes(const Bytes& array) { return static_cast<int64_t>(array.size()); }
+
 // All arrays arrive as flat bytes: numpy has no bf16 of its own, and shapes are stated anyway.
 HeldMatrix float_matrix(Bytes data, const std::string& dtype, int64_t rows, int64_t cols) {
   const int64_t row_bytes = cols * size_of(scalar(dtype));
-  require(rows > 0 && cols > 0 && static_cast<int64_t>(data.size()) == rows * row_bytes,
-          "matrix bytes do not fit its shape");
+  require(rows > 0 && cols > 0 && bytes(data) == rows * row_bytes, "matrix bytes do not fit its shape");
   return {{float_kind(scalar(dtype)), scalar(dtype), rows, cols, 0, row_bytes, data.data(), nullptr, nullptr},
-          nb::cast(data),
-          nb::none(),
-          nb::none()};
+          {nb::cast(data)}};
 }
 
 HeldMatrix affine_matrix(Bytes codes, Bytes scales, Bytes biases, const std::string& dtype, int64_t bits, int64_t group,
                          int64_t rows, int64_t cols) {
-  require(rows > 0 && cols > 0 && group > 0 && cols % group == 0 && group % 32 == 0,
-          "columns do not divide into whole groups");
-  const int64_t parameters = rows * (cols / group) * size_of(scalar(dtype));
-  require(static_cast<int64_t>(codes.size()) == rows * cols * bits / 8, "code bytes do not fit the shape");
-  require(static_cast<int64_t>(scales.size()) == parameters && scales.size() == biases.size(),
-          "scale bytes do not fit");
-  return {{affine_kind(bits), scalar(dtype), rows, cols, group, cols * bits / 8, codes.data(), scales.data(),
-           biases.data()},
-          nb::cast(codes),
-          nb::cast(scales),
-          nb::cast(biases)};
+  const Coding c = affine_coding(bits, group);
+  c.require_fit(rows, cols);
+  const int64_t parameters = c.scale_count(rows, cols) * size_of(scalar(dtype));
+  require(bytes(codes) == rows * c.row_bytes(cols), "code bytes do not fit the shape");
+  require(bytes(scales) == parameters && bytes(biases) == parameters, "scale bytes do not fit");
+  return {{c.kind, scalar(dtype), rows, cols, group, c.row_bytes(cols), codes.data(), scales.data(), biases.data()},
+          {nb::cast(codes), nb::cast(scales), nb::cast(biases)}};
 }
 
-using Offsets = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+HeldMatrix grid_matrix(Bytes codes, Bytes grids, Bytes scales, nb::object levels, int64_t group, int64_t rows,
+                       int64_t cols) {
+  const Levels& held = nb::cast<const Levels&>(levels);
+  const Coding c = grid_coding(held, group);
+  c.require_fit(rows, cols);
+  require(bytes(codes) == rows * c.row_bytes(cols), "code bytes do not fit the shape");
+  require(bytes(grids) == c.grid_bytes(rows, cols), "grid bytes do not fit the shape");
+  require(bytes(scales) == c.scale_count(rows, cols) * 2, "scale bytes do not fit");
+  return {{c.kind, Scalar::bf16, rows, cols, group, c.row_bytes(cols), codes.data(), scales.data(), nullptr,
+           grids.data(), held.data()},
+          {nb::cast(codes), nb::cast(grids), nb::cast(scales), levels}};
+}
 
-std::vector<Projection> projections(const std::vector<Offsets>& offsets) {
-  std::vector<Projection> result;
-  for (const auto& [bits, group, codes, scales, biases] : offsets)
-    result.push_back({bits, group, codes, scales, biases});
-  return result;
+Projection affine_projection(int64_t bits, int64_t group, int64_t codes, int64_t scales, int64_t biases) {
+  return {affine_coding(bits, group), codes, scales, biases, nullptr, nb::none()};
+}
+
+Projection grid_projection(nb::object levels, int64_t group, int64_t codes, int64_t grids, int64_t scales) {
+  const Levels& held = nb::cast<const Levels&>(levels);
+  return {grid_coding(held, group), codes, scales, grids, held.data(), levels};
 }
 
 }  // namespace
 
-Kind affine_kind(int64_t bits) {
-  switch (bits) {
-    case 2: return Kind::affine2;
-    case 3: return Kind::affine3;
-    case 4: return Kind::affine4;
-    case 6: return Kind::affine6;
-    case 8: return Kind::affine8;
-  }
-  throw std::invalid_argument("no kernel for codes of " + std::to_string(bits) + " bits");
+Levels::Levels(Array<const int16_t, 2> table) {
+  const int64_t grids = extent(table, 0), size = extent(table, 1);
+  require((grids == 16 || grids == 256) && (size == 4 || size == 8), "a table has 16 or 256 grids of 4 or 8 levels");
+  bits = size == 4 ? 2 : 3, grids_per_byte = grids == 16 ? 2 : 1;
+  const int64_t entry = grids_per_byte * size;
+  lines_.resize(static_cast<size_t>(256 * entry / 16));
+  float* to = lines_.data()->floats;
+  for (int64_t byte = 0; byte < 256; ++byte)
+    for (int64_t i = 0; i < entry; ++i) {
+      const int64_t grid = grids_per_byte == 1 ? byte : byte >> 4 * (i / size) & 15;
+      *to++ = table.data()[grid * size + i % size];
+    }
+}
+
+void Coding::require_fit(int64_t rows, int64_t cols) const {
+  require(rows > 0 && cols > 0, "a matrix has rows and columns");
+  if (grids_per_byte) return require(cols % 32 == 0, "columns do not fill whole words");
+  require(group > 0 && cols % group == 0 && group % 32 == 0, "columns do not divide into whole groups");
 }
 
 RecordViews::RecordViews(int64_t hidden_, int64_t intermediate_, std::vector<Projection> places, int64_t size_)
     : hidden(hidden_), intermediate(intermediate_), size(size_), projections_(std::move(places)) {
   require(projections_.size() == 3, "an expert has three projections: gate, up, down");
+  const auto inside = [&](int64_t offset, int64_t bytes) { return offset >= 0 && offset + bytes <= size; };
   for (size_t i = 0; i < 3; ++i) {
     const Projection& p = projections_[i];
-    const int64_t rows = i == 2 ? hidden : intermediate, cols = i == 2 ? intermediate : hidden;
-    require(p.group > 0 && p.group % 32 == 0 && cols % p.group == 0, "columns do not divide into whole groups");
-    const int64_t parameters = rows * (cols / p.group) * 2;
-    require(affine_kind(p.bits) <= Kind::affine8 && p.codes >= 0 && p.codes + rows * cols * p.bits / 8 <= size &&
-                p.scales >= 0 && p.scales + parameters <= size && p.biases >= 0 && p.biases + parameters <= size,
+    const auto [rows, cols] = shape(i);
+    p.coding.require_fit(rows, cols);
+    const int64_t scales = p.coding.scale_count(rows, cols) * 2;
+    require(inside(p.codes, rows * p.coding.row_bytes(cols)) && inside(p.scales, scales) &&
+                inside(p.extra, p.levels ? p.coding.grid_bytes(rows, cols) : scales),
             "a component lies outside the record");
   }
+}
+
+std::pair<int64_t, int64_t> RecordViews::shape(size_t projection) const {
+  return projection == 2 ? std::pair(hidden, intermediate) : std::pair(intermediate, hidden);
 }
 
 Expert RecordViews::expert(const uint8_t* record) const {
   const auto matrix = [&](size_t i) -> Matrix {
     const Projection& p = projections_[i];
-    const int64_t rows = i == 2 ? hidden : intermediate, cols = i == 2 ? intermediate : hidden;
-    return {affine_kind(p.bits), Scalar::bf16,     rows, cols, p.group, cols * p.bits / 8, record + p.codes,
-            record + p.scales,   record + p.biases};
+    const auto [rows, cols] = shape(i);
+    const uint8_t* const extra = record + p.extra;
+    return {p.coding.kind,     Scalar::bf16,      rows, cols, p.coding.group, p.coding.row_bytes(cols),
+            record + p.codes,  record + p.scales, p.levels ? nullptr : extra, p.levels ? extra : nullptr,
+            p.levels};
   };
   return {matrix(0), matrix(1), matrix(2)};
 }
@@ -100,12 +142,17 @@ void bind_weights(nb::module_& m) {
   m.def("float_matrix", &float_matrix, exact("data"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"));
   m.def("affine_matrix", &affine_matrix, exact("codes"), exact("scales"), exact("biases"), nb::arg("dtype"),
         nb::arg("bits"), nb::arg("group"), nb::arg("rows"), nb::arg("cols"));
+  nb::class_<Levels>(m, "Levels").def(nb::init<Array<const int16_t, 2>>(), exact("table"));
+  m.def("grid_matrix", &grid_matrix, exact("codes"), exact("grids"), exact("scales"), nb::arg("levels"),
+        nb::arg("group"), nb::arg("rows"), nb::arg("cols"));
+  nb::class_<Projection>(m, "Projection");
+  m.def("affine_projection", &affine_projection, nb::arg("bits"), nb::arg("group"), nb::arg("codes"),
+        nb::arg("scales"), nb::arg("biases"));
+  m.def("grid_projection", &grid_projection, nb::arg("levels"), nb::arg("group"), nb::arg("codes"), nb::arg("grids"),
+        nb::arg("scales"));
   nb::class_<RecordViews>(m, "RecordViews")
-      .def(
-          "__init__",
-          [](RecordViews* self, int64_t hidden, int64_t intermediate, const std::vector<Offsets>& offsets,
-             int64_t size) { new (self) RecordViews(hidden, intermediate, projections(offsets), size); },
-          nb::arg("hidden"), nb::arg("intermediate"), nb::arg("projections"), nb::arg("size"));
+      .def(nb::init<int64_t, int64_t, std::vector<Projection>, int64_t>(), nb::arg("hidden"), nb::arg("intermediate"),
+           nb::arg("projections"), nb::arg("size"));
 }
 
 }  // namespace moepack
