@@ -11,13 +11,13 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from moepack.layout.formats import AffineFormat
+from moepack.layout.formats import AffineFormat, GridFormat
 from moepack.layout.reader import Pack
 from moepack.layout.record import PROJECTIONS, RecordLayout
 from moepack.manifests.schema import Model
 
 CENTERED_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "model.norm")
-PART_DTYPES = {"uint32": np.uint32, "bfloat16": ml_dtypes.bfloat16}
+PART_DTYPES = {"uint32": np.uint32, "uint8": np.uint8, "bfloat16": ml_dtypes.bfloat16}
 
 
 def unpack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -35,6 +35,13 @@ def dequantize(codes: np.ndarray, scales: np.ndarray, biases: np.ndarray, format
     )
 
 
+def dequantize_grids(codes: np.ndarray, grids: np.ndarray, scales: np.ndarray, format: GridFormat) -> np.ndarray:
+    """float32 [rows, cols]: level(grid of the group, code) * the row's scale."""
+    named = grids if format.grid_bits == 8 else np.stack([grids & 15, grids >> 4], axis=-1).reshape(len(grids), -1)
+    levels = format.table[np.repeat(named, format.group_size, axis=1), unpack_codes(codes, format.bits)]
+    return levels.astype(np.float32) * scales.astype(np.float32)
+
+
 def record_part(record: np.ndarray, layout: RecordLayout, name: str) -> np.ndarray:
     """A component of a record, such as "gate.scales", in its own dtype and shape."""
     component = layout[name]
@@ -44,8 +51,12 @@ def record_part(record: np.ndarray, layout: RecordLayout, name: str) -> np.ndarr
 
 def expert_matrix(record: np.ndarray, layout: RecordLayout, projection: str) -> np.ndarray:
     """One projection of an expert, float32 [rows, cols]."""
-    parts = [record_part(record, layout, f"{projection}.{part}") for part in ("weight", "scales", "biases")]
-    return dequantize(parts[0], parts[1], parts[2], layout.formats[projection])
+    format_ = layout.formats[projection]
+    middle, last = ("grids", "scales") if isinstance(format_, GridFormat) else ("scales", "biases")
+    parts = [record_part(record, layout, f"{projection}.{part}") for part in ("weight", middle, last)]
+    if isinstance(format_, GridFormat):
+        return dequantize_grids(parts[0], parts[1], parts[2], format_)
+    return dequantize(parts[0], parts[1], parts[2], format_)
 
 
 def trunk_tensors(pack: Pack) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,5 +1,7 @@
 """Making packs in tests, and the reference 2-bit rule in plain numpy."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -9,7 +11,11 @@ from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.pipeline import build
 from moepack.convert.plan import Packing, plan_pack, understand
 from moepack.convert.recipe import Recipe
-from moepack.layout.formats import AffineFormat
+from moepack.layout.formats import AffineFormat, Format, GridFormat
+from moepack.layout.plan import PackPlan
+from moepack.layout.reader import Pack
+from moepack.layout.record import RecordLayout
+from moepack.layout.writer import PackWriter
 from moepack.manifests.progress import Progress, Silent
 
 
@@ -28,6 +34,37 @@ def build_pack(
         packing = plan_pack(understand(opened), Recipe.parse(expert_format, method, trunk))
         build(packing, target, jobs=jobs, progress=progress or Silent())
     return packing
+
+
+def with_random_experts(pack: Path, plan: PackPlan, target: Path, formats: Mapping[str, Format]) -> None:
+    """Write `pack`, made from `plan`, again at `target`, with random experts in other formats (of each projection)."""
+    layout = RecordLayout.of(plan.records[0].shape, formats)
+    random = np.random.default_rng(0)
+    with (
+        Pack.open(pack) as source,
+        PackWriter.open(target, replace(plan, records=(layout,) * len(plan.records))) as writer,
+    ):
+        with writer.trunk() as trunk:
+            for spec in plan.trunk:
+                trunk.write_blocks(spec.name, [source.trunk.read(spec.name)])
+        for layer in writer.missing_layers():
+            with writer.layer(layer) as sink:
+                for _ in range(plan.model.num_experts):
+                    sink.append(random_record(random, layout))
+        writer.commit()
+
+
+def random_record(random: np.random.Generator, layout: RecordLayout) -> np.ndarray:
+    """An expert's record of random codes and grids; its weights are about 0.02."""
+    record = np.zeros(layout.stride, np.uint8)
+    for component in layout.components:
+        format_ = layout.formats[component.name.partition(".")[0]]
+        scale = 0.02 / float(format_.table.std()) if isinstance(format_, GridFormat) else 0.01
+        piece = random.integers(0, 256, component.size, dtype=np.uint8)
+        if component.dtype == "bfloat16":
+            piece = (random.normal(size=component.shape) * scale).astype(ml_dtypes.bfloat16).reshape(-1).view(np.uint8)
+        record[component.offset : component.offset + component.size] = piece
+    return record
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:

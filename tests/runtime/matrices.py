@@ -6,15 +6,24 @@ import ml_dtypes
 import numpy as np
 from packs import pack_codes
 
-from moepack.layout.formats import BITS, GROUP_SIZES, AffineFormat
+from moepack.layout.formats import AffineFormat, Format
 from moepack.layout.matrix import StoredMatrix
 
-FORMATS = [AffineFormat(bits, group) for bits in BITS for group in GROUP_SIZES]
 FLOATS: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
 
 
 def floats(random: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
     return (random.normal(size=shape) * scale).astype(np.float32)
+
+
+def coded(random: np.random.Generator, rows: int, cols: int, format: Format) -> StoredMatrix:
+    """A matrix of random codes in `format`, its parameters in bf16."""
+    if isinstance(format, AffineFormat):
+        return affine(random, rows, cols, format)
+    codes = pack_codes(random.integers(0, 2**format.bits, (rows, cols)), format.bits)
+    grids = random.integers(0, 256, (rows, format.grid_bytes(cols)), dtype=np.uint8)
+    scales = floats(random, rows, 1, scale=0.1 / float(format.table.std())).astype(FLOATS["bf16"])
+    return StoredMatrix(codes, scales, format=format, grids=grids)
 
 
 def affine(

@@ -3,19 +3,29 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import FLOATS, FORMATS, affine, floats
-from oracle import dequantize, expert_matrix
+from matrices import FLOATS, affine, coded, floats
+from oracle import dequantize, dequantize_grids, expert_matrix
+from packs import random_record
 from reference import attend, choose, delta_step, l2_norm, rms_norm, rotate, sigmoid, silu
 
-from moepack.layout.formats import BITS, AffineFormat
+from moepack.layout.formats import (
+    AFFINE_FORMATS,
+    BITS,
+    FORMATS,
+    GRID_FORMATS,
+    AffineFormat,
+    Format,
+    GridFormat,
+    parse,
+)
 from moepack.layout.matrix import StoredMatrix
 from moepack.layout.record import ExpertShape, RecordLayout
 from moepack.runtime import _native
@@ -29,6 +39,8 @@ EPS = 1e-6
 def dense(stored: StoredMatrix) -> np.ndarray:
     if stored.format is None:
         return stored.weight.astype(np.float32)
+    if isinstance(stored.format, GridFormat):
+        return dequantize_grids(stored.weight, stored.grids, stored.scales, stored.format)
     return dequantize(stored.weight, stored.scales, stored.biases, stored.format)
 
 
@@ -38,11 +50,30 @@ def close(got: np.ndarray, wanted: np.ndarray, tolerance: float = 2e-6) -> bool:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+@pytest.mark.parametrize("format", AFFINE_FORMATS, ids=lambda format: format.name)
 def test_affine_weights_are_the_dequantized_ones_bit_for_bit(format: AffineFormat, dtype: str) -> None:
     stored = affine(np.random.default_rng(0), 5, 384, format, dtype)
     rows = CPU.embed(CPU.matrix(stored), np.arange(5, dtype=np.int32))
     assert np.array_equal(rows, dense(stored))
+
+
+@pytest.mark.parametrize("format", GRID_FORMATS, ids=lambda format: format.name)
+@pytest.mark.parametrize("cols", [32, 96, 4224])
+def test_grid_weights_are_the_dequantized_ones_bit_for_bit(format: GridFormat, cols: int) -> None:
+    stored = coded(np.random.default_rng(cols), 5, cols, format)
+    assert stored.shape == (5, cols)
+    rows = CPU.embed(CPU.matrix(stored), np.arange(5, dtype=np.int32))
+    assert np.array_equal(rows, dense(stored))
+
+
+@pytest.mark.parametrize("format", GRID_FORMATS, ids=lambda format: format.name)
+def test_a_grid_row_is_scaled_once_after_its_sum(format: GridFormat) -> None:
+    """With whole activations every sum is exact, so that only the scale's product rounds."""
+    random = np.random.default_rng(0)
+    stored, x = coded(random, 24, 192, format), random.integers(-9, 10, (3, 192)).astype(np.float32)
+    levels = dense(StoredMatrix(stored.weight, np.ones_like(stored.scales), format=format, grids=stored.grids))
+    wanted = (x @ levels.T) * stored.scales.astype(np.float32)[:, 0]
+    assert np.array_equal(CPU.linear(x, CPU.matrix(stored)), wanted)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -63,13 +94,13 @@ def test_half_precision_extremes_are_exact() -> None:
     st.sampled_from([*FORMATS, *FLOATS]), st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.integers(0, 99)
 )
 def test_products_are_right_and_do_not_depend_on_how_they_are_computed(
-    kind: AffineFormat | str, rows: int, tokens: int, width: int, seed: int
+    kind: Format | str, rows: int, tokens: int, width: int, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     if isinstance(kind, str):
         stored = StoredMatrix(floats(random, rows, 37 * width).astype(FLOATS[kind]))
     else:
-        stored = affine(random, rows, kind.group_size * width, kind)
+        stored = coded(random, rows, kind.divisor * width, kind)
     x = floats(random, tokens, stored.shape[1])
     together = CPU.linear(x, CPU.matrix(stored))
     assert close(together, x.astype(float) @ dense(stored).T.astype(float))
@@ -79,10 +110,11 @@ def test_products_are_right_and_do_not_depend_on_how_they_are_computed(
         assert np.array_equal(np.concatenate([cpu.linear(x[t : t + 1], matrix) for t in range(tokens)]), together)
 
 
-def test_activations_with_many_groups_and_rows() -> None:
+@pytest.mark.parametrize("name", ["affine2-g32", "affine2-g16s", "book3-g8"])
+def test_activations_with_many_groups_and_rows(name: str) -> None:
     """More groups than are prepared at once, more rows and tokens than a block."""
     random = np.random.default_rng(2)
-    stored = affine(random, 333, 4224, AffineFormat(2, 32))
+    stored = coded(random, 333, 4224, parse(name))
     x = floats(random, 75, 4224)
     assert close(CPU.linear(x, CPU.matrix(stored)), x.astype(float) @ dense(stored).T.astype(float))
 
@@ -132,24 +164,22 @@ def test_the_router_chooses_the_largest_and_breaks_ties_downwards(experts: int, 
         assert close(routes.weights[t], weights)
 
 
-def record_of(random: np.random.Generator, layout: RecordLayout) -> np.ndarray:
-    record = np.zeros(layout.stride, np.uint8)
-    for component in layout.components:
-        if component.dtype == "uint32":
-            piece = random.integers(0, 256, component.size, dtype=np.uint8)
-        else:
-            piece = floats(random, *component.shape, scale=0.01).astype(ml_dtypes.bfloat16).reshape(-1).view(np.uint8)
-        record[component.offset : component.offset + component.size] = piece
-    return record
+RECORDS = [
+    (hidden, intermediate, f"affine{bits}-g{group}", "affine2-g32", f"affine{bits}-g32")
+    for hidden, intermediate, group in ((384, 192, 64), (96, 96, 32), (128, 256, 128))
+    for bits in BITS
+]
+RECORDS += [(160, 96, one.name, "affine2-g32", other.name) for one, other in pairwise((*GRID_FORMATS, GRID_FORMATS[0]))]
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize(("hidden", "intermediate", "group"), [(384, 192, 64), (96, 96, 32), (128, 256, 128)])
-def test_an_expert_reads_its_record(hidden: int, intermediate: int, group: int, bits: int) -> None:
-    random = np.random.default_rng(bits)
-    formats = {"gate": AffineFormat(bits, group), "up": AffineFormat(2, 32), "down": AffineFormat(bits, 32)}
+@pytest.mark.parametrize(("hidden", "intermediate", "gate_format", "up_format", "down_format"), RECORDS)
+def test_an_expert_reads_its_record(
+    hidden: int, intermediate: int, gate_format: str, up_format: str, down_format: str
+) -> None:
+    random = np.random.default_rng(hidden)
+    formats = {"gate": parse(gate_format), "up": parse(up_format), "down": parse(down_format)}
     layout = RecordLayout.of(ExpertShape(hidden, intermediate), formats)
-    record, x, before = record_of(random, layout), floats(random, 50, hidden), floats(random, 50, hidden)
+    record, x, before = random_record(random, layout), floats(random, 50, hidden), floats(random, 50, hidden)
     tokens = np.flatnonzero(random.random(50) < 0.6).astype(np.int32)
     weights = random.random(len(tokens)).astype(np.float32)
     gate, up, down = (expert_matrix(record, layout, name).astype(float) for name in ("gate", "up", "down"))
@@ -266,8 +296,18 @@ def test_misfits_are_refused_before_anything_is_read() -> None:
         CPU.embed(matrix, np.array([8], np.int32))
     with pytest.raises(ValueError, match="code bytes"):
         _native.affine_matrix(*(np.zeros(4, np.uint8),) * 3, "BF16", 2, 32, 8, 64)
-    with pytest.raises(ValueError, match="outside the record"):
-        _native.RecordViews(64, 64, [(2, 32, 0, 0, 0)] * 3, 100)
+    levels = _native.Levels(GridFormat("book", 2, 8).table)
+    for projection in (_native.affine_projection(2, 32, 0, 0, 0), _native.grid_projection(levels, 8, 0, 0, 0)):
+        with pytest.raises(ValueError, match="outside the record"):
+            _native.RecordViews(64, 64, [projection] * 3, 100)
+        with pytest.raises(ValueError, match="columns do not"):
+            _native.RecordViews(48, 48, [projection] * 3, 1 << 20)
+    with pytest.raises(ValueError, match="grid bytes"):
+        _native.grid_matrix(np.zeros(128, np.uint8), *(np.zeros(4, np.uint8),) * 2, levels, 8, 8, 64)
+    with pytest.raises(ValueError, match="no kernel for such groups"):
+        _native.grid_projection(levels, 32, 0, 0, 0)
+    with pytest.raises(ValueError, match="16 or 256 grids"):
+        _native.Levels(np.zeros((15, 4), np.int16))
     for group in (0, -32, 48):
         with pytest.raises(ValueError, match="whole groups"):
             _native.affine_matrix(*(np.zeros(4, np.uint8),) * 3, "BF16", 2, group, 8, 64)
@@ -303,13 +343,14 @@ GATES = """
 import sys
 sys.path[:0] = {path!r}
 import numpy as np
-from matrices import FORMATS, affine, floats
+from matrices import coded, floats
+from moepack.layout.formats import FORMATS
 from moepack.runtime import _native
 from moepack.runtime.backends.cpu import CpuBackend
 cpu, random = CpuBackend(1), np.random.default_rng(0)
 results = []
 for format in FORMATS:
-    matrix, x = cpu.matrix(affine(random, 40, 384, format)), floats(random, 11, 384)
+    matrix, x = cpu.matrix(coded(random, 40, 384, format)), floats(random, 11, 384)
     results.append(cpu.swiglu(x, matrix, matrix))
 np.save(sys.argv[1], np.stack(results))
 print(_native.instruction_set())
@@ -334,7 +375,7 @@ def test_every_instruction_set_is_right_and_those_with_fused_multiply_add_agree_
     found = {name: gates_on(name, tmp_path / f"{name}.npy") for name in names}
     random, wanted = np.random.default_rng(0), []
     for format in FORMATS:
-        stored, x = affine(random, 40, 384, format), floats(random, 11, 384).astype(float)
+        stored, x = coded(random, 40, 384, format), floats(random, 11, 384).astype(float)
         product = x @ dense(stored).T
         wanted.append(silu(product) * product)
     results = {name: got for name, got in found.items() if got is not None}

@@ -15,8 +15,10 @@ import pytest
 import torch
 from checkpoints import NARROW, ODD, TINY, CheckpointMaker, Shape, Variant
 from oracle import reference_model
-from packs import build_pack
+from packs import build_pack, with_random_experts
 
+from moepack.layout.formats import parse
+from moepack.layout.record import PROJECTIONS
 from moepack.runtime.backends.base import Routes
 from moepack.runtime.backends.cpu import CpuBackend
 from moepack.runtime.engine import Engine, EngineOptions
@@ -38,6 +40,11 @@ RANDOM = {
         "affine2-g128",
     ),
     "wide-heads": (Variant(Shape(heads=2, kv_heads=1, head_dim=256, interval=2, theta=1e7, seed=6)), "affine2-g64"),
+}
+MIXED = {  # gate, up, down: each grid format once
+    "two-level": ("affine2-g16s", "affine3-g16s", "affine2-g32s"),
+    "books": ("book2-g8", "book2-g16", "book3-g8"),
+    "mixed": ("affine3-g32s", "affine3-g64", "book3-g16"),
 }
 LONG = {"linear": Shape(layers=2, interval=3, seed=7), "full": Shape(layers=2, interval=1, seed=8)}
 LONG_TOKENS = 700
@@ -116,6 +123,16 @@ def transformers_of(path: Path) -> Forward:
 def test_random_models_agree_with_transformers(case: str, make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     variant, expert_format = RANDOM[case]
     build_pack(make_checkpoint(variant), tmp_path / case, expert_format=expert_format)
+    check(tmp_path / case, transformers_of(tmp_path / case), least_distinct=LEAST_DISTINCT)
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_experts_in_grid_formats_agree_with_transformers(
+    case: str, make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    packing = build_pack(make_checkpoint(Variant(TINY)), tmp_path / "plain")
+    formats = {name: parse(format_) for name, format_ in zip(PROJECTIONS, MIXED[case], strict=True)}
+    with_random_experts(tmp_path / "plain", packing.plan, tmp_path / case, formats)
     check(tmp_path / case, transformers_of(tmp_path / case), least_distinct=LEAST_DISTINCT)
 
 
