@@ -208,7 +208,7 @@ def quality(
     if json:
         print_json(document(evaluation))
     else:
-        console.out.print(quality_report.table(evaluation))
+        console.out.print(quality_report.table(evaluation), width=quality_report.width(evaluation))
 
 
 @contextmanager

@@ -17,10 +17,16 @@ def table(evaluation: Evaluation) -> Table:
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown.add_column("", style="dim", no_wrap=True)
     for verdict in evaluation.verdicts:
-        shown.add_column(f"{verdict.subject.source.pack.path.name}\nK {verdict.experts_per_token}", justify="right")
+        name = f"{verdict.subject.source.pack.path.name}\nK {verdict.experts_per_token}"
+        shown.add_column(name, justify="right", no_wrap=True)
     for name, cells in _rows(evaluation):
         shown.add_row(name, *cells)
     return shown
+
+
+def width(evaluation: Evaluation) -> int:
+    """Columns of text that the table may take, whatever the terminal: a figure is never broken or cut."""
+    return 40 + sum(max(28, len(v.subject.source.pack.path.name) + 2) for v in evaluation.verdicts)
 
 
 def _rows(evaluation: Evaluation) -> Iterator[Row]:
@@ -72,8 +78,9 @@ def _tool_rows(evaluation: Evaluation) -> Iterator[Row]:
     for name in NAMES:
         if name in rates:
             own = rates[name]
-            title = f"tool calls: {name} (reference {100 * own.value:.1f} ± {100 * own.error:.1f} %, {own.cases} cases)"
-            yield title, [_rate(verdict, name) for verdict in evaluation.verdicts]
+            yield f"tool calls: {name}", [_rate(verdict, name) for verdict in evaluation.verdicts]
+            of_reference = f"{100 * own.value:.1f} ± {100 * own.error:.1f} %"
+            yield f"  reference, {own.cases} cases", [of_reference] * len(evaluation.verdicts)
             yield (
                 "  difference, 95 % interval",
                 [_difference(verdict, evaluation, name) for verdict in evaluation.verdicts],
