@@ -10,10 +10,11 @@ import pytest
 import torch
 from checkpoints import NARROW, ODD, TINY, CheckpointMaker, Shape, Variant, random_model
 from oracle import expert_matrix
-from packs import build_pack
+from packs import build_pack, with_random_experts
 
 from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.reference import Reference
+from moepack.layout.formats import parse
 from moepack.layout.matrix import ExpertMatrices
 from moepack.layout.reader import Pack
 from moepack.manifests.errors import CorruptInputError, MismatchError, StorageError, UsageError
@@ -72,6 +73,17 @@ def test_a_pack_swept_is_the_engine_bit_for_bit(packs: dict[str, Path], case: st
     with Pack.open(packs[case]) as pack, PackSource(pack) as source:
         corpus = corpus_of(pack.model.vocab_size)
         assert np.array_equal(swept(source, corpus, **cut), by_engine(packs[case], corpus))
+
+
+def test_a_pack_of_grid_formats_swept_is_the_engine_too(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    packing = build_pack(make_checkpoint(), tmp_path / "affine")
+    formats = {"gate": "affine2-g16s", "up": "book2-g8", "down": "affine3-g32s"}
+    with_random_experts(
+        tmp_path / "affine", packing.plan, tmp_path / "grids", {name: parse(text) for name, text in formats.items()}
+    )
+    corpus = corpus_of(TINY.vocab)
+    with Pack.open(tmp_path / "grids") as pack, PackSource(pack) as source:
+        assert np.array_equal(swept(source, corpus), by_engine(tmp_path / "grids", corpus))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
