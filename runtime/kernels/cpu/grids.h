@@ -31,7 +31,7 @@ template <int BITS, int PER_BYTE, int GROUP> struct Grids {
           starts[r][i] = static_cast<uint16_t>(grids[r * width + first + i] * (PER_BYTE * SIZE));
       for (int64_t i = 0; i < count; ++i) {
         const int64_t begin = (first + i) * COLUMNS;
-        if (i % FETCHED == 0) {
+        if (R > ROWS_OF_TOKENS && i % FETCHED == 0) {
           prefetch(codes + R * (m.row_bytes + begin * BITS / 8), R * FETCHED * COLUMNS * BITS / 8);
           prefetch(grids + R * (width + first + i), R * FETCHED);
         }
