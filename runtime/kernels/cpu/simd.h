@@ -33,8 +33,8 @@ inline float bf16_to_float(uint16_t half) {
   return value;
 }
 
-// Rows of a tile of several tokens. Walks over more rows serve one token, which would wait for memory: as it goes, such a
-// walk asks for as many bytes of the R rows that follow, for rows are too short for the hardware to see it coming.
+// Rows of a tile of several tokens. Walks over more rows serve one token, which would wait for memory: as it goes, such
+// a walk asks for as many bytes of the R rows that follow, for rows are too short for the hardware to see it coming.
 constexpr int ROWS_OF_TOKENS = 2;
 
 // Asks the caches for bytes that will soon be read; any address will do.
