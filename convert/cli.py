@@ -17,7 +17,6 @@ from ..manifests.errors import MismatchError, StorageError
 from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import Report
 from ..manifests.verify import verify as verify_pack
-from ..quantize.methods import METHODS
 from ..runtime.corpus import Room
 from ..runtime.engine import cpus, open_backend
 from ..runtime.language import Language
@@ -30,10 +29,13 @@ from ..runtime.quantities import parse_size
 from ..runtime.source import PackSource, Source
 from . import facts, report
 from .checkpoint import TOKENIZER, Checkpoint
+from .choice import Choice
 from .estimate import estimate
+from .options import BitsOption, BudgetOption, FormatOption, MethodOption, RecipeOption, TrunkOption
+from .order import Order
 from .pipeline import build as build_pack
 from .plan import Packing, default_jobs, plan_pack, require_new, require_outside, understand
-from .recipe import TRUNK_FORMATS, Recipe
+from .recipefile import written
 from .reference import Reference
 from .shipped import CHECKPOINT, QUESTION
 
@@ -59,17 +61,6 @@ SourceArgument = Annotated[
     ),
 ]
 PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
-FormatOption = Annotated[
-    str, typer.Option(help="Experts' format: affine{2,3,4,6,8}-g{32,64,128}. What already is in it passes through.")
-]
-MethodOption = Annotated[str, typer.Option(help=f"How the experts' codes are chosen: {' or '.join(METHODS)}.")]
-TrunkOption = Annotated[
-    str,
-    typer.Option(
-        help=f"The trunk's format: {', '.join(TRUNK_FORMATS)}. Router and norms keep theirs,"
-        " and so does a matrix that already has no more bits."
-    ),
-]
 JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="the cores, at most 16")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 OutOption = Annotated[
@@ -85,19 +76,23 @@ OutOption = Annotated[
 @reported
 def plan(
     source: SourceArgument,
-    expert_format: FormatOption = "affine2-g64",
-    method: MethodOption = "mse",
-    trunk: TrunkOption = "source",
+    expert_format: FormatOption = None,
+    method: MethodOption = None,
+    trunk: TrunkOption = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    budget: BudgetOption = None,
     jobs: JobsOption = JOBS,
     out: OutOption = HERE,
     json: JsonOption = False,
 ) -> None:
     """Say what build would write: bytes per part, bits per weight, record size, free space, estimated time."""
-    recipe = Recipe.parse(expert_format, method, trunk)
+    order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
     with Checkpoint.open(source) as checkpoint:
-        packing = plan_pack(understand(checkpoint), recipe)
+        packing, choice = _planned(checkpoint, order, jobs)
         _say_what_is_missing(packing)
-        _show(facts.of_plan(packing, estimate(packing, jobs, facts.existing(out)), out), report.plan_table, json=json)
+        expected = estimate(packing, jobs, facts.existing(out))
+        _show(facts.of_plan(packing, choice, expected, out), report.plan_table, json=json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -105,14 +100,38 @@ def plan(
 def build(
     source: SourceArgument,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The pack to write; must not exist.")],
-    expert_format: FormatOption = "affine2-g64",
-    method: MethodOption = "mse",
-    trunk: TrunkOption = "source",
+    expert_format: FormatOption = None,
+    method: MethodOption = None,
+    trunk: TrunkOption = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    budget: BudgetOption = None,
     jobs: JobsOption = JOBS,
     json: JsonOption = False,
 ) -> None:
     """Write a pack. When interrupted, the same command goes on where it stopped and ends with the same bytes."""
-    _show(_build(source, target, Recipe.parse(expert_format, method, trunk), jobs), report.build_table, json=json)
+    order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
+    _show(_build(source, target, order, jobs), report.build_table, json=json)
+
+
+@app.command("recipe", epilog=EXIT_CODES)
+@reported
+def print_recipe(
+    source: SourceArgument,
+    expert_format: FormatOption = None,
+    method: MethodOption = None,
+    trunk: TrunkOption = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    budget: BudgetOption = None,
+    jobs: JobsOption = JOBS,
+) -> None:
+    """Print a recipe as JSON, to be edited and given back with --recipe; say on stderr how it was chosen."""
+    order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
+    with Checkpoint.open(source) as checkpoint:
+        packing, choice = _planned(checkpoint, order, jobs)
+    _say_choice(choice)
+    print_json(written(packing.recipe))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -140,7 +159,7 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Pack the small model that is shipped with moe-pack to 2 bits, verify it, and say what to run next."""
-    built = _build(str(CHECKPOINT), target, Recipe(), jobs)
+    built = _build(str(CHECKPOINT), target, Order(), jobs)
     _require_intact(verify_pack(target, threads=jobs, progress=ConsoleProgress()), target)
     _show(built, report.build_table, json=json)
     say(f"verified. Next: moe-run generate {target} --messages {QUESTION} --temp 0")
@@ -247,12 +266,28 @@ def _findings(count: int) -> str:
     return f"{count} finding{'s' if count > 1 else ''}"
 
 
-def _build(source: str, target: Path, recipe: Recipe, jobs: int) -> dict[str, Any]:
+def _size(budget: str | None) -> int | None:
+    return None if budget is None else parse_size(budget)
+
+
+def _planned(checkpoint: Checkpoint, order: Order, jobs: int) -> tuple[Packing, Choice | None]:
+    understood = understand(checkpoint)
+    recipe, choice = order.settle(understood, None, jobs=jobs, progress=ConsoleProgress())
+    return plan_pack(understood, recipe), choice
+
+
+def _say_choice(choice: Choice | None) -> None:
+    if choice is not None:
+        console.err.print(report.choice_table(facts.of_choice(choice)))
+
+
+def _build(source: str, target: Path, order: Order, jobs: int) -> dict[str, Any]:
     start = time.monotonic()
     require_new(target)
     with Checkpoint.open(source) as checkpoint:
-        packing = plan_pack(understand(checkpoint), recipe)
+        packing, choice = _planned(checkpoint, order, jobs)
         require_outside(target, packing.source)
+        _say_choice(choice)
         _say_what_is_left_out(packing)
         _say_what_is_missing(packing)
         try:
