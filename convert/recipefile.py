@@ -28,7 +28,7 @@ _RUNS = re.compile(r"\d{1,4}(-\d{1,4})?(, ?\d{1,4}(-\d{1,4})?)*")
 
 class _Override(Struct, frozen=True, forbid_unknown_fields=True):
     layers: str = ALL
-    projections: Annotated[list[Projection], Meta(min_length=1)] = ["gate", "up", "down"]
+    projections: Annotated[tuple[Projection, ...], Meta(min_length=1)] = ("gate", "up", "down")
     format: str | None = None
     method: str | None = None
 
