@@ -1,6 +1,7 @@
 """Which recipe is wanted: by names, by a file, or by a size that the best recipe must fit."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..manifests.errors import UsageError
@@ -18,7 +19,7 @@ MOST_BITS = 16.0
 class Order:
     """The options that say what a pack shall be; None for those not given. `budget` is in bytes.
 
-    Raises UsageError for options that contradict each other and for names that are none.
+    Raises UsageError for options that contradict each other, for names that are none, and as `read_recipe` does.
     """
 
     expert_format: str | None = None
@@ -30,8 +31,7 @@ class Order:
 
     def __post_init__(self) -> None:
         self._require_compatible()
-        if self.bits is None and self.budget is None:
-            _ = self._named
+        _ = self.fixed
         checked_method(self.method or DEFAULT_METHOD)
         checked_trunk_format(self.trunk or "source")
         if self.bits is not None and not 0 < self.bits <= MOST_BITS:
@@ -40,17 +40,20 @@ class Order:
     def settle(
         self, source: Source, sensitivities: Sensitivities | None, *, jobs: int, progress: Progress
     ) -> tuple[Recipe, Choice | None]:
-        """The recipe, and how it was chosen if it was. Raises UsageError as `read_recipe` and `choose` do."""
-        if self.recipe is not None:
-            return read_recipe(self.recipe), None
-        if self.bits is None and self.budget is None:
-            return self._named, None
+        """The recipe, and how it was chosen if it was. Raises UsageError as `choose` does."""
+        if self.fixed is not None:
+            return self.fixed, None
         wish = Wish(self.method or DEFAULT_METHOD, self.bits, self.budget, self.trunk)
         choice = choose(source, wish, sensitivities, jobs=jobs, progress=progress)
         return choice.recipe, choice
 
-    @property
-    def _named(self) -> Recipe:
+    @cached_property
+    def fixed(self) -> Recipe | None:
+        """The recipe that does not depend on the checkpoint; None if one is to be chosen."""
+        if self.recipe is not None:
+            return read_recipe(self.recipe)
+        if self.bits is not None or self.budget is not None:
+            return None
         names = (self.expert_format or DEFAULT_FORMAT.name, self.method or DEFAULT_METHOD, self.trunk or "source")
         return Recipe.parse(*names)
 

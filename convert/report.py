@@ -33,7 +33,7 @@ def choice_table(choice: dict[str, Any]) -> Text:
     rows = [
         ("asked for", _wish(choice)),
         ("counted", _counted(choice)),
-        *[(f"layers {group['layers']}", _group(group, what)) for group in choice["layers"]],
+        *[(layers(group["layers"]), _group(group, what)) for group in choice["layers"]],
         ("together", f"{amount(choice['expert_bytes'])} of experts, {what} {choice['cost']:.4g}{_trunk_cost(choice)}"),
         *[("instead", f"{_size(other)}, {what} {other['cost']:.4g}") for other in choice["other_sizes"]],
         *[(name, _step(choice[key], what)) for name, key in (("save", "saving"), ("spend", "spending")) if choice[key]],
@@ -148,6 +148,11 @@ def amount(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1_000_000 else f"{size} bytes"
 
 
+def layers(listed: str) -> str:
+    """What a sentence calls layers that are listed as 3 or as 0-9,12."""
+    return f"layer {listed}" if listed.isdigit() else f"layers {listed}"
+
+
 def _common_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     model, recipe, experts = facts["model"], facts["recipe"], facts["experts"]
     full = model["full_attention_layers"]
@@ -161,7 +166,7 @@ def _common_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _override(override: dict[str, Any]) -> str:
-    where = f"{' and '.join(override['projections'])} of layers {runs(tuple(override['layers']))}"
+    where = f"{' and '.join(override['projections'])} of {layers(runs(tuple(override['layers'])))}"
     return f"{where}: {override['expert_format']} by {override['method']}"
 
 
@@ -170,7 +175,7 @@ def _record_rows(experts: dict[str, Any]) -> list[tuple[str, str]]:
     layouts = experts["layouts"]
     rows = []
     for layout in layouts:
-        where = f"layers {layout['layers']}: " if len(layouts) > 1 else ""
+        where = f"{layers(layout['layers'])}: " if len(layouts) > 1 else ""
         rows.append(f"{where}{layout['record_bytes']} bytes, {layout['padding_bytes']} of them padding")
     rows[-1] += f"; aligned to {experts['alignment_bytes']}; there are {experts['records']}"
     return [("record" if not index else "", row) for index, row in enumerate(rows)]

@@ -51,7 +51,7 @@ def weigh(source: Source, formats: Sequence[Format], method: str, *, jobs: int, 
         return _errors_of_expert(source, where, formats, method)
 
     found: list[dict[str, list[float]]] = []
-    with progress.task("weighing formats", len(sampled)) as task:
+    with progress.task("weighing formats", len(sampled), unit="experts") as task:
         for errors in in_order(one, sampled, jobs=jobs):
             found.append(errors)
             task.advance(1)
