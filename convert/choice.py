@@ -5,6 +5,7 @@ sensitivities a prediction of the KL divergence at the output, which small error
 chosen too, counts with its own error and TRUNK_WEIGHT times the sensitivity of all experts together.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -239,10 +240,9 @@ class _Chooser:
                 f"a budget of {self._wish.budget} bytes is below the smallest recipe, whose pack has {smallest} bytes"
                 f" ({smallest / 1e9:.3f} GB)"
             )
-        least = self._knapsack.smallest * 8 / self._weights
-        return UsageError(
-            f"{self._wish.bits} bits per expert weight are below the smallest recipe, which has {least:.4f}"
-        )
+        least = math.ceil(self._knapsack.smallest * 8 / self._weights * 10_000) / 10_000
+        wished = f"{self._wish.bits} bits per expert weight"
+        return UsageError(f"{wished} are below the smallest recipe, which has {least:.4f}")
 
     def _codings(self, chosen: Chosen) -> Codings:
         return tuple(
