@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import page
-from subjects import FOUR_BITS, RECIPES, ROOT, SMALL, STRICT, Recipe, Subject, recipe, subjects
+from subjects import FOUR_BITS, RECIPES, ROOT, SMALL, STRICT, Recipe, Subject, subjects, uniform
 
 PLACE = ROOT / "build" / "quality"
 MOE_PACK = Path(sys.executable).parent / "moe-pack"
 LLAMA = ROOT / "tests" / "extended" / "peers" / "llama.py"
 CALIBRATION_TOKENS = 262144
 FEWER = (FOUR_BITS.name, "book2-g8 mse")
-PEERS = (recipe("book2-g16", "mse"), SMALL, recipe("book2-g8", "mse"), STRICT, recipe("book2-g8", "gptq"))
+PEERS = (uniform("book2-g16", "mse"), SMALL, uniform("book2-g8", "mse"), STRICT, uniform("book2-g8", "gptq"))
 
 Scores = dict[str, Any]
 
@@ -88,8 +88,8 @@ def measure(bench: Bench) -> dict[str, Any]:
     """All scores of one subject."""
     subject = bench.subject
     bench.calibrate()
-    for recipe in RECIPES:
-        bench.build(recipe)
+    for each in RECIPES:
+        bench.build(each)
     called = tuple(recipe for recipe in RECIPES if recipe.tools)
     fewer = tuple(recipe for recipe in RECIPES if recipe.name in FEWER)
     first, *_ = subject.texts.values()

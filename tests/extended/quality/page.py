@@ -1,4 +1,4 @@
-"""docs/quality.md, rendered from scores. Says what was measured and against which aim; computes no figure of its own."""
+"""docs/quality.md, rendered from scores: what was measured, and beside which aim."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,8 +29,8 @@ its bfloat16 checkpoint. Calibration text, scored text and tool cases are disjoi
 """,
     "demo": """## The demonstration model
 
-The shipped 13-million-parameter model (`convert/demo`), whose checkpoint is MLX 4-bit. The reference is that checkpoint,
-so 4 bits are lossless here, and packs are made from codes. Text and tool cases are conversations drawn for evaluation,
+The shipped 13-million-parameter model (`convert/demo`), whose checkpoint is MLX 4-bit. The reference is that
+checkpoint, so 4 bits are nearly lossless here, and packs are made from codes. Text and tool cases are conversations drawn for evaluation,
 with words and values that its training has not seen; calibration is drawn as training was.
 """,
 }
@@ -134,7 +134,7 @@ def _decibels(value: float | None) -> str:
 
 def _fewer(result: dict[str, Any]) -> str:
     first = result.get("text") or result["chat"]
-    own = {name: row for name, row in first["packs"]}
+    own = dict(first["packs"])
     rows = []
     for name, row in result["fewer"]["packs"]:
         both = own[name]["text"]["kl"], row["text"]["kl"]
@@ -143,14 +143,10 @@ def _fewer(result: dict[str, Any]) -> str:
 
 
 def _aims(result: dict[str, Any]) -> str:
-    text = {name: row for name, row in result["text"]["packs"]}
-    two, three = (
-        {n: r for n, r in text.items() if n.split()[-1] == "mse" and _within(n, r, most)}
-        for most in (TWO_BITS, THREE_BITS)
-    )
-    free, free3 = (min(rows, key=lambda n: rows[n]["text"]["kl"]["mean"]) for rows in (two, three))
-    fitted = [n for n, r in text.items() if n.split()[-1] in ("imatrix", "gptq") and _within(n, r, TWO_BITS)]
-    best = min(fitted, key=lambda n: text[n]["text"]["kl"]["mean"])
+    text = dict(result["text"]["packs"])
+    free = _best(text, ("mse",), TWO_BITS)
+    free3 = _best(text, ("mse",), THREE_BITS)
+    best = _best(text, ("imatrix", "gptq"), TWO_BITS)
     base = text[BASELINE.name]["text"]["kl"]["mean"]
     kl = {name: row["text"]["kl"]["mean"] for name, row in text.items()}
     affine = "affine2-g64 mse"
@@ -164,6 +160,11 @@ def _aims(result: dict[str, Any]) -> str:
         [f"`{best}`: quote flips (4 bits: {_flips(text[FOUR_BITS.name])})", "no more", str(_flips(text[best]))],
     ]
     return _table("measure|aim|measured", rows)
+
+
+def _best(packs: dict[str, Any], methods: tuple[str, ...], most: float) -> str:
+    fitting = [n for n, row in packs.items() if n.split()[-1] in methods and _within(n, row, most)]
+    return min(fitting, key=lambda name: packs[name]["text"]["kl"]["mean"])
 
 
 def _within(name: str, row: dict[str, Any], most: float) -> bool:

@@ -31,34 +31,34 @@ class Recipe:
     tools: bool = False
 
 
-def recipe(format_: str, method: str, *, tools: bool = False) -> Recipe:
+def uniform(format_: str, method: str, *, tools: bool = False) -> Recipe:
     """One format and one method for all experts."""
     options = ("--expert-format", format_, "--method", method)
     return Recipe(f"{format_} {method}", options, calibrated=method in ("imatrix", "gptq"), tools=tools)
 
 
-BASELINE = recipe("affine2-g64", "minmax", tools=True)
-FOUR_BITS = recipe("affine4-g64", "minmax", tools=True)
+BASELINE = uniform("affine2-g64", "minmax", tools=True)
+FOUR_BITS = uniform("affine4-g64", "minmax", tools=True)
 STRICT = Recipe("--bits 2.51 gptq", ("--bits", "2.51", "--method", "gptq"), calibrated=True, tools=True)
-SMALL = recipe("book2-g16", "gptq")
+SMALL = uniform("book2-g16", "gptq")
 RECIPES = (
     BASELINE,
     FOUR_BITS,
-    recipe("affine2-g64", "mse", tools=True),
-    recipe("affine2-g32s", "mse"),
-    recipe("affine2-g16s", "mse"),
-    recipe("book2-g16", "mse"),
-    recipe("book2-g8", "mse", tools=True),
-    recipe("book2-g8", "imatrix"),
+    uniform("affine2-g64", "mse", tools=True),
+    uniform("affine2-g32s", "mse"),
+    uniform("affine2-g16s", "mse"),
+    uniform("book2-g16", "mse"),
+    uniform("book2-g8", "mse", tools=True),
+    uniform("book2-g8", "imatrix"),
     SMALL,
-    recipe("affine2-g16s", "gptq"),
-    recipe("book2-g8", "gptq", tools=True),
+    uniform("affine2-g16s", "gptq"),
+    uniform("book2-g8", "gptq", tools=True),
     STRICT,
-    recipe("affine3-g64", "mse"),
-    recipe("affine3-g32s", "mse"),
-    recipe("book3-g16", "mse"),
+    uniform("affine3-g64", "mse"),
+    uniform("affine3-g32s", "mse"),
+    uniform("book3-g16", "mse"),
     Recipe("--bits 3.3 mse", ("--bits", "3.3", "--method", "mse")),
-    recipe("book3-g16", "gptq"),
+    uniform("book3-g16", "gptq"),
 )
 
 
