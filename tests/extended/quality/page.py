@@ -30,7 +30,7 @@ its bfloat16 checkpoint. Calibration text, scored text and tool cases are disjoi
     "demo": """## The demonstration model
 
 The shipped 13-million-parameter model (`convert/demo`), whose checkpoint is MLX 4-bit. The reference is that
-checkpoint, so 4 bits are nearly lossless here, and packs are made from codes. Text and tool cases are conversations drawn for evaluation,
+checkpoint, and packs are made from its codes. Text and tool cases are conversations drawn for evaluation,
 with words and values that its training has not seen; calibration is drawn as training was.
 """,
 }
