@@ -13,6 +13,16 @@ def dequantize(
     biases: NDArray[np.uint8],
     weights: NDArray[np.uint8],
 ) -> None: ...
+def dequantize_grids(
+    cols: int,
+    bits: int,
+    group_size: int,
+    table: NDArray[np.int16],
+    codes: NDArray[np.uint8],
+    grids: NDArray[np.uint8],
+    scales: NDArray[np.uint8],
+    weights: NDArray[np.uint8],
+) -> None: ...
 def quantize_floats(
     dtype: str,
     weights: NDArray[np.uint8],
@@ -38,4 +48,32 @@ def quantize_affine(
     target_codes: NDArray[np.uint8],
     target_scales: NDArray[np.uint8],
     target_biases: NDArray[np.uint8],
+) -> int: ...
+def quantize_floats_to_grids(
+    dtype: str,
+    weights: NDArray[np.uint8],
+    cols: int,
+    target_bits: int,
+    target_group_size: int,
+    target_table: NDArray[np.int16],
+    target_codes: NDArray[np.uint8],
+    target_grids: NDArray[np.uint8],
+    target_scales: NDArray[np.uint8],
+    importance: NDArray[np.float32] | None,
+) -> int: ...
+def quantize_affine_to_grids(
+    dtype: str,
+    bits: int,
+    group_size: int,
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.uint8],
+    biases: NDArray[np.uint8],
+    cols: int,
+    target_bits: int,
+    target_group_size: int,
+    target_table: NDArray[np.int16],
+    target_codes: NDArray[np.uint8],
+    target_grids: NDArray[np.uint8],
+    target_scales: NDArray[np.uint8],
+    importance: NDArray[np.float32] | None,
 ) -> int: ...

@@ -5,12 +5,13 @@ This file owns the in-memory form of a weight format and its way back to float32
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..layout.formats import AffineFormat
+from ..layout.formats import AffineFormat, Format
 from . import _native
 
 FLOAT_NAMES = ("float32", "float16", "bfloat16")
@@ -55,16 +56,34 @@ class AffineMatrix:
         """(rows, cols) of the matrix that this one stands for."""
         return self.codes.shape[0], self.codes.shape[1] * 32 // self.format.bits
 
+    def write_weights(self, weights: NDArray[np.uint8]) -> None:
+        """Write the weights as float32 into these bytes, in C order."""
+        _native.dequantize(*native_parts(self), weights)
 
-def dequantize(matrix: AffineMatrix) -> NDArray[np.float32]:
-    """float32 [rows, cols]: code * scale + bias, the product rounded to float32 before the sum (never fused)."""
+
+class QuantizedMatrix(Protocol):
+    """What every quantized matrix can do, whatever its format."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the matrix that this one stands for."""
+
+    def write_weights(self, weights: NDArray[np.uint8]) -> None:
+        """Write the weights as float32 into these bytes, in C order."""
+
+
+def dequantize(matrix: QuantizedMatrix) -> NDArray[np.float32]:
+    """float32 [rows, cols]. Affine: code * scale + bias, the product rounded to float32 before the sum (never fused).
+
+    Grids: row scale * level, which is exact.
+    """
     weights = np.empty(matrix.shape, np.float32)
-    _native.dequantize(*native_parts(matrix), as_bytes(weights))
+    matrix.write_weights(as_bytes(weights))
     return weights
 
 
-def require_whole_groups(cols: int, format: AffineFormat) -> None:
-    """Raise ValueError unless rows of `cols` inputs divide into whole groups of `format`."""
+def require_whole_groups(cols: int, format: Format) -> None:
+    """Raise ValueError unless rows of `cols` inputs divide into whole groups of `format` that fill whole words."""
     if not format.fits(cols):
         raise ValueError(f"rows of {cols} inputs do not divide into groups of {format.group_size} ({format.name})")
 

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 
-from .affine import AffineMatrix, dequantize
+from .affine import dequantize
+from .grids import Matrix
 
 
-def relative_squared_error(weights: np.ndarray | AffineMatrix, quantized: AffineMatrix) -> float:
+def relative_squared_error(weights: np.ndarray | Matrix, quantized: Matrix) -> float:
     """sum (w - w')^2 / sum w^2 over a matrix: 0 is exact. Of a zero matrix: 0 if reproduced, else infinity."""
     wanted = _float64(weights)
     error = float(np.square(wanted - _float64(quantized)).sum())
@@ -15,11 +16,11 @@ def relative_squared_error(weights: np.ndarray | AffineMatrix, quantized: Affine
     return error / power if power else (math.inf if error else 0.0)
 
 
-def signal_to_noise_db(weights: np.ndarray | AffineMatrix, quantized: AffineMatrix) -> float:
+def signal_to_noise_db(weights: np.ndarray | Matrix, quantized: Matrix) -> float:
     """Signal to quantization noise ratio (SQNR) in dB, -10 log10 of the relative squared error; infinite if exact."""
     error = relative_squared_error(weights, quantized)
     return -10 * math.log10(error) if error else math.inf
 
 
-def _float64(weights: np.ndarray | AffineMatrix) -> np.ndarray:
-    return (dequantize(weights) if isinstance(weights, AffineMatrix) else weights).astype(np.float64)
+def _float64(weights: np.ndarray | Matrix) -> np.ndarray:
+    return (weights if isinstance(weights, np.ndarray) else dequantize(weights)).astype(np.float64)

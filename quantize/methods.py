@@ -17,16 +17,25 @@ mse, per group
     2 bits from affine codes of at most 4 bits: a group's histogram of codes is searched completely, over every split
     into levels that equally spaced thresholds can make, so the optimum is global. Everything else: descent from
     several starts, alternating nearest codes and least squares.
+
+mse, for formats of grids (minmax has no meaning for them and is refused)
+    Per row, the bfloat16 scale, and per group, the grid, of least squared error; codes pick the nearest level. Scales
+    are searched from a coarse ladder down to neighbouring bfloat16 numbers, and every scale is judged with the best
+    grid of every group. A row for which nothing is better than zeros has scale, grids and codes 0.
 """
+
+from typing import TypeVar, overload
 
 import ml_dtypes
 import numpy as np
 
-from ..layout.formats import AffineFormat
+from ..layout.formats import AffineFormat, Format, GridFormat
 from . import _native
 from .affine import FLOAT_NAMES, AffineMatrix, as_bytes, native_parts, require_whole_groups
+from .grids import GridMatrix, Matrix, native_grids
 
 METHODS = ("minmax", "mse")
+M = TypeVar("M", AffineMatrix, GridMatrix)
 
 
 class NonFiniteWeightError(ValueError):
@@ -45,10 +54,16 @@ def instruction_set() -> str:
         raise ValueError(f"{error}; there are {', '.join(_native.INSTRUCTION_SETS)}") from None
 
 
+@overload
 def quantize(
-    weights: np.ndarray | AffineMatrix, format: AffineFormat, method: str, out: AffineMatrix | None = None
-) -> AffineMatrix:
-    """Choose codes, scales and biases of `format` for a matrix [rows, cols] by one of `METHODS`.
+    weights: np.ndarray | AffineMatrix, format: AffineFormat, method: str, out: Matrix | None = None
+) -> AffineMatrix: ...
+@overload
+def quantize(
+    weights: np.ndarray | AffineMatrix, format: GridFormat, method: str, out: Matrix | None = None
+) -> GridMatrix: ...
+def quantize(weights: np.ndarray | AffineMatrix, format: Format, method: str, out: Matrix | None = None) -> Matrix:
+    """Choose codes, and what gives them their values, of `format` for a matrix [rows, cols] by one of `METHODS`.
 
     `weights` are float32, float16 or bfloat16, or themselves quantized. The result's scales and biases are bfloat16;
     it is written into the arrays of `out` (contiguous; views into a larger buffer are fine) when given.
@@ -56,18 +71,39 @@ def quantize(
     """
     if method not in METHODS:
         raise ValueError(f"no quantization method is called {method!r}; there are {', '.join(METHODS)}")
-    rows, cols = _shape(weights)
-    require_whole_groups(cols, format)
-    result = AffineMatrix.empty(rows, cols, format) if out is None else _checked_out(out, (rows, cols), format)
-    target = (method, cols, *native_parts(result)[1:])
+    shape = _shape(weights)
+    require_whole_groups(shape[1], format)
+    if isinstance(format, GridFormat):
+        return _quantize_to_grids(weights, format, method, out)
+    result = AffineMatrix.empty(*shape, format) if out is None else _checked_out(out, AffineMatrix, shape, format)
+    target = (method, shape[1], *native_parts(result)[1:])
     if isinstance(weights, AffineMatrix):
         arguments = (*native_parts(weights), *target)
-        bad_row = _native.quantize_affine(*arguments)
+        _require_finite(_native.quantize_affine(*arguments))
     else:
-        bad_row = _native.quantize_floats(weights.dtype.name, as_bytes(weights), *target)
+        _require_finite(_native.quantize_floats(weights.dtype.name, as_bytes(weights), *target))
+    return result
+
+
+def _quantize_to_grids(
+    weights: np.ndarray | AffineMatrix, format: GridFormat, method: str, out: Matrix | None
+) -> GridMatrix:
+    if method == "minmax":
+        raise ValueError(f"minmax is a method for plain affine formats only, not for {format.name}; use mse")
+    shape = _shape(weights)
+    result = GridMatrix.empty(*shape, format) if out is None else _checked_out(out, GridMatrix, shape, format)
+    target = (*native_grids(result), None)
+    if isinstance(weights, AffineMatrix):
+        arguments = (*native_parts(weights), *target)
+        _require_finite(_native.quantize_affine_to_grids(*arguments))
+    else:
+        _require_finite(_native.quantize_floats_to_grids(weights.dtype.name, as_bytes(weights), *target))
+    return result
+
+
+def _require_finite(bad_row: int) -> None:
     if bad_row >= 0:
         raise NonFiniteWeightError(bad_row)
-    return result
 
 
 def _shape(weights: np.ndarray | AffineMatrix) -> tuple[int, int]:
@@ -78,10 +114,11 @@ def _shape(weights: np.ndarray | AffineMatrix) -> tuple[int, int]:
     return weights.shape[0], weights.shape[1]
 
 
-def _checked_out(out: AffineMatrix, shape: tuple[int, int], format: AffineFormat) -> AffineMatrix:
-    if out.format != format or out.shape != shape or out.scales.dtype != ml_dtypes.bfloat16:
+def _checked_out(out: Matrix, kind: type[M], shape: tuple[int, int], format: Format) -> M:
+    fits = out.format == format and out.shape == shape and out.scales.dtype == ml_dtypes.bfloat16
+    if not isinstance(out, kind) or not fits:
         raise ValueError(f"out must be a {format.name} matrix {list(shape)} with bfloat16 scales")
-    for array in (out.codes, out.scales, out.biases):
+    for array in (out.codes, out.scales, out.grids if isinstance(out, GridMatrix) else out.biases):
         if not (array.flags.c_contiguous and array.flags.writeable):
             raise ValueError("the arrays of out must be contiguous and writeable")
     return out

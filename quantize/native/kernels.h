@@ -34,12 +34,38 @@ struct Target {
     uint8_t* biases;
 };
 
-// The quantizers return the first group that holds a non-finite weight or whose range overflows, or -1.
+// Groups pick one of 2^grid_bits grids; `table` holds 2^bits ascending levels of each.
+struct GridFormat {
+    int bits;
+    int group_size;
+    int grid_bits;
+    const int16_t* table;
+};
+
+// Scales are bfloat16, one per row.
+struct GridMatrix {
+    GridFormat format;
+    const uint8_t* codes;
+    const uint8_t* grids;
+    const uint8_t* scales;
+};
+
+struct GridTarget {
+    GridFormat format;
+    uint8_t* codes;
+    uint8_t* grids;
+    uint8_t* scales;
+};
+
+// The quantizers return the first group that holds a non-finite weight or whose range overflows (of grids: the first
+// row with a non-finite weight), or -1.
 struct Kernels {
     const char* name;
     void (*dequantize)(const Affine& matrix, int64_t count, float* weights);
+    void (*dequantize_grids)(const GridMatrix& matrix, int64_t rows, int cols, float* weights);
     int64_t (*minmax)(const Source& source, const Target& target, int64_t groups);
     int64_t (*mse)(const Source& source, const Target& target, int64_t groups);
+    int64_t (*quantize_grids)(const Source& source, const GridTarget& target, int64_t rows, int cols, const float* importance);
 };
 
 // The best instruction set of this machine, or the one that the environment variable MOEPACK_ISA names: nullptr if this
