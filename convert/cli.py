@@ -14,20 +14,29 @@ from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import ConsoleProgress, print_json, say
 from ..manifests.errors import MismatchError, StorageError
+from ..manifests.manifest import pack_digest
 from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import Report
 from ..manifests.verify import verify as verify_pack
 from ..runtime.corpus import Room
 from ..runtime.engine import cpus, open_backend
 from ..runtime.language import Language
+from ..runtime.packfiles import LooseFiles
 from ..runtime.quality import picture as quality_picture
 from ..runtime.quality import report as quality_report
 from ..runtime.quality.asked import LAYER_TOKENS, LONGEST_ANSWER, Asked
 from ..runtime.quality.evaluation import Evaluator, Subject, document
-from ..runtime.quality.windows import WINDOW
+from ..runtime.quality.windows import WINDOW, read_text
 from ..runtime.quantities import parse_size
-from ..runtime.source import PackSource, Source
+from ..runtime.source import ExpertsFrom, PackSource, Source
+from ..runtime.sweep import Sweep
+from ..runtime.tokenizer import Tokenizer
 from . import facts, report
+from .calibration import report as calibration_report
+from .calibration.collector import Collector
+from .calibration.file import CalibrationFile
+from .calibration.plan import Options, plan_calibration
+from .calibration.run import calibrate as calibrate_checkpoint
 from .checkpoint import TOKENIZER, Checkpoint
 from .choice import Choice
 from .estimate import estimate
@@ -228,6 +237,61 @@ def quality(
         print_json(document(evaluation))
     else:
         console.out.print(quality_report.table(evaluation), width=quality_report.width(evaluation))
+
+
+@app.command(epilog=EXIT_CODES)
+@reported
+def calibrate(
+    source: SourceArgument,
+    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text; NUL between documents that are apart.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The calibration file to write.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens used, from all over the text.")] = 262144,
+    window: Annotated[int, typer.Option(help="Tokens that the model sees together.")] = WINDOW,
+    held_out: Annotated[int, typer.Option(help="Every n-th window is not fitted to, but judges what was fitted.")] = 8,
+    expert_hessians: Annotated[
+        str,
+        typer.Option(help="Whose correlations are kept for each expert: none, inner (down's inputs), all or auto."),
+    ] = "auto",
+    hessian_bytes: Annotated[
+        str, typer.Option(metavar="SIZE", help="Auto keeps what fits into this, before compression.")
+    ] = "8GB",
+    through: Annotated[
+        Path | None, typer.Option(metavar="PACK", help="Use this pack's experts instead of the checkpoint's.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads.", show_default="the cores")] = CPUS,
+    device: Annotated[str, typer.Option(help="Where sums are gathered: cpu, cuda (needs torch) or auto.")] = "auto",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Hidden states above this go to disk.")] = "2GB",
+    json: JsonOption = False,
+) -> None:
+    """Measure what each expert sees of a text, for the methods imatrix and gptq. When interrupted, the same goes on."""
+    start = time.monotonic()
+    options = Options(window, held_out, expert_hessians, parse_size(hessian_bytes), device, parse_size(memory))
+    require_new(out)
+    with Checkpoint.open(source) as checkpoint, ExitStack() as opened:
+        reference: Source = Reference(checkpoint)
+        tokenizer = Tokenizer.open(LooseFiles(checkpoint.origin.directory), reference.model.vocab_size)
+        windows = read_text(text, tokenizer, window=window).sample(tokens)
+        windows.require_within(reference.model.max_position_embeddings)
+        if through is not None:
+            reference = ExpertsFrom(reference, opened.enter_context(_pack_source(through)))
+        corpus = windows.corpus
+        digest = pack_digest(through) if through is not None else None
+        plan = plan_calibration(checkpoint, corpus.starts, windows.digest, options, through=digest)
+        say(calibration_report.planned(plan))
+        sweep = Sweep(reference, open_backend(threads))
+        stream = sweep.embed(corpus, Room(options.spill_bytes, out.parent))
+
+        def advance(layer: int, observer: Collector) -> None:
+            sweep.advance(layer, stream, observer=observer)
+
+        try:
+            calibrate_checkpoint(plan, checkpoint, out, stream.rows, advance, ConsoleProgress())
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on at the layer where this one stopped")
+            raise
+    with CalibrationFile.open(out) as written:
+        found = calibration_report.document(written, time.monotonic() - start)
+        _show(found, calibration_report.calibration_table, json=json)
 
 
 @contextmanager
