@@ -13,7 +13,7 @@ from ..layout.reader import Pack
 from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import ConsoleProgress, print_json, say
-from ..manifests.errors import MismatchError, StorageError
+from ..manifests.errors import MismatchError, StorageError, UsageError
 from ..manifests.manifest import pack_digest
 from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import Report
@@ -267,6 +267,8 @@ def calibrate(
     start = time.monotonic()
     options = Options(window, held_out, expert_hessians, parse_size(hessian_bytes), device, parse_size(memory))
     require_new(out)
+    if _is_pack(source):
+        raise UsageError(f"{source} is a pack; give the checkpoint it was made from, and the pack as --through")
     with Checkpoint.open(source) as checkpoint, ExitStack() as opened:
         reference: Source = Reference(checkpoint)
         tokenizer = Tokenizer.open(LooseFiles(checkpoint.origin.directory), reference.model.vocab_size)
@@ -303,12 +305,16 @@ def _pack_source(path: Path) -> Iterator[PackSource]:
 @contextmanager
 def _reference(source: str) -> Iterator[Source]:
     """A pack's directory or a checkpoint, wherever it is."""
-    if (Path(source) / MANIFEST_FILE).is_file():
+    if _is_pack(source):
         with _pack_source(Path(source)) as opened:
             yield opened
     else:
         with Checkpoint.open(source) as checkpoint:
             yield Reference(checkpoint)
+
+
+def _is_pack(source: str) -> bool:
+    return (Path(source) / MANIFEST_FILE).is_file()
 
 
 def _require_intact(checked: Report, pack: Path) -> None:

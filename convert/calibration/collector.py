@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ...manifests.errors import CorruptInputError
 from ...quantize.calibration import correlations
 from ...quantize.moments import Floats, MakeAccumulator, Sums
 from .sections import FIT, HALVES, HELD_OUT, INNER, INPUT, Shape, encode
 
 Ids = NDArray[np.int32]
+LARGEST = 1e15  # a chunk's squares of such still add up to a float32
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Tally:
         self._products = [self.make(self.width) for _ in range(HALVES)] if self.make else []
 
     def add(self, half: int, rows: Floats) -> None:
-        """Add rows [n, width] to a half."""
+        """Add rows [n, width] to a half, all of magnitudes below LARGEST."""
         self.squares[half] += np.square(rows, dtype=np.float64).sum(axis=0)
         if self._products:
             self._products[half].add(rows)
@@ -52,13 +54,15 @@ class Tally:
 class Collector:
     """Observes a pass. `held_out` says of each token whether it only judges; `keep` is given each expert's section.
 
-    Experts come in ascending order, each once; `finish` ends a layer and gives that layer's own section.
+    Experts come in ascending order, each once; `finish` ends a layer and gives that layer's own section. Raises
+    CorruptInputError, naming `where` the model is, for activations that are not finite or cannot be squared.
     """
 
-    def __init__(self, shape: Shape, held_out: NDArray[np.bool_], make: MakeAccumulator) -> None:
+    def __init__(self, shape: Shape, held_out: NDArray[np.bool_], make: MakeAccumulator, where: str) -> None:
         self.keep: Callable[[bytes], None] = lambda section: None
         self._shape = shape
         self._held_out = held_out
+        self._where = where
         self._tokens = _halves(held_out)
         self._inputs = Tally(shape.hidden_size, make)
         self._own = {
@@ -80,12 +84,14 @@ class Collector:
 
     def inputs(self, layer: int, first: int, inputs: Floats) -> None:
         """What gate and up may see of the tokens from `first` on."""
+        self._require_moderate(layer, inputs)
         held_out = self._held_out[first : first + len(inputs)]
         self._inputs.add(FIT, inputs[~held_out])
         self._inputs.add(HELD_OUT, inputs[held_out])
 
     def expert(self, layer: int, expert: int, tokens: Ids, inputs: Floats, inner: Floats, shares: Floats) -> None:
         """Rows that an expert sees: `inputs` of gate and up, `inner` of down, with the route's weights."""
+        self._require_moderate(layer, inner)
         self._skip_to(expert)
         held_out = self._held_out[tokens]
         for half, rows in ((FIT, ~held_out), (HELD_OUT, held_out)):
@@ -110,6 +116,13 @@ class Collector:
             "inner.pool.correlations": np.stack([correlations(total) for total in inner]),
         }
         return encode(self._shape.layer_fields(), arrays)
+
+    def _require_moderate(self, layer: int, rows: Floats) -> None:
+        if not (np.abs(rows) < LARGEST).all():
+            raise CorruptInputError(
+                f"{self._where}: activations in layer {layer} are not finite, or too large to be squared; its weights"
+                " are damaged"
+            )
 
     def _begin(self, expert: int) -> None:
         self._expert = expert

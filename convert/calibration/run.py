@@ -31,7 +31,7 @@ def calibrate(
     shape = plan.facts.shape
     with Workspace.open(target, plan) as workspace:
         workspace.restore(rows)
-        collector = Collector(shape, plan.held_out, accumulators(plan.device))
+        collector = Collector(shape, plan.held_out, accumulators(plan.device), str(checkpoint.origin.directory))
         done = workspace.finished
         with progress.task("calibrating", shape.layers, done, unit="layers") as task:
             for layer in range(done, shape.layers):
