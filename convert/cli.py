@@ -13,27 +13,38 @@ from ..layout.reader import Pack
 from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import ConsoleProgress, print_json, say
-from ..manifests.errors import MismatchError, StorageError
+from ..manifests.errors import MismatchError, StorageError, UsageError
+from ..manifests.manifest import pack_digest
 from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import Report
 from ..manifests.verify import verify as verify_pack
-from ..quantize.methods import METHODS
 from ..runtime.corpus import Room
 from ..runtime.engine import cpus, open_backend
 from ..runtime.language import Language
+from ..runtime.packfiles import LooseFiles
 from ..runtime.quality import picture as quality_picture
 from ..runtime.quality import report as quality_report
 from ..runtime.quality.asked import LAYER_TOKENS, LONGEST_ANSWER, Asked
 from ..runtime.quality.evaluation import Evaluator, Subject, document
-from ..runtime.quality.windows import WINDOW
+from ..runtime.quality.windows import WINDOW, read_text
 from ..runtime.quantities import parse_size
-from ..runtime.source import PackSource, Source
+from ..runtime.source import ExpertsFrom, PackSource, Source
+from ..runtime.sweep import Sweep
+from ..runtime.tokenizer import Tokenizer
 from . import facts, report
+from .calibration import report as calibration_report
+from .calibration.collector import Collector
+from .calibration.file import CalibrationFile
+from .calibration.plan import Options, plan_calibration
+from .calibration.run import calibrate as calibrate_checkpoint
 from .checkpoint import TOKENIZER, Checkpoint
+from .choice import Choice
 from .estimate import estimate
+from .options import BitsOption, BudgetOption, FormatOption, MethodOption, RecipeOption, TrunkOption
+from .order import Order
 from .pipeline import build as build_pack
 from .plan import Packing, default_jobs, plan_pack, require_new, require_outside, understand
-from .recipe import TRUNK_FORMATS, Recipe
+from .recipefile import written
 from .reference import Reference
 from .shipped import CHECKPOINT, QUESTION
 
@@ -59,17 +70,6 @@ SourceArgument = Annotated[
     ),
 ]
 PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
-FormatOption = Annotated[
-    str, typer.Option(help="Experts' format: affine{2,3,4,6,8}-g{32,64,128}. What already is in it passes through.")
-]
-MethodOption = Annotated[str, typer.Option(help=f"How the experts' codes are chosen: {' or '.join(METHODS)}.")]
-TrunkOption = Annotated[
-    str,
-    typer.Option(
-        help=f"The trunk's format: {', '.join(TRUNK_FORMATS)}. Router and norms keep theirs,"
-        " and so does a matrix that already has no more bits."
-    ),
-]
 JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="the cores, at most 16")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 OutOption = Annotated[
@@ -85,19 +85,23 @@ OutOption = Annotated[
 @reported
 def plan(
     source: SourceArgument,
-    expert_format: FormatOption = "affine2-g64",
-    method: MethodOption = "mse",
-    trunk: TrunkOption = "source",
+    expert_format: FormatOption = None,
+    method: MethodOption = None,
+    trunk: TrunkOption = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    budget: BudgetOption = None,
     jobs: JobsOption = JOBS,
     out: OutOption = HERE,
     json: JsonOption = False,
 ) -> None:
     """Say what build would write: bytes per part, bits per weight, record size, free space, estimated time."""
-    recipe = Recipe.parse(expert_format, method, trunk)
+    order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
     with Checkpoint.open(source) as checkpoint:
-        packing = plan_pack(understand(checkpoint), recipe)
+        packing, choice = _planned(checkpoint, order, jobs)
         _say_what_is_missing(packing)
-        _show(facts.of_plan(packing, estimate(packing, jobs, facts.existing(out)), out), report.plan_table, json=json)
+        expected = estimate(packing, jobs, facts.existing(out))
+        _show(facts.of_plan(packing, choice, expected, out), report.plan_table, json=json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -105,14 +109,38 @@ def plan(
 def build(
     source: SourceArgument,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The pack to write; must not exist.")],
-    expert_format: FormatOption = "affine2-g64",
-    method: MethodOption = "mse",
-    trunk: TrunkOption = "source",
+    expert_format: FormatOption = None,
+    method: MethodOption = None,
+    trunk: TrunkOption = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    budget: BudgetOption = None,
     jobs: JobsOption = JOBS,
     json: JsonOption = False,
 ) -> None:
     """Write a pack. When interrupted, the same command goes on where it stopped and ends with the same bytes."""
-    _show(_build(source, target, Recipe.parse(expert_format, method, trunk), jobs), report.build_table, json=json)
+    order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
+    _show(_build(source, target, order, jobs), report.build_table, json=json)
+
+
+@app.command("recipe", epilog=EXIT_CODES)
+@reported
+def print_recipe(
+    source: SourceArgument,
+    expert_format: FormatOption = None,
+    method: MethodOption = None,
+    trunk: TrunkOption = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    budget: BudgetOption = None,
+    jobs: JobsOption = JOBS,
+) -> None:
+    """Print a recipe as JSON, to be edited and given back with --recipe; say on stderr how it was chosen."""
+    order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
+    with Checkpoint.open(source) as checkpoint:
+        packing, choice = _planned(checkpoint, order, jobs)
+    _say_choice(choice)
+    print_json(written(packing.recipe))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -140,7 +168,7 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Pack the small model that is shipped with moe-pack to 2 bits, verify it, and say what to run next."""
-    built = _build(str(CHECKPOINT), target, Recipe(), jobs)
+    built = _build(str(CHECKPOINT), target, Order(), jobs)
     _require_intact(verify_pack(target, threads=jobs, progress=ConsoleProgress()), target)
     _show(built, report.build_table, json=json)
     say(f"verified. Next: moe-run generate {target} --messages {QUESTION} --temp 0")
@@ -211,6 +239,63 @@ def quality(
         console.out.print(quality_report.table(evaluation), width=quality_report.width(evaluation))
 
 
+@app.command(epilog=EXIT_CODES)
+@reported
+def calibrate(
+    source: SourceArgument,
+    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text; NUL between documents that are apart.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The calibration file to write.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens used, from all over the text.")] = 262144,
+    window: Annotated[int, typer.Option(help="Tokens that the model sees together.")] = WINDOW,
+    held_out: Annotated[int, typer.Option(help="Every n-th window is not fitted to, but judges what was fitted.")] = 8,
+    expert_hessians: Annotated[
+        str,
+        typer.Option(help="Whose correlations are kept for each expert: none, inner (down's inputs), all or auto."),
+    ] = "auto",
+    hessian_bytes: Annotated[
+        str, typer.Option(metavar="SIZE", help="Auto keeps what fits into this, before compression.")
+    ] = "8GB",
+    through: Annotated[
+        Path | None, typer.Option(metavar="PACK", help="Use this pack's experts instead of the checkpoint's.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads.", show_default="the cores")] = CPUS,
+    device: Annotated[str, typer.Option(help="Where sums are gathered: cpu, cuda (needs torch) or auto.")] = "auto",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Hidden states above this go to disk.")] = "2GB",
+    json: JsonOption = False,
+) -> None:
+    """Measure what each expert sees of a text, for the methods imatrix and gptq. When interrupted, the same goes on."""
+    start = time.monotonic()
+    options = Options(window, held_out, expert_hessians, parse_size(hessian_bytes), device, parse_size(memory))
+    require_new(out)
+    if _is_pack(source):
+        raise UsageError(f"{source} is a pack; give the checkpoint it was made from, and the pack as --through")
+    with Checkpoint.open(source) as checkpoint, ExitStack() as opened:
+        reference: Source = Reference(checkpoint)
+        tokenizer = Tokenizer.open(LooseFiles(checkpoint.origin.directory), reference.model.vocab_size)
+        windows = read_text(text, tokenizer, window=window).sample(tokens)
+        windows.require_within(reference.model.max_position_embeddings)
+        if through is not None:
+            reference = ExpertsFrom(reference, opened.enter_context(_pack_source(through)))
+        corpus = windows.corpus
+        digest = pack_digest(through) if through is not None else None
+        plan = plan_calibration(checkpoint, corpus.starts, windows.digest, options, through=digest)
+        say(calibration_report.planned(plan))
+        sweep = Sweep(reference, open_backend(threads))
+        stream = sweep.embed(corpus, Room(options.spill_bytes, out.parent))
+
+        def advance(layer: int, observer: Collector) -> None:
+            sweep.advance(layer, stream, observer=observer)
+
+        try:
+            calibrate_checkpoint(plan, checkpoint, out, stream.rows, advance, ConsoleProgress())
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on at the layer where this one stopped")
+            raise
+    with CalibrationFile.open(out) as written:
+        found = calibration_report.document(written, time.monotonic() - start)
+        _show(found, calibration_report.calibration_table, json=json)
+
+
 @contextmanager
 def _pack_source(path: Path) -> Iterator[PackSource]:
     with Pack.open(path) as pack, PackSource(pack) as source:
@@ -220,12 +305,16 @@ def _pack_source(path: Path) -> Iterator[PackSource]:
 @contextmanager
 def _reference(source: str) -> Iterator[Source]:
     """A pack's directory or a checkpoint, wherever it is."""
-    if (Path(source) / MANIFEST_FILE).is_file():
+    if _is_pack(source):
         with _pack_source(Path(source)) as opened:
             yield opened
     else:
         with Checkpoint.open(source) as checkpoint:
             yield Reference(checkpoint)
+
+
+def _is_pack(source: str) -> bool:
+    return (Path(source) / MANIFEST_FILE).is_file()
 
 
 def _require_intact(checked: Report, pack: Path) -> None:
@@ -247,12 +336,28 @@ def _findings(count: int) -> str:
     return f"{count} finding{'s' if count > 1 else ''}"
 
 
-def _build(source: str, target: Path, recipe: Recipe, jobs: int) -> dict[str, Any]:
+def _size(budget: str | None) -> int | None:
+    return None if budget is None else parse_size(budget)
+
+
+def _planned(checkpoint: Checkpoint, order: Order, jobs: int) -> tuple[Packing, Choice | None]:
+    understood = understand(checkpoint)
+    recipe, choice = order.settle(understood, None, jobs=jobs, progress=ConsoleProgress())
+    return plan_pack(understood, recipe), choice
+
+
+def _say_choice(choice: Choice | None) -> None:
+    if choice is not None:
+        console.err.print(report.choice_table(facts.of_choice(choice)))
+
+
+def _build(source: str, target: Path, order: Order, jobs: int) -> dict[str, Any]:
     start = time.monotonic()
     require_new(target)
     with Checkpoint.open(source) as checkpoint:
-        packing = plan_pack(understand(checkpoint), recipe)
+        packing, choice = _planned(checkpoint, order, jobs)
         require_outside(target, packing.source)
+        _say_choice(choice)
         _say_what_is_left_out(packing)
         _say_what_is_missing(packing)
         try:

@@ -6,21 +6,21 @@ An estimate, not a promise.
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..layout.formats import AffineFormat
-from ..quantize.affine import AffineMatrix
 from ..quantize.methods import quantize
 from .diskspeed import reading_rate, writing_rate
 from .plan import Packing
-from .recipe import TRUNK_METHOD
-from .tensors import Encoding, Weights, format_of
+from .recipe import TRUNK_METHOD, Coding
+from .tensors import Weights, format_of
 
 SAMPLE_ROWS = 32
-SAMPLE_GROUPS = 16
+SAMPLE_COLUMNS = 2048
 REPEATS = 3
 SEED = 20260
 
@@ -56,34 +56,31 @@ def estimate(packing: Packing, jobs: int, folder: Path) -> Estimate:
 def _quantizing(packing: Packing) -> tuple[float | None, float]:
     """Expert weights per second of one thread, and the seconds that one thread would take for everything."""
     rate, seconds = None, 0.0
-    if packing.recoded_expert_weights:
-        encoding = packing.source.experts[0].encodings["gate"]
-        rate = measure(encoding, packing.recipe.expert_format, packing.recipe.method)
-        seconds = packing.recoded_expert_weights / rate
+    if matrices := Counter((format_of(encoding), coding) for encoding, coding in packing.recoded):
+        weights = {kind: count * packing.projection_weights for kind, count in matrices.items()}
+        seconds = sum(count / measure(*kind) for kind, count in weights.items())
+        rate = sum(weights.values()) / seconds
     if recoded := [item for item in packing.trunk if isinstance(item.target, AffineFormat)]:
-        weights = sum(math.prod(item.entry.tensor.shape) for item in recoded)
-        seconds += weights / measure(
-            recoded[0].entry.encoding, AffineFormat.parse(packing.recipe.trunk_format), TRUNK_METHOD
-        )
+        trunk = sum(math.prod(item.entry.tensor.shape) for item in recoded)
+        target = Coding(AffineFormat.parse(packing.recipe.trunk_format), TRUNK_METHOD)
+        seconds += trunk / measure(format_of(recoded[0].entry.encoding), target)
     return rate, seconds
 
 
-def measure(encoding: Encoding, target: AffineFormat, method: str) -> float:
-    """Weights per second that one thread quantizes from `encoding` to `target`; the best of a few tries."""
-    sample = _sample(encoding, target)
-    out = quantize(sample, target, method)
-    best = min(_seconds(sample, target, method, out) for _ in range(REPEATS))
-    return out.shape[0] * out.shape[1] / best
+def measure(stored: AffineFormat | None, target: Coding) -> float:
+    """Weights per second that one thread quantizes to `target` from `stored`, or from floats; the best of a few."""
+    sample = _sample(stored)
+    best = min(_seconds(sample, target) for _ in range(REPEATS))
+    return SAMPLE_ROWS * SAMPLE_COLUMNS / best
 
 
-def _seconds(sample: Weights, target: AffineFormat, method: str, out: AffineMatrix) -> float:
+def _seconds(sample: Weights, target: Coding) -> float:
+    assert isinstance(target.format, AffineFormat)
     start = time.perf_counter()
-    quantize(sample, target, method, out)
+    quantize(sample, target.format, target.method)
     return max(time.perf_counter() - start, 1e-9)
 
 
-def _sample(encoding: Encoding, target: AffineFormat) -> Weights:
-    cols = SAMPLE_GROUPS * max(128, target.group_size)
-    weights = np.random.default_rng(SEED).standard_normal((SAMPLE_ROWS, cols), np.float32)
-    stored = format_of(encoding)
+def _sample(stored: AffineFormat | None) -> Weights:
+    weights = np.random.default_rng(SEED).standard_normal((SAMPLE_ROWS, SAMPLE_COLUMNS), np.float32)
     return quantize(weights, stored, "minmax") if stored else weights

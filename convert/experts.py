@@ -4,7 +4,7 @@ A record that the checkpoint already holds in the wanted format is read in place
 by a fixed number of slots, whatever the number of experts.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from queue import SimpleQueue
 
 import ml_dtypes
@@ -45,12 +45,15 @@ class Slot:
 
 
 class ExpertPacker:
-    """Makes the records of one layout with one method on `jobs` threads; its slots serve layer after layer."""
+    """Makes the records of one layout on `jobs` threads; its slots serve layer after layer.
 
-    def __init__(self, checkpoint: Checkpoint, layout: RecordLayout, method: str, jobs: int) -> None:
+    `methods` names the method of each projection.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, layout: RecordLayout, methods: Mapping[str, str], jobs: int) -> None:
         self.layout = layout
+        self.methods = methods
         self._checkpoint = checkpoint
-        self._method = method
         self._jobs = jobs
         self._slots = [Slot(layout) for _ in range(in_flight(jobs))]
 
@@ -79,12 +82,12 @@ class ExpertPacker:
                 require_finite(into[name].scales, what)
                 require_finite(into[name].biases, what)
             else:
-                self._quantize(weights, slot.matrices[name], what)
+                self._quantize(weights, self.methods[name], slot.matrices[name], what)
         return slot
 
-    def _quantize(self, weights: Weights, out: AffineMatrix, what: str) -> None:
+    def _quantize(self, weights: Weights, method: str, out: AffineMatrix, what: str) -> None:
         try:
-            quantize(weights, out.format, self._method, out)
+            quantize(weights, out.format, method, out)
         except NonFiniteWeightError as error:
             raise not_finite(f"{what}, row {error.row},") from None
 

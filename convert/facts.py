@@ -4,6 +4,7 @@ Sizes are in bytes, times in seconds.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,22 @@ import msgspec
 
 from ..layout.plan import PackPlan
 from ..layout.reader import Pack
-from ..layout.record import ALIGNMENT, RecordLayout
+from ..layout.record import ALIGNMENT, PROJECTIONS, RecordLayout
 from ..manifests.manifest import pack_digest
 from ..manifests.report import Report
 from ..manifests.schema import Model
+from .choice import Choice, Formats, Step
 from .estimate import Estimate
 from .plan import Packing
+from .recipefile import runs, written
+from .weighing import SAMPLED_EXPERTS
 
 
-def of_plan(packing: Packing, estimate: Estimate, where: Path) -> dict[str, Any]:
-    """What `build` would write, what of the checkpoint it leaves out, and whether it fits on the disk at `where`."""
+def of_plan(packing: Packing, choice: Choice | None, estimate: Estimate, where: Path) -> dict[str, Any]:
+    """What `build` would write, what of the checkpoint it leaves out, and whether it fits on the disk at `where`.
+
+    `choice` says how the recipe was chosen, if it was.
+    """
     plan, origin = packing.plan, packing.source.checkpoint.origin
     free = shutil.disk_usage(existing(where)).free
     return {
@@ -37,11 +44,8 @@ def of_plan(packing: Packing, estimate: Estimate, where: Path) -> dict[str, Any]
             {"what": left.what, "tensors": left.tensors, "bytes": left.size} for left in packing.source.left_out
         ],
         "model": of_model(plan.model),
-        "recipe": {
-            "expert_format": plan.recipe.expert_format,
-            "method": plan.recipe.method,
-            "trunk_format": plan.recipe.trunk_format,
-        },
+        "recipe": msgspec.to_builtins(plan.recipe),
+        **({"choice": of_choice(choice)} if choice else {}),
         "experts": _of_experts(packing),
         "trunk": {"tensors": len(plan.trunk), "quantized": len(plan.trunk_formats), "bytes": plan.trunk_bytes},
         "digests_bytes": plan.digest_bytes,
@@ -65,16 +69,75 @@ def _of_experts(packing: Packing) -> dict[str, Any]:
     plan = packing.plan
     return {
         "records": plan.model.num_experts * plan.model.num_layers,
-        **of_record(plan.records[0]),
+        **of_records(plan.records),
         "bits_per_weight": plan.expert_bits_per_weight,
         "bytes": plan.expert_bytes,
-        "passed_through": not packing.recoded_expert_weights,
+        "passed_through": not packing.recoded,
     }
 
 
-def of_record(layout: RecordLayout) -> dict[str, int]:
-    """A record's size, what of it is padding, and what it is aligned to."""
-    return {"record_bytes": layout.stride, "padding_bytes": layout.stride - layout.size, "alignment_bytes": ALIGNMENT}
+def of_records(records: Sequence[RecordLayout]) -> dict[str, Any]:
+    """The records of each layout with the layers that have it, and the size and padding of the largest of them."""
+    largest = max(records, key=lambda layout: layout.stride)
+    return {
+        "layouts": [_of_layout(layers, records[layers[0]]) for layers in _alike(records)],
+        "record_bytes": largest.stride,
+        "padding_bytes": largest.stride - largest.size,
+        "alignment_bytes": ALIGNMENT,
+    }
+
+
+def _of_layout(layers: tuple[int, ...], layout: RecordLayout) -> dict[str, Any]:
+    formats = {projection: format_.name for projection, format_ in layout.formats.items()}
+    sizes = {"record_bytes": layout.stride, "padding_bytes": layout.stride - layout.size}
+    return {"layers": runs(layers), "formats": formats, **sizes}
+
+
+def _alike(records: Sequence[RecordLayout]) -> list[tuple[int, ...]]:
+    """The layers of each layout, by the first of them."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for layer, layout in enumerate(records):
+        found.setdefault(tuple(format_.name for format_ in layout.formats.values()), []).append(layer)
+    return [tuple(layers) for layers in found.values()]
+
+
+def of_choice(choice: Choice) -> dict[str, Any]:
+    """How a recipe was chosen. Costs are predicted divergences in nats if the sensitivities were measured."""
+    wish, sensitivities = choice.wish, choice.sensitivities
+    return {
+        "recipe": written(choice.recipe),
+        "budget_bytes": wish.budget,
+        "bits": wish.bits,
+        "sensitivities": {
+            "measured": sensitivities.measured,
+            "tokens": sensitivities.tokens,
+            "format": sensitivities.format,
+        },
+        "sampled_experts_per_layer": SAMPLED_EXPERTS,
+        "expert_capacity_bytes": choice.capacity,
+        "expert_bytes": choice.size,
+        "cost": choice.cost,
+        "trunk_cost": choice.trunk_cost,
+        "layers": [
+            {"layers": group.layers, "formats": _names(group.formats), "bytes": group.size, "cost": group.cost}
+            for group in choice.groups
+        ],
+        "other_sizes": [{"expert_bytes": size, "cost": cost} for size, cost in choice.others],
+        "saving": _of_step(choice.saving),
+        "spending": _of_step(choice.spending),
+    }
+
+
+def _of_step(step: Step | None) -> dict[str, Any] | None:
+    """A change of one layer: its bytes and costs are what it would add."""
+    if step is None:
+        return None
+    formats = {"before": _names(step.before), "after": _names(step.after)}
+    return {"layer": step.layer, **formats, "bytes": step.size, "cost": step.cost}
+
+
+def _names(formats: Formats) -> dict[str, str]:
+    return {projection: format_.name for projection, format_ in zip(PROJECTIONS, formats, strict=True)}
 
 
 def of_model(model: Model) -> dict[str, Any]:
@@ -124,15 +187,11 @@ def of_pack(pack: Pack) -> dict[str, Any]:
             "revision": manifest.source.revision,
             "files": len(manifest.source.files),
         },
-        "recipe": {
-            "expert_format": manifest.recipe.expert_format,
-            "method": manifest.recipe.method,
-            "trunk_format": manifest.recipe.trunk_format,
-        },
+        "recipe": msgspec.to_builtins(manifest.recipe),
         "experts": {
             "formats": sorted(formats),
             "records": pack.model.num_experts * pack.model.num_layers,
-            **of_record(pack.records[0]),
+            **of_records(pack.records),
             "bytes": expert_bytes,
         },
         "trunk": {

@@ -87,7 +87,7 @@ def _quantization(config: Mapping[str, Any]) -> Any:
 
 
 def _trunk_entry(shelf: Shelf, matrices: Matrices, tensor: TrunkTensor) -> TrunkEntry:
-    if tensor.role in (Role.MATRIX, Role.ROUTER):
+    if tensor.role.is_matrix:
         encoding = matrices.take(tensor.name, tensor.shape)
         if isinstance(encoding, Gptq):
             encoding = gptq.settled(shelf.checkpoint, encoding, tensor.shape[-1])

@@ -105,7 +105,7 @@ class _Reader:
     def trunk_entry(self, tensor: TrunkTensor) -> TrunkEntry:
         if tensor.role is Role.CONVOLUTION:
             return TrunkEntry(tensor, self.shelf.take_plain(tensor.name, (*tensor.shape, 1)))
-        if tensor.role in (Role.MATRIX, Role.ROUTER):
+        if tensor.role.is_matrix:
             return TrunkEntry(tensor, self.encoding(tensor.stem, tensor.shape))
         return TrunkEntry(tensor, self.shelf.take_plain(tensor.name, tensor.shape))
 

@@ -53,8 +53,9 @@ def _write_layers(packing: Packing, writer: PackWriter, layers: list[int], jobs:
     for layer in layers:
         task.note(f"layer {layer + 1} of {packing.source.model.num_layers}")
         layout = packing.plan.records[layer]
-        if packer is None or packer.layout != layout:
-            packer = ExpertPacker(packing.source.checkpoint, layout, packing.recipe.method, jobs)
+        methods = {name: coding.method for name, coding in packing.codings[layer].items()}
+        if packer is None or (packer.layout, packer.methods) != (layout, methods):
+            packer = ExpertPacker(packing.source.checkpoint, layout, methods, jobs)
         records = packer.records(packing.source.experts[layer], packing.source.model.num_experts)
         with writer.layer(layer) as sink, closing(records):
             for record in records:

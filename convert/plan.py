@@ -1,10 +1,10 @@
 """Planning: a checkpoint and a recipe become every file and size of the pack, before the first byte is written."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..layout.formats import Format
 from ..layout.plan import PackPlan, expert_shape
 from ..layout.record import PROJECTIONS, RecordLayout
 from ..manifests import schema
@@ -13,8 +13,8 @@ from ..quantize.methods import instruction_set
 from . import huggingface, mlx
 from .checkpoint import Checkpoint
 from .families import find_family
-from .recipe import Recipe, passes_through
-from .tensors import Source
+from .recipe import Coding, Codings, Recipe, of_manifest, passes_through
+from .tensors import Encoding, Source
 from .trunk import TrunkItem, plan_item
 
 MOST_DEFAULT_JOBS = 16  # each holds an expert of up to 67 MB (FP8, 397B); more would wait for the disk anyway
@@ -22,28 +22,32 @@ MOST_DEFAULT_JOBS = 16  # each holds an expert of up to 67 MB (FP8, 397B); more 
 
 @dataclass(frozen=True)
 class Packing:
-    """All that building a pack needs: the checkpoint understood, what becomes of its trunk, and the layout's plan."""
+    """All that building a pack needs: the checkpoint understood, what becomes of its trunk, and the layout's plan.
+
+    `codings` are the recipe's, of each layer by projection.
+    """
 
     source: Source
     recipe: Recipe
+    codings: Codings
     trunk: tuple[TrunkItem, ...]
     plan: PackPlan
 
     @property
-    def recoded_projections(self) -> Mapping[str, int]:
-        """Of each projection, in how many layers it is quantized anew rather than passed through."""
-        formats = self.plan.records[0].formats
-        return {
-            name: sum(not passes_through(layer.encodings[name], formats[name]) for layer in self.source.experts)
-            for name in PROJECTIONS
-        }
+    def recoded(self) -> list[tuple[Encoding, Coding]]:
+        """From what to what projections of layers are quantized anew, those that pass through left out."""
+        return [
+            (layer.encodings[name], coding)
+            for layer, codings in zip(self.source.experts, self.codings, strict=True)
+            for name, coding in codings.items()
+            if not passes_through(layer.encodings[name], coding.format)
+        ]
 
     @property
-    def recoded_expert_weights(self) -> int:
-        """How many expert weights are quantized anew."""
+    def projection_weights(self) -> int:
+        """How many weights one projection of one layer's experts has."""
         model = self.source.model
-        matrix = model.hidden_size * model.moe_intermediate_size * model.num_experts
-        return matrix * sum(self.recoded_projections.values())
+        return model.hidden_size * model.moe_intermediate_size * model.num_experts
 
 
 def understand(checkpoint: Checkpoint) -> Source:
@@ -61,20 +65,29 @@ def understand(checkpoint: Checkpoint) -> Source:
 def plan_pack(source: Source, recipe: Recipe) -> Packing:
     """Lay out the pack. Raises UsageError if the recipe does not fit the model, or MOEPACK_ISA this machine."""
     _require_instruction_set()
-    shape = expert_shape(source.model)
-    layout = RecordLayout.of(shape, recipe.expert_formats(shape))
+    codings = recipe.codings(source.model)
     trunk = tuple(plan_item(entry, recipe) for entry in source.trunk)
     formats = {item.entry.tensor.stem: item.format.name for item in trunk if item.format is not None}
     plan = PackPlan(
         model=source.model,
-        records=(layout,) * source.model.num_layers,
+        records=_records(source.model, codings),
         trunk=tuple(spec for item in trunk for spec in item.specs),
         trunk_formats=formats,
         copied=source.checkpoint.copied,
-        recipe=recipe.manifest,
+        recipe=of_manifest(codings, recipe.trunk_format),
         source=_manifest_source(source),
     )
-    return Packing(source, recipe, trunk, plan)
+    return Packing(source, recipe, codings, trunk, plan)
+
+
+def _records(model: schema.Model, codings: Codings) -> tuple[RecordLayout, ...]:
+    """A layout for each layer; layers of the same formats share one."""
+    layouts: dict[tuple[Format, ...], RecordLayout] = {}
+    formats = [{name: layer[name].format for name in PROJECTIONS} for layer in codings]
+    for layer in formats:
+        if (key := tuple(layer.values())) not in layouts:
+            layouts[key] = RecordLayout.of(expert_shape(model), layer)
+    return tuple(layouts[tuple(layer.values())] for layer in formats)
 
 
 def default_jobs() -> int:

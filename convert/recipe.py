@@ -1,8 +1,18 @@
-"""Recipes: the formats of a pack's experts and trunk, and the method that chooses the experts' codes."""
+"""Recipes: the format of every expert matrix and the method that chooses its codes, and the trunk's format.
 
-from dataclasses import dataclass
+A recipe is one coding for all experts' matrices and overrides for some layers and projections of them. All records of
+a layer stay alike, so an expert is still found by its index.
+"""
 
-from ..layout.formats import BITS, GROUP_SIZES, AffineFormat, Format
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import msgspec
+
+from ..layout.formats import AFFINE_FORMATS, AffineFormat, Format, parse
+from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
 from ..manifests.errors import UsageError
@@ -10,43 +20,97 @@ from ..quantize.methods import METHODS
 from .families.family import Role
 from .tensors import Affine, Encoding, format_of
 
-EXPERT_FORMATS = tuple(f"affine{bits}-g{group_size}" for bits in BITS for group_size in GROUP_SIZES)
+EXPERT_FORMATS = tuple(format_.name for format_ in AFFINE_FORMATS)
 TRUNK_FORMATS = ("source", "bf16", "affine8-g64", "affine4-g64")
 TRUNK_METHOD = "mse"
 DEFAULT_FORMAT = AffineFormat(2, 64)
+DEFAULT_METHOD = "mse"
+SENSITIVE_FORMAT = AffineFormat(8, 64)  # the fewest bits for trunk matrices that are small and matter much
+PLAIN_ONLY = ("minmax",)  # methods for plain affine formats
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a matrix is stored, and by which method its codes are chosen."""
+
+    format: Format = DEFAULT_FORMAT
+    method: str = DEFAULT_METHOD
+
+    def __post_init__(self) -> None:
+        if self.method in PLAIN_ONLY and not isinstance(self.format, AffineFormat):
+            raise UsageError(
+                f"{self.method} chooses codes for plain affine formats only, not for {self.format.name};"
+                f" name one such as affine2-g64, or use {DEFAULT_METHOD}"
+            )
+
+    @classmethod
+    def parse(cls, format: str, method: str) -> "Coding":
+        """The coding of these names. Raises UsageError, listing the choices, for a name that is none."""
+        _require("expert format", format, EXPERT_FORMATS)
+        return cls(parse(format), checked_method(method))
+
+
+Codings: TypeAlias = tuple[Mapping[str, Coding], ...]  # of each layer, by projection
+
+
+@dataclass(frozen=True)
+class Override:
+    """Another coding for some projections of some layers; None stands for all layers."""
+
+    layers: tuple[int, ...] | None
+    projections: tuple[str, ...]
+    coding: Coding
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was asked of the packer. `trunk_format` is one of TRUNK_FORMATS, `method` one of METHODS."""
+    """What was asked of the packer. Of two overrides for one matrix the later counts.
 
-    expert_format: AffineFormat = DEFAULT_FORMAT
-    method: str = "mse"
+    `trunk_format` is one of TRUNK_FORMATS.
+    """
+
+    coding: Coding = field(default_factory=Coding)
     trunk_format: str = "source"
+    overrides: tuple[Override, ...] = ()
 
     @classmethod
     def parse(cls, expert_format: str, method: str, trunk_format: str) -> "Recipe":
         """The recipe of these names. Raises UsageError, listing the choices, for a name that is none."""
-        _require("expert format", expert_format, EXPERT_FORMATS)
-        _require("method", method, METHODS)
-        _require("trunk format", trunk_format, TRUNK_FORMATS)
-        return cls(AffineFormat.parse(expert_format), method, trunk_format)
+        coding = Coding.parse(expert_format, method)
+        return cls(coding, checked_trunk_format(trunk_format))
 
-    @property
-    def manifest(self) -> schema.Recipe:
-        """The recipe as the manifest records it."""
-        return schema.Recipe(expert_format=self.expert_format.name, method=self.method, trunk_format=self.trunk_format)
+    @classmethod
+    def of(cls, codings: Codings, trunk_format: str) -> "Recipe":
+        """The shortest recipe for these codings: the most frequent one for all, and an override for each other."""
+        counts = Counter(coding for layer in codings for coding in layer.values())
+        common = counts.most_common(1)[0][0]
+        layers: dict[tuple[tuple[str, ...], Coding], list[int]] = {}
+        for index, layer in enumerate(codings):
+            for coding in dict.fromkeys(layer.values()):
+                if coding != common:
+                    names = tuple(name for name in PROJECTIONS if layer[name] == coding)
+                    layers.setdefault((names, coding), []).append(index)
+        overrides = (Override(tuple(found), names, coding) for (names, coding), found in layers.items())
+        return cls(common, trunk_format, tuple(overrides))
 
-    def expert_formats(self, shape: ExpertShape) -> dict[str, AffineFormat]:
-        """The format of each projection. Raises UsageError, naming what fits, if groups do not divide the inputs."""
-        for projection in PROJECTIONS:
-            cols = shape.of(projection)[1]
-            if not self.expert_format.fits(cols):
-                raise UsageError(
-                    f"{self.expert_format.name} does not fit: the experts' {projection} projection has {cols} inputs;"
-                    f" {_what_fits(shape)}"
-                )
-        return dict.fromkeys(PROJECTIONS, self.expert_format)
+    def codings(self, model: schema.Model) -> Codings:
+        """The coding of every layer's projections.
+
+        Raises UsageError for a layer that the model does not have, and, naming what fits, for a format whose groups
+        do not divide the rows of a matrix.
+        """
+        for override in self.overrides:
+            _require_layers(override.layers or (), model.num_layers)
+        codings = tuple({name: self._coding(layer, name) for name in PROJECTIONS} for layer in range(model.num_layers))
+        for layer in codings:
+            _require_fitting(layer, expert_shape(model))
+        return codings
+
+    def _coding(self, layer: int, projection: str) -> Coding:
+        for override in reversed(self.overrides):
+            if projection in override.projections and (override.layers is None or layer in override.layers):
+                return override.coding
+        return self.coding
 
     def trunk_target(self, role: Role, cols: int, encoding: Encoding) -> AffineFormat | str:
         """How a trunk tensor with rows of `cols` inputs is to be stored: a format, "bf16", or "source".
@@ -54,12 +118,27 @@ class Recipe:
         A matrix that has no more bits than the format already stays as it is: more bits would not bring back what
         its codes have lost.
         """
-        if role is not Role.MATRIX or self.trunk_format in ("source", "bf16"):
-            return self.trunk_format if role is Role.MATRIX else "source"
+        if not role.follows_recipe:
+            return "source"
+        if self.trunk_format in ("source", "bf16"):
+            return self.trunk_format
         format_ = AffineFormat.parse(self.trunk_format)
+        if role is Role.SENSITIVE and format_.bits < SENSITIVE_FORMAT.bits:
+            format_ = SENSITIVE_FORMAT
         stored = format_of(encoding)
         enough = stored is not None and stored.bits <= format_.bits
         return format_ if format_.fits(cols) and not enough else "source"
+
+
+def of_manifest(codings: Codings, trunk_format: str) -> schema.Recipe:
+    """A recipe as a manifest records it: the same for all that come to the same codings."""
+    recipe = Recipe.of(codings, trunk_format)
+    overrides = [
+        schema.Override(list(one.layers or ()), list(one.projections), one.coding.format.name, one.coding.method)  # type: ignore[arg-type]
+        for one in recipe.overrides
+    ]
+    coding = recipe.coding
+    return schema.Recipe(coding.format.name, coding.method, trunk_format, overrides or msgspec.UNSET)
 
 
 def passes_through(encoding: Encoding, format: Format) -> bool:
@@ -67,14 +146,45 @@ def passes_through(encoding: Encoding, format: Format) -> bool:
     return isinstance(encoding, Affine) and encoding.format == format and encoding.dtype == "BF16"
 
 
-def _require(what: str, name: str, choices: tuple[str, ...]) -> None:
+def checked_method(name: str) -> str:
+    """The name of a method. Raises UsageError, listing the choices, for a name that is none."""
+    _require("method", name, METHODS)
+    return name
+
+
+def checked_trunk_format(name: str) -> str:
+    """The name of a trunk format. Raises UsageError, listing the choices, for a name that is none."""
+    _require("trunk format", name, TRUNK_FORMATS)
+    return name
+
+
+def fitting(shape: ExpertShape) -> tuple[Format, ...]:
+    """The formats that experts of this shape can have."""
+    return tuple(
+        format_ for format_ in AFFINE_FORMATS if format_.fits(shape.of("gate")[1]) and format_.fits(shape.of("down")[1])
+    )
+
+
+def _require(what: str, name: str, choices: Sequence[str]) -> None:
     if name not in choices:
         raise UsageError(f"{name!r} is no {what}; there are {', '.join(choices)}")
 
 
+def _require_layers(layers: Sequence[int], count: int) -> None:
+    if layers and not 0 <= max(layers) < count:
+        raise UsageError(f"the recipe names layer {max(layers)}; this model has layers 0 to {count - 1}")
+
+
+def _require_fitting(layer: Mapping[str, Coding], shape: ExpertShape) -> None:
+    for projection, coding in layer.items():
+        cols = shape.of(projection)[1]
+        if not coding.format.fits(cols):
+            raise UsageError(
+                f"{coding.format.name} does not fit: the experts' {projection} projection has {cols} inputs, which"
+                f" groups of {coding.format.divisor} do not divide; {_what_fits(shape)}"
+            )
+
+
 def _what_fits(shape: ExpertShape) -> str:
-    inputs = (shape.hidden, shape.intermediate)
-    sizes = [size for size in GROUP_SIZES if all(AffineFormat(2, size).fits(cols) for cols in inputs)]
-    if not sizes:
-        return f"no group size of {', '.join(map(str, GROUP_SIZES))} divides both {inputs[0]} and {inputs[1]}"
-    return f"group sizes that fit this model are {', '.join(map(str, sizes))}"
+    names = ", ".join(format_.name for format_ in fitting(shape))
+    return f"formats that fit this model are {names}" if names else "no format fits this model"

@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from ..manifests.report import Finding
+from .recipefile import runs
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> Text:
@@ -20,7 +21,67 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> Text:
 
 
 def plan_table(facts: dict[str, Any]) -> Text:
-    """What `plan` shows."""
+    """What `plan` shows: how the recipe was chosen, if it was, and what would be written."""
+    if "choice" in facts:
+        return Text("\n").join([choice_table(facts["choice"]), _plan_table(facts)])
+    return _plan_table(facts)
+
+
+def choice_table(choice: dict[str, Any]) -> Text:
+    """Which recipe was chosen, why, and what the next better and the next smaller would be."""
+    what = "predicted KL" if choice["sensitivities"]["measured"] else "summed error"
+    rows = [
+        ("asked for", _wish(choice)),
+        ("counted", _counted(choice)),
+        *[(layers(group["layers"]), _group(group, what)) for group in choice["layers"]],
+        ("together", f"{amount(choice['expert_bytes'])} of experts, {what} {choice['cost']:.4g}{_trunk_cost(choice)}"),
+        *[("instead", f"{_size(other)}, {what} {other['cost']:.4g}") for other in choice["other_sizes"]],
+        *[(name, _step(choice[key], what)) for name, key in (("save", "saving"), ("spend", "spending")) if choice[key]],
+    ]
+    return table("This recipe was chosen", rows)
+
+
+def _wish(choice: dict[str, Any]) -> str:
+    if choice["budget_bytes"] is not None:
+        left = amount(choice["expert_capacity_bytes"])
+        return f"a pack of at most {amount(choice['budget_bytes'])}, which leaves {left} for experts"
+    return f"at most {choice['bits']} bits per expert weight, padding of records not counted"
+
+
+def _counted(choice: dict[str, Any]) -> str:
+    sample = f"relative squared weight error of {choice['sampled_experts_per_layer']} experts per layer"
+    measured = choice["sensitivities"]
+    if not measured["measured"]:
+        return f"{sample}, every matrix alike: no sensitivities were given"
+    return f"{sample} x sensitivity, measured on {measured['tokens']} tokens with {measured['format']}"
+
+
+def _group(group: dict[str, Any], what: str) -> str:
+    return f"{_formats(group['formats'])}: {amount(group['bytes'])}, {what} {group['cost']:.4g}"
+
+
+def _formats(formats: dict[str, str]) -> str:
+    if len(set(formats.values())) == 1:
+        return formats["gate"]
+    return ", ".join(f"{projection} {name}" for projection, name in formats.items())
+
+
+def _trunk_cost(choice: dict[str, Any]) -> str:
+    trunk = f", trunk {choice['recipe']['trunk']}"
+    return f"{trunk} {choice['trunk_cost']:.4g}" if choice["trunk_cost"] else trunk
+
+
+def _size(other: dict[str, Any]) -> str:
+    return f"{amount(other['expert_bytes'])} of experts"
+
+
+def _step(step: dict[str, Any], what: str) -> str:
+    before, after = step["before"], step["after"]
+    changed = (f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
+    return f"{amount(abs(step['bytes']))} in layer {step['layer']}: {', '.join(changed)}; {what} {step['cost']:+.4g}"
+
+
+def _plan_table(facts: dict[str, Any]) -> Text:
     experts, disk = facts["experts"], facts["disk"]
     source = facts["source"]
     rows = [
@@ -87,6 +148,11 @@ def amount(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1_000_000 else f"{size} bytes"
 
 
+def layers(listed: str) -> str:
+    """What a sentence calls layers that are listed as 3 or as 0-9,12."""
+    return f"layer {listed}" if listed.isdigit() else f"layers {listed}"
+
+
 def _common_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     model, recipe, experts = facts["model"], facts["recipe"], facts["experts"]
     full = model["full_attention_layers"]
@@ -94,12 +160,25 @@ def _common_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{model['family']}, {model['layers']} layers, {full} of them full attention"),
         ("", f"{model['experts']} experts in each layer, {model['experts_per_token']} per token"),
         ("recipe", f"experts {recipe['expert_format']} by {recipe['method']}, trunk {recipe['trunk_format']}"),
-        (
-            "record",
-            f"{experts['record_bytes']} bytes, {experts['padding_bytes']} of them padding,"
-            f" aligned to {experts['alignment_bytes']}; there are {experts['records']}",
-        ),
+        *[("", _override(override)) for override in recipe.get("overrides", ())],
+        *_record_rows(experts),
     ]
+
+
+def _override(override: dict[str, Any]) -> str:
+    where = f"{' and '.join(override['projections'])} of {layers(runs(tuple(override['layers'])))}"
+    return f"{where}: {override['expert_format']} by {override['method']}"
+
+
+def _record_rows(experts: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line for each layout, naming its layers if there are several layouts."""
+    layouts = experts["layouts"]
+    rows = []
+    for layout in layouts:
+        where = f"{layers(layout['layers'])}: " if len(layouts) > 1 else ""
+        rows.append(f"{where}{layout['record_bytes']} bytes, {layout['padding_bytes']} of them padding")
+    rows[-1] += f"; aligned to {experts['alignment_bytes']}; there are {experts['records']}"
+    return [("record" if not index else "", row) for index, row in enumerate(rows)]
 
 
 def _list(names: list[str]) -> str:

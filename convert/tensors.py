@@ -15,7 +15,7 @@ from ..layout.tensorfile import ARRAY_DTYPES
 from ..manifests.schema import Model
 from ..quantize.affine import AffineMatrix
 from .checkpoint import Checkpoint
-from .families.family import Role, TrunkTensor
+from .families.family import TrunkTensor
 
 FLOATS = ("BF16", "F16", "F32")
 
@@ -171,7 +171,7 @@ class Source:
     @property
     def trunk_encodings(self) -> list[str]:
         """The names of the ways in which the trunk's matrices are stored; vectors are not counted."""
-        matrices = (entry.encoding for entry in self.trunk if entry.tensor.role is Role.MATRIX)
+        matrices = (entry.encoding for entry in self.trunk if entry.tensor.role.follows_recipe)
         return sorted(set(map(name_of, matrices)))
 
 

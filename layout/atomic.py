@@ -23,10 +23,11 @@ FLUSH_BYTES = 64 * 1024 * 1024  # measured: twice the rate of leaving all of a 2
 class AtomicFile:
     """A file of exactly `size` bytes that appears under its name when its `with` block ends well, or not at all.
 
-    Raises StorageError when the disk is full or fails, ValueError when other than `size` bytes were written.
+    `size` is None if it cannot be known before. Raises StorageError when the disk is full or fails, ValueError when
+    other than `size` bytes were written.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int | None) -> None:
         self.path = path
         self.size = size
         self.written = 0
@@ -62,20 +63,20 @@ class AtomicFile:
                 self._temporary.unlink(missing_ok=True)
 
     def _publish(self) -> None:
-        if self.written != self.size:
+        if self.size is not None and self.written != self.size:
             raise ValueError(f"{self.path} was planned with {self.size} bytes, but {self.written} were written")
         with self._reporting():
             self._behind.wait()
             stored = os.fstat(self._descriptor).st_size
-            if stored != self.size:
-                raise OSError(errno.EIO, f"the system stored {stored} of {self.size} bytes")
+            if stored != self.written:
+                raise OSError(errno.EIO, f"the system stored {stored} of {self.written} bytes")
             os.fchmod(self._descriptor, READ_ONLY)
             sync(self._descriptor)
             self._temporary.rename(self.path)
             sync_directory(self.path.parent)
 
     def _reporting(self) -> "Reporting":
-        return Reporting(self.path, lambda: self.size - self.written)
+        return Reporting(self.path, lambda: (self.size or self.written) - self.written)
 
 
 class WriteBehind:

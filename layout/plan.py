@@ -93,6 +93,11 @@ class PackPlan:
         return self.expert_bytes + self.trunk_bytes + self.digest_bytes + self.copied_bytes
 
     @cached_property
+    def manifest_bytes(self) -> int:
+        """Bytes of the manifest, which digests do not change."""
+        return len(self._blank_manifest)
+
+    @cached_property
     def expert_bits_per_weight(self) -> float:
         """Stored bits per routed expert weight, padding included."""
         return self.expert_bytes * 8 / self._expert_weights
@@ -149,12 +154,17 @@ class PackPlan:
         components = [schema.Component(c.name, c.offset, c.size, digests[c.name]) for c in layout.components]
         return schema.ExpertLayer(self.layer_file(index), layout.stride, _format_names(layout), components)
 
-    def _check_manifest(self) -> None:
+    @cached_property
+    def _blank_manifest(self) -> bytes:
+        """The manifest if all digests were zero."""
         none = "0" * 2 * digest.DIGEST_BYTES
         components = {index: {c.name: none for c in layout.components} for index, layout in enumerate(self.records)}
         files = dict.fromkeys((names.TRUNK_FILE, names.DIGESTS_FILE, *self.copied_files), none)
+        return canonical.encode(self.manifest(components, files))
+
+    def _check_manifest(self) -> None:
         try:
-            parse_manifest(canonical.encode(self.manifest(components, files)), names.MANIFEST_FILE)
+            parse_manifest(self._blank_manifest, names.MANIFEST_FILE)
         except (MoepackError, ValueError) as error:  # ValueError: a number or name that JSON cannot hold
             raise UnsupportedError(f"this checkpoint does not fit into a pack: {error}") from error
 

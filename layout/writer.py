@@ -185,14 +185,14 @@ def is_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raise StorageError unless the disk that holds `folder` has `needed` bytes free."""
+def check_space(folder: Path, needed: int, what: str = "this pack") -> None:
+    """Raise StorageError unless the disk that holds `folder` has `needed` bytes free for `what`."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UsageError(f"{folder} is not a folder to write into: {error.strerror}") from error
     if free < needed:
         raise StorageError(
-            f"{folder} has {gigabytes(free)} free and this pack needs {gigabytes(needed)} more;"
+            f"{folder} has {gigabytes(free)} free and {what} needs {gigabytes(needed)} more;"
             " make room and run the same command again"
         )

@@ -57,9 +57,9 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -
         left, offset = left[count:], offset + count
 
 
-def read_small(path: Path, limit: int) -> bytes:
+def read_small(path: Path, limit: int, *, follow_links: bool = False) -> bytes:
     """All bytes of the regular file `path`; CorruptInputError, before reading, if it has more than `limit`."""
-    descriptor = open_regular(path)
+    descriptor = open_regular(path, follow_links=follow_links)
     try:
         size = os.fstat(descriptor).st_size
         if size > limit:

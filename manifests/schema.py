@@ -7,7 +7,7 @@ checked by `manifests.rules`.
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -18,6 +18,7 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 FileName = Annotated[str, Meta(max_length=128)]
 SourceName = Annotated[str, Meta(max_length=255)]  # what a file system allows
 Name = Annotated[str, Meta(max_length=256)]
+Layer = Annotated[int, Meta(ge=0, le=4095)]
 LayerType = Literal["linear_attention", "full_attention"]
 Projection = Literal["gate", "up", "down"]
 
@@ -86,12 +87,25 @@ class Source(Record, frozen=True, forbid_unknown_fields=True):
     files: list[SourceFile]
 
 
+class Override(Record, frozen=True, forbid_unknown_fields=True):
+    """Expert matrices that differ from the rest: some projections of some layers, their format and their method."""
+
+    layers: Annotated[list[Layer], Meta(min_length=1, max_length=4096)]
+    projections: Annotated[list[Projection], Meta(min_length=1, max_length=3)]
+    expert_format: Name
+    method: Name
+
+
 class Recipe(Record, frozen=True, forbid_unknown_fields=True):
-    """What was asked of the packer: format and method of the experts, format of the trunk."""
+    """What was asked of the packer: format and method of the experts, format of the trunk.
+
+    `overrides` is absent if all expert matrices are alike.
+    """
 
     expert_format: Name
     method: Name
     trunk_format: Name
+    overrides: Annotated[list[Override], Meta(min_length=1, max_length=12288)] | UnsetType = UNSET
 
 
 class Component(Record, frozen=True, forbid_unknown_fields=True):

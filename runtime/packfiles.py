@@ -49,3 +49,17 @@ class PackFiles:
         if not isinstance(value, dict):
             raise CorruptInputError(f"{self.path / name} holds no JSON object")
         return value
+
+
+class LooseFiles(PackFiles):
+    """The same files in a checkpoint's folder, where no manifest promises anything and links are followed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, ())
+
+    def __contains__(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of a file. Raises CorruptInputError if it is missing or has more than `limit`."""
+        return read_small(self.path / name, limit, follow_links=True)

@@ -30,8 +30,15 @@ def build_pack(
     progress: Progress | None = None,
 ) -> Packing:
     """Pack the checkpoint in a directory into `target`; what had been planned is returned."""
+    return build_with(checkpoint, target, Recipe.parse(expert_format, method, trunk), jobs=jobs, progress=progress)
+
+
+def build_with(
+    checkpoint: Path, target: Path, recipe: Recipe, *, jobs: int = 2, progress: Progress | None = None
+) -> Packing:
+    """The same with a recipe of any kind."""
     with Checkpoint.open(str(checkpoint)) as opened:
-        packing = plan_pack(understand(opened), Recipe.parse(expert_format, method, trunk))
+        packing = plan_pack(understand(opened), recipe)
         build(packing, target, jobs=jobs, progress=progress or Silent())
     return packing
 

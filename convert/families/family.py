@@ -16,11 +16,22 @@ class Role(Enum):
     """What a trunk tensor is to the packer."""
 
     MATRIX = "matrix"  # follows the recipe's trunk format
+    SENSITIVE = "sensitive matrix"  # follows it too, but never below 8 bits: small, and felt at once
     ROUTER = "router"  # decides which experts run: never below its precision in the source
     NORM = "norm"  # a plain multiplier in every dialect
     CENTERED_NORM = "centered norm"  # Hugging Face stores multiplier - 1
     CONVOLUTION = "convolution"  # depthwise; dialects place its axis of length 1 differently
     VECTOR = "vector"  # kept as it is
+
+    @property
+    def follows_recipe(self) -> bool:
+        """Whether the recipe's trunk format says how such a tensor is stored."""
+        return self in (Role.MATRIX, Role.SENSITIVE)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a checkpoint may hold such a tensor quantized."""
+        return self.follows_recipe or self is Role.ROUTER
 
 
 class Presence(Enum):
@@ -28,6 +39,11 @@ class Presence(Enum):
 
     ALWAYS = "always"
     UNTIED = "untied"  # only if the output head has its own weights
+    TIED = "tied"  # only if it has not
+
+    def holds(self, model: Model) -> bool:
+        """Whether such a tensor belongs to `model`."""
+        return self is Presence.ALWAYS or (self is Presence.TIED) == model.tie_word_embeddings
 
 
 @dataclass(frozen=True)
@@ -104,5 +120,5 @@ def layer_prefix(index: int) -> str:
 
 def _tensors(rows: tuple[Row, ...], model: Model, prefix: str) -> Iterator[TrunkTensor]:
     for row in rows:
-        if row.presence is Presence.ALWAYS or not model.tie_word_embeddings:
+        if row.presence.holds(model):
             yield TrunkTensor(prefix + row.name, row.role, row.shape(model))

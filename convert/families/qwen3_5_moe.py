@@ -116,14 +116,14 @@ LINEAR_ATTENTION = (
     Row("linear_attn.A_log", Role.VECTOR, lambda m: (m.linear_attention.num_value_heads,)),
     Row("linear_attn.dt_bias", Role.VECTOR, lambda m: (m.linear_attention.num_value_heads,)),
     Row("linear_attn.norm.weight", Role.NORM, lambda m: (m.linear_attention.value_head_dim,)),
-    Row("linear_attn.out_proj.weight", Role.MATRIX, lambda m: (m.hidden_size, _value_dim(m))),
+    Row("linear_attn.out_proj.weight", Role.SENSITIVE, lambda m: (m.hidden_size, _value_dim(m))),
 )
 FULL_ATTENTION = (
     # Of every head, head_dim rows of query, then head_dim rows of its output gate.
     Row("self_attn.q_proj.weight", Role.MATRIX, lambda m: (2 * _query_dim(m), m.hidden_size)),
     Row("self_attn.k_proj.weight", Role.MATRIX, lambda m: (_key_dim(m), m.hidden_size)),
     Row("self_attn.v_proj.weight", Role.MATRIX, lambda m: (_key_dim(m), m.hidden_size)),
-    Row("self_attn.o_proj.weight", Role.MATRIX, lambda m: (m.hidden_size, _query_dim(m))),
+    Row("self_attn.o_proj.weight", Role.SENSITIVE, lambda m: (m.hidden_size, _query_dim(m))),
     Row("self_attn.q_norm.weight", Role.CENTERED_NORM, lambda m: (m.full_attention.head_dim,)),
     Row("self_attn.k_norm.weight", Role.CENTERED_NORM, lambda m: (m.full_attention.head_dim,)),
 )
@@ -134,13 +134,15 @@ EVERY_LAYER = (
     Row("mlp.shared_expert_gate.weight", Role.ROUTER, lambda m: (1, m.hidden_size)),
     Row(
         "mlp.shared_expert.gate_proj.weight",
-        Role.MATRIX,
+        Role.SENSITIVE,
         lambda m: (m.shared_expert_intermediate_size, m.hidden_size),
     ),
-    Row("mlp.shared_expert.up_proj.weight", Role.MATRIX, lambda m: (m.shared_expert_intermediate_size, m.hidden_size)),
+    Row(
+        "mlp.shared_expert.up_proj.weight", Role.SENSITIVE, lambda m: (m.shared_expert_intermediate_size, m.hidden_size)
+    ),
     Row(
         "mlp.shared_expert.down_proj.weight",
-        Role.MATRIX,
+        Role.SENSITIVE,
         lambda m: (m.hidden_size, m.shared_expert_intermediate_size),
     ),
 )
@@ -149,12 +151,15 @@ QWEN3_5_MOE = Family(
     name="qwen3_5_moe",
     model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
     architectures=("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
-    before_layers=(Row("model.embed_tokens.weight", Role.MATRIX, lambda m: (m.vocab_size, m.hidden_size)),),
+    before_layers=(
+        Row("model.embed_tokens.weight", Role.MATRIX, lambda m: (m.vocab_size, m.hidden_size), Presence.UNTIED),
+        Row("model.embed_tokens.weight", Role.SENSITIVE, lambda m: (m.vocab_size, m.hidden_size), Presence.TIED),
+    ),
     every_layer=EVERY_LAYER,
     by_layer_type={"linear_attention": LINEAR_ATTENTION, "full_attention": FULL_ATTENTION},
     after_layers=(
         Row("model.norm.weight", Role.CENTERED_NORM, lambda m: (m.hidden_size,)),
-        Row("lm_head.weight", Role.MATRIX, lambda m: (m.vocab_size, m.hidden_size), Presence.UNTIED),
+        Row("lm_head.weight", Role.SENSITIVE, lambda m: (m.vocab_size, m.hidden_size), Presence.UNTIED),
     ),
     experts=ExpertNames(
         gate_up="mlp.experts.gate_up_proj",

@@ -13,7 +13,7 @@ import numpy as np
 from ...layout.matrix import StoredMatrix
 from ...layout.record import PROJECTIONS
 from ...manifests.progress import Task
-from ..backends.base import Backend
+from ..backends.base import Backend, Ids
 from ..source import Source
 from .divergence import Doubles
 
@@ -59,7 +59,11 @@ def measure(reference: Source, other: Source, backend: Backend, task: Task) -> N
 
 def dense(stored: StoredMatrix, backend: Backend) -> Doubles:
     """The matrix [rows, cols] as kernels see it, float64."""
-    rows = np.arange(stored.shape[0], dtype=np.int32)
+    return dense_rows(stored, np.arange(stored.shape[0], dtype=np.int32), backend)
+
+
+def dense_rows(stored: StoredMatrix, rows: Ids, backend: Backend) -> Doubles:
+    """Some rows of a matrix as kernels see them, float64."""
     values: Doubles = backend.to_host(backend.embed(backend.matrix(stored), rows)).astype(np.float64)
     return values
 

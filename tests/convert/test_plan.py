@@ -38,7 +38,9 @@ def test_every_size_is_known_beforehand(
     variant: Variant, recipe: tuple[str, str, str], make_checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
     checkpoint, target = make_checkpoint(variant), tmp_path / "pack"
-    facts = of_plan(packing := planned(checkpoint, Recipe.parse(*recipe)), estimate(packing, 2, tmp_path), tmp_path)
+    facts = of_plan(
+        packing := planned(checkpoint, Recipe.parse(*recipe)), None, estimate(packing, 2, tmp_path), tmp_path
+    )
     build_pack(checkpoint, target, expert_format=recipe[0], method=recipe[1], trunk=recipe[2])
     assert facts["experts"]["bytes"] == size_of(target / "experts")
     assert facts["trunk"]["bytes"] == (target / "trunk.safetensors").stat().st_size
@@ -91,7 +93,7 @@ def test_unknown_names_in_a_recipe_list_the_choices(names: tuple[str, str, str],
 
 def test_groups_that_do_not_divide_are_refused_naming_those_that_do(make_checkpoint: CheckpointMaker) -> None:
     checkpoint = make_checkpoint(Variant(shape=NARROW))
-    with pytest.raises(UsageError, match="group sizes that fit this model are 32"):
+    with pytest.raises(UsageError, match=r"formats that fit this model are affine2-g32, .*affine8-g32$"):
         planned(checkpoint, Recipe.parse("affine2-g64", "mse", "source"))
     with pytest.raises(UsageError, match="has 96 inputs"):
         planned(checkpoint, Recipe.parse("affine4-g128", "mse", "source"))

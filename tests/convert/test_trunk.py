@@ -1,5 +1,6 @@
 """What becomes of the trunk under each recipe: what is recoded, within which bounds, and what never is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -14,6 +15,10 @@ from moepack.layout.reader import Pack
 
 FLOATS = {"bf16": Variant(), "fp16": Variant(dtype="float16"), "fp32": Variant(dtype="float32")}
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+SENSITIVE = (
+    *("lm_head.weight", "self_attn.o_proj.weight", "linear_attn.out_proj.weight"),
+    *(f"mlp.shared_expert.{projection}_proj.weight" for projection in ("gate", "up", "down")),
+)
 UNTOUCHED = (".mlp.gate.weight", ".shared_expert_gate.weight", "conv1d.weight", "A_log", "dt_bias")
 
 
@@ -43,13 +48,31 @@ def test_float_matrices_are_quantized_finely(
     for name, values in original.items():
         if name.removesuffix(".weight") in formats:
             groups = values.reshape(len(values), -1, 64)
-            step = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
+            finest = 8 if name.endswith(SENSITIVE) else bits
+            assert formats[name.removesuffix(".weight")] == f"affine{finest}-g64"
+            step = (groups.max(-1) - groups.min(-1)) / (2**finest - 1)
             errors = np.sqrt(((found[name] - values).reshape(groups.shape) ** 2).mean(-1))
             assert (errors <= 0.4 * step + 2**-10 * np.abs(groups).max(-1)).all(), name
         else:
             np.testing.assert_array_equal(found[name], values, err_msg=name)
     assert {"model.embed_tokens", "lm_head", "model.layers.0.linear_attn.in_proj_a"} <= formats.keys()
     assert not [name for name in formats if f"{name}.weight".endswith(UNTOUCHED)]
+
+
+def test_an_embedding_that_is_the_output_head_too_has_8_bits(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    for tied, bits in ((True, 8), (False, 4)):
+        checkpoint = make_checkpoint(Variant(replace(TINY, tied=tied)))
+        _, _, formats = packed(checkpoint, tmp_path / str(tied), "affine4-g64")
+        assert formats["model.embed_tokens"] == f"affine{bits}-g64"
+
+
+def test_sensitive_parts_with_fewer_bits_already_stay(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(Variant(dialect="mlx", bits=6))
+    _, _, before = packed(checkpoint, tmp_path / "source", "source")
+    _, _, after = packed(checkpoint, tmp_path / "pack", "affine4-g64")
+    for stem, format_ in after.items():
+        kept = f"{stem}.weight".endswith((*SENSITIVE, *UNTOUCHED))
+        assert format_ == (before[stem] if kept else "affine4-g64"), stem
 
 
 @pytest.mark.parametrize("source", FLOATS)

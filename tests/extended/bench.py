@@ -1,12 +1,14 @@
-"""`make bench`: decoding and prefill beside transformers, on the same weights and threads, in the same run.
+"""`make bench`: decoding and prefill beside transformers, on the same weights and threads; expert kernels by format.
 
 Each model is a 2-bit pack; transformers gets that pack's own dequantized weights in bfloat16, so both sides compute the
 same function. The sides alternate; medians and their ratio are printed. Everything fits in memory here and the page
 cache is warm: what is compared is arithmetic. Streaming from a disk is what `moe-run bench PACK` measures.
 """
 
+import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +119,18 @@ def main() -> None:
             left, right = (statistics.median(getattr(rates, phase) for rates in side) for side in (mine, peers))
             table.add_row(name, phase, f"{left:.1f}", f"{right:.1f}", f"{left / right:.1f}")
     out.print(table)
+    kernels()
+
+
+def kernels() -> None:
+    """The expert kernels by format, on every instruction set that this machine has: one process each."""
+    for name in ("avx512", "avx2", "neon", "baseline"):
+        command = [sys.executable, str(Path(__file__).with_name("kernels.py"))]
+        done = subprocess.run(command, env={**os.environ, "MOEPACK_ISA": name}, capture_output=True, text=True)
+        if done.returncode == 0:
+            print(done.stdout)
+        elif "names no instruction set" not in done.stderr:
+            raise RuntimeError(done.stderr)
 
 
 if __name__ == "__main__":

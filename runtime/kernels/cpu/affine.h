@@ -46,14 +46,16 @@ template <int BITS> struct Affine {
       if (count == groups) fetch(row * groups, R * count, scales, biases);  // the rows' parameters follow each other
       else
         for (int r = 0; r < R; ++r) fetch((row + r) * groups + first, count, scales + r * count, biases + r * count);
-      const int64_t next = ((row + R) * groups + R * first) * size, bytes = R * count * size;
-      prefetch(static_cast<const uint8_t*>(m.scales) + next, bytes);
-      prefetch(static_cast<const uint8_t*>(m.biases) + next, bytes);
+      if constexpr (R > ROWS_OF_TOKENS) {
+        const int64_t next = ((row + R) * groups + R * first) * size, bytes = R * count * size;
+        prefetch(static_cast<const uint8_t*>(m.scales) + next, bytes);
+        prefetch(static_cast<const uint8_t*>(m.biases) + next, bytes);
+      }
       for (int64_t g = 0; g < count; ++g) {
         Group<BITS> group[R];
         for (int r = 0; r < R; ++r) group[r].prepare(scales[r * count + g], biases[r * count + g]);
         const int64_t begin = (first + g) * m.group, end = begin + m.group;
-        for (int64_t i = 0; i < R * m.group * BITS / 8; i += 64)
+        for (int64_t i = 0; R > ROWS_OF_TOKENS && i < R * m.group * BITS / 8; i += 64)
           __builtin_prefetch(m.data + (row + R) * m.row_bytes + begin * BITS / 8 * R + i);
         for (int64_t column = begin; column < end; column += LANES) {
           F16 w[R];

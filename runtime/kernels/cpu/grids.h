@@ -12,6 +12,7 @@ namespace moepack::MOEPACK_ISA {
 // Each byte of m.grids names PER_BYTE grids, one for every GROUP columns; m.levels holds them for each of 256 bytes.
 template <int BITS, int PER_BYTE, int GROUP> struct Grids {
   static constexpr int64_t COLUMNS = PER_BYTE * GROUP, SIZE = 1 << BITS;  // of a byte; of a grid
+  static constexpr int64_t STEP = 32;  // rows are whole steps
   static constexpr int64_t BYTES_AT_ONCE = 64, FETCHED = 128 / COLUMNS;   // FETCHED: bytes between two prefetches
 
   static inline float scale(const Matrix& m, int64_t row) {
@@ -23,23 +24,21 @@ template <int BITS, int PER_BYTE, int GROUP> struct Grids {
     const int64_t width = m.cols / COLUMNS;
     const uint8_t* const grids = m.grids + row * width;
     const uint8_t* const codes = m.data + row * m.row_bytes;
-    uint16_t starts[R][BYTES_AT_ONCE];  // where in m.levels the grids of a byte begin
+    uint16_t starts[R][BYTES_AT_ONCE];
     for (int64_t first = 0; first < width; first += BYTES_AT_ONCE) {
       const int64_t count = width - first < BYTES_AT_ONCE ? width - first : BYTES_AT_ONCE;
-      for (int r = 0; r < R; ++r)
-        for (int64_t i = 0; i < count; ++i)
-          starts[r][i] = static_cast<uint16_t>(grids[r * width + first + i] * (PER_BYTE * SIZE));
-      for (int64_t i = 0; i < count; ++i) {
+      for (int r = 0; r < R; ++r) find(grids + r * width + first, count, starts[r]);
+      for (int64_t i = 0; i < count; i += STEP / COLUMNS) {
         const int64_t begin = (first + i) * COLUMNS;
-        if (i % FETCHED == 0) {
+        if (R > ROWS_OF_TOKENS && i % FETCHED == 0) {
           prefetch(codes + R * (m.row_bytes + begin * BITS / 8), R * FETCHED * COLUMNS * BITS / 8);
           prefetch(grids + R * (width + first + i), R * FETCHED);
         }
-        for (int64_t column = 0; column < COLUMNS; column += LANES) {
+        for (int64_t column = 0; column < STEP; column += LANES) {
           F16 w[R];
           for (int r = 0; r < R; ++r)
             w[r] = sixteen(codes + r * m.row_bytes + (begin + column) * BITS / 8,
-                           m.levels + starts[r][i] + column / GROUP * SIZE);
+                           m.levels + starts[r][i + column / COLUMNS] + column % COLUMNS / GROUP * SIZE);
           use(begin + column, LANES, w);
         }
       }
@@ -47,6 +46,11 @@ template <int BITS, int PER_BYTE, int GROUP> struct Grids {
   }
 
  private:
+  // Where in m.levels the grids of each byte begin.
+  static inline void find(const uint8_t* bytes, int64_t count, uint16_t* starts) {
+    for (int64_t i = 0; i < count; ++i) starts[i] = static_cast<uint16_t>(bytes[i] * (PER_BYTE * SIZE));
+  }
+
   static inline F16 sixteen(const uint8_t* codes, const float* grids) {
     if constexpr (GROUP == 8) return levels_of_two<BITS>(codes, grids);
     return levels<BITS>(codes, grids);

@@ -16,9 +16,9 @@ enum class Scalar : int32_t { bf16, f16, f32 };
 
 // A weight matrix [rows, cols] as stored. Affine kinds: `data` holds each row's codes as one little-endian bit stream,
 // and scales and biases are [rows, cols / group] of type `scalar`. Float kinds: `data` is the matrix itself.
-// Grid kinds: `data` holds codes too, scales are bf16 [rows], and `grids` says which grid the codes of a group pick their
-// level from, in a byte per group (steps) or in four bits, low ones first (books). `levels` is [256][1 or 2][2^bits]:
-// for every byte the levels of the grids that it names.
+// Grid kinds: `data` holds codes too, scales are bf16 [rows], and `grids` says which grid the codes of a group pick
+// their level from, in a byte per group (steps) or in four bits, low ones first (books). `levels` is
+// [256][1 or 2][2^bits]: for every byte the levels of the grids that it names.
 struct Matrix {
   Kind kind;
   Scalar scalar;

@@ -40,7 +40,7 @@ inline void tile(const Matrix& m, int64_t row, const float* const* x, float (*ou
 
 template <typename Source, int T>
 inline void rows_of_tile(const Matrix& m, int64_t row, int64_t rows, const float* const* x, float (*out)[BLOCK_ROWS]) {
-  constexpr int R = T == 1 ? ROWS_OF_ONE_TOKEN : 2;
+  constexpr int R = T == 1 ? ROWS_OF_ONE_TOKEN : ROWS_OF_TOKENS;
   int64_t r = 0;
   for (; r + R <= rows; r += R) tile<Source, R, T>(m, row + r, x, reinterpret_cast<float (*)[BLOCK_ROWS]>(&out[0][r]));
   for (; r < rows; ++r) tile<Source, 1, T>(m, row + r, x, reinterpret_cast<float (*)[BLOCK_ROWS]>(&out[0][r]));

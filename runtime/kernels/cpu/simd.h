@@ -33,8 +33,11 @@ inline float bf16_to_float(uint16_t half) {
   return value;
 }
 
-// Asks the caches for bytes that will soon be read; any address will do. A walk over R rows asks, as it goes, for the R
-// rows after them: rows are too short for the hardware to see the pattern in time.
+// Rows of a tile of several tokens. Walks over more rows serve one token, which would wait for memory: as it goes, such
+// a walk asks for as many bytes of the R rows that follow, for rows are too short for the hardware to see it coming.
+constexpr int ROWS_OF_TOKENS = 2;
+
+// Asks the caches for bytes that will soon be read; any address will do.
 __attribute__((always_inline)) inline void prefetch(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }

@@ -109,7 +109,8 @@ template <int BITS> inline F16 picked_levels(const uint8_t* codes, const float* 
   uint64_t chunk = 0;
   std::memcpy(&chunk, codes, 2 * BITS);
   F16 r;
-  for (int i = 0; i < 4; ++i) r.v[i] = four_levels<BITS>(static_cast<uint32_t>(chunk >> (4 * BITS * i)), i < 2 ? low : high);
+  for (int i = 0; i < 4; ++i)
+    r.v[i] = four_levels<BITS>(static_cast<uint32_t>(chunk >> (4 * BITS * i)), i < 2 ? low : high);
   return r;
 }
 template <int BITS> inline F16 levels(const uint8_t* codes, const float* grid) {

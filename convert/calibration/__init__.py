@@ -1,0 +1,1 @@
+"""Calibration: measuring what a model's experts see of a text, and the file that keeps it for the packer."""

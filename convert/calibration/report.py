@@ -1,0 +1,53 @@
+"""What `calibrate` and `inspect` tell of a calibration; sizes in bytes, times in seconds."""
+
+from typing import Any
+
+import msgspec
+from rich.text import Text
+
+from ..report import amount, table
+from .file import CalibrationFile
+from .plan import CalibrationPlan
+
+
+def planned(plan: CalibrationPlan) -> str:
+    """What a calibration will take, in a sentence or two, before it starts."""
+    text, kept = plan.facts.text, plan.facts.shape
+    return (
+        f"calibrating on {text.tokens} tokens in {text.windows} windows, {text.held_out_tokens} of them held out;"
+        f" hidden states {amount(plan.state_bytes)}, correlations {amount(kept.correlation_bytes)}"
+        f" (experts' own: {kept.expert_hessians}), at most {amount(plan.disk_bytes)} of disk and about"
+        f" {amount(plan.memory_bytes)} of memory"
+    )
+
+
+def document(opened: CalibrationFile, seconds: float | None = None) -> dict[str, Any]:
+    """For `--json`, and for the table."""
+    found = {
+        "calibration": str(opened.path),
+        "digest": opened.digest,
+        "bytes": opened.path.stat().st_size,
+        **msgspec.to_builtins(opened.facts),
+    }
+    return found if seconds is None else {**found, "seconds": seconds}
+
+
+def calibration_table(found: dict[str, Any]) -> Text:
+    """What a person sees of it."""
+    model, text = found["model"], found["text"]
+    rows = [
+        ("model", f"{model['layers']} layers of {model['experts']} experts, {model['experts_per_token']} per token"),
+        ("", model["digest"]),
+        ("text", f"{text['tokens']} tokens in {text['windows']} windows of up to {text['window']}"),
+        ("", f"{text['digest']}, {text['held_out_tokens']} tokens held out"),
+        *([("through", found["through"])] if found["through"] else []),
+        (
+            "Hessians",
+            {"none": "of layers", "inner": "of layers, and each expert's of down"}.get(
+                found["expert_hessians"], "of layers and of each expert"
+            ),
+        ),
+        ("size", amount(found["bytes"])),
+        ("digest", found["digest"]),
+    ]
+    return table(found["calibration"], rows)

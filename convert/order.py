@@ -1,0 +1,69 @@
+"""Which recipe is wanted: by names, by a file, or by a size that the best recipe must fit."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..manifests.errors import UsageError
+from ..manifests.progress import Progress
+from .choice import Choice, Wish, choose
+from .recipe import DEFAULT_FORMAT, DEFAULT_METHOD, Recipe, checked_method, checked_trunk_format
+from .recipefile import read_recipe
+from .sensitivities import Sensitivities
+from .tensors import Source
+
+MOST_BITS = 16.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """The options that say what a pack shall be; None for those not given. `budget` is in bytes.
+
+    Raises UsageError for options that contradict each other, for names that are none, and as `read_recipe` does.
+    """
+
+    expert_format: str | None = None
+    method: str | None = None
+    trunk: str | None = None
+    recipe: Path | None = None
+    bits: float | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        self._require_compatible()
+        _ = self.fixed
+        checked_method(self.method or DEFAULT_METHOD)
+        checked_trunk_format(self.trunk or "source")
+        if self.bits is not None and not 0 < self.bits <= MOST_BITS:
+            raise UsageError(f"{self.bits} is no number of bits per weight; write one such as 2.5")
+
+    def settle(
+        self, source: Source, sensitivities: Sensitivities | None, *, jobs: int, progress: Progress
+    ) -> tuple[Recipe, Choice | None]:
+        """The recipe, and how it was chosen if it was. Raises UsageError as `choose` does."""
+        if self.fixed is not None:
+            return self.fixed, None
+        wish = Wish(self.method or DEFAULT_METHOD, self.bits, self.budget, self.trunk)
+        choice = choose(source, wish, sensitivities, jobs=jobs, progress=progress)
+        return choice.recipe, choice
+
+    @cached_property
+    def fixed(self) -> Recipe | None:
+        """The recipe that does not depend on the checkpoint; None if one is to be chosen."""
+        if self.recipe is not None:
+            return read_recipe(self.recipe)
+        if self.bits is not None or self.budget is not None:
+            return None
+        names = (self.expert_format or DEFAULT_FORMAT.name, self.method or DEFAULT_METHOD, self.trunk or "source")
+        return Recipe.parse(*names)
+
+    def _require_compatible(self) -> None:
+        ways: dict[str, object] = {"--expert-format": self.expert_format, "--recipe": self.recipe}
+        ways |= {"--bits": self.bits, "--budget": self.budget}
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+        within = {"--method": self.method, "--trunk": self.trunk}
+        inside = [name for name, value in within.items() if value is not None]
+        if self.recipe is not None and inside:
+            raise UsageError(f"a recipe file says what {inside[0]} says; leave one of them out")

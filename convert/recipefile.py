@@ -1,0 +1,127 @@
+"""Recipe files: a recipe as JSON or TOML, to be written by hand, or printed by moe-pack, edited and given back.
+
+    {"format": "book2-g8", "method": "mse", "trunk": "source",
+     "overrides": [{"layers": "20-29,31", "projections": ["down"], "format": "affine3-g64", "method": "mse"}]}
+
+Every key but `format` may be left out. An override without `layers` or `projections` is for all of them; without
+`format` or `method` it keeps the recipe's own. Of two overrides for one matrix the later counts.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..layout.record import PROJECTIONS
+from ..manifests import canonical
+from ..manifests.errors import CorruptInputError, UsageError
+from ..manifests.schema import Projection
+from .recipe import DEFAULT_METHOD, Coding, Override, Recipe, checked_trunk_format
+
+MAX_BYTES = 1024 * 1024
+ALL = "all"
+_RUNS = re.compile(r"\d{1,4}(-\d{1,4})?(, ?\d{1,4}(-\d{1,4})?)*")
+
+
+class _Override(Struct, frozen=True, forbid_unknown_fields=True):
+    layers: str = ALL
+    projections: Annotated[tuple[Projection, ...], Meta(min_length=1)] = ("gate", "up", "down")
+    format: str | None = None
+    method: str | None = None
+
+
+class _Recipe(Struct, frozen=True, forbid_unknown_fields=True):
+    format: str
+    method: str = DEFAULT_METHOD
+    trunk: str = "source"
+    overrides: list[_Override] = []
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file; one whose name ends in .toml is TOML, any other JSON.
+
+    Raises UsageError naming the file if it cannot be read, is malformed, or names what does not exist.
+    """
+    content = _content(path)
+    try:
+        written = msgspec.convert(_decoded(content, path), _Recipe)
+        return _recipe(written)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path} is not a recipe: {error}") from None
+    except (UsageError, CorruptInputError, ValueError) as error:
+        raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def written(recipe: Recipe) -> dict[str, Any]:
+    """The document of a recipe, ready for JSON; `read_recipe` gives the same recipe again."""
+    return {
+        "format": recipe.coding.format.name,
+        "method": recipe.coding.method,
+        "trunk": recipe.trunk_format,
+        "overrides": [_written_override(override) for override in recipe.overrides],
+    }
+
+
+def runs(layers: tuple[int, ...]) -> str:
+    """Layers in few words: 0-9,12."""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and parts[-1][1] == layer - 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _written_override(override: Override) -> dict[str, Any]:
+    return {
+        "layers": ALL if override.layers is None else runs(override.layers),
+        "projections": list(override.projections),
+        "format": override.coding.format.name,
+        "method": override.coding.method,
+    }
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise UsageError(f"{path} has more than {MAX_BYTES} bytes; it cannot be a recipe")
+    return content
+
+
+def _decoded(content: bytes, path: Path) -> Any:
+    if path.suffix == ".toml":
+        return tomllib.loads(content.decode("utf-8"))
+    return canonical.decode(content, str(path))
+
+
+def _recipe(written: _Recipe) -> Recipe:
+    coding = Coding.parse(written.format, written.method)
+    overrides = (_override(override, written) for override in written.overrides)
+    return Recipe(coding, checked_trunk_format(written.trunk), tuple(overrides))
+
+
+def _override(override: _Override, recipe: _Recipe) -> Override:
+    coding = Coding.parse(override.format or recipe.format, override.method or recipe.method)
+    names = tuple(name for name in PROJECTIONS if name in override.projections)
+    return Override(None if override.layers == ALL else _layers(override.layers), names, coding)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """The layers of a text such as "0-9,12"."""
+    if not _RUNS.fullmatch(text):
+        raise UsageError(f"{text!r} names no layers; write them as 0-9,12, or {ALL}")
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if last and int(last) < int(first):
+            raise UsageError(f"{text!r} names no layers: {part.strip()} ends before it begins")
+        found.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))

@@ -1,0 +1,144 @@
+"""`make quality`: build packs by every recipe, score them with `moe-pack quality`, and write docs/quality.md.
+
+Everything is kept under build/quality: packs, calibration files, and each score as JSON, which is not made again while
+it is there. With LLAMA_CPP naming a build directory of llama.cpp (see ../peers/llama.py), its formats are measured
+with its own tools, and packs of no more bits are scored on the same tokens.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import page
+from subjects import FOUR_BITS, RECIPES, ROOT, SMALL, STRICT, Recipe, Subject, subjects, uniform
+
+PLACE = ROOT / "build" / "quality"
+MOE_PACK = Path(sys.executable).parent / "moe-pack"
+LLAMA = ROOT / "tests" / "extended" / "peers" / "llama.py"
+CALIBRATION_TOKENS = 262144
+FEWER = (FOUR_BITS.name, "book2-g8 mse")
+PEERS = (uniform("book2-g16", "mse"), SMALL, uniform("book2-g8", "mse"), STRICT, uniform("book2-g8", "gptq"))
+
+Scores = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One subject's folder and what is in it. `limit`: tokens scored of each text."""
+
+    subject: Subject
+    place: Path
+    limit: int
+
+    @property
+    def calibration(self) -> Path:
+        return self.place / "calibration.moecal"
+
+    def pack(self, recipe: Recipe) -> Path:
+        return self.place / "packs" / recipe.name.replace(" ", "_").lstrip("-")
+
+    def calibrate(self) -> None:
+        """Measure the calibration text, once."""
+        if not self.calibration.exists():
+            text = ("--text", self.subject.calibration, "--tokens", CALIBRATION_TOKENS, "--sensitivities")
+            run(MOE_PACK, "calibrate", self.subject.checkpoint, *text, "-o", self.calibration)
+
+    def build(self, recipe: Recipe) -> Path:
+        """The pack of a recipe, made anew unless it is there."""
+        target = self.pack(recipe)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            used = ("--calibration", self.calibration) if recipe.calibrated else ()
+            run(MOE_PACK, "build", self.subject.checkpoint, target, *recipe.options, *used)
+        return target
+
+    def score(self, name: str, recipes: tuple[Recipe, ...], *options: object) -> Scores:
+        """`moe-pack quality` of some packs, kept as NAME.json."""
+        kept = self.place / f"{name}.json"
+        if not kept.exists():
+            packs = [self.pack(recipe) for recipe in recipes]
+            command = (MOE_PACK, "quality", *packs, "--reference", self.subject.checkpoint, "--json", *options)
+            kept.write_text(run(*command, capture=True))
+        scores: Scores = json.loads(kept.read_text())
+        names = {str(self.pack(recipe)): recipe.name for recipe in recipes}
+        return {
+            "scores": scores,
+            "packs": [(names[row["pack"]], row) for row in scores["packs"]],
+            "weights": {names[path]: value for path, value in scores["weights"].items()},
+        }
+
+
+def run(*command: object, capture: bool = False) -> str:
+    """Run a command, its progress on the terminal; a failure ends the program."""
+    words = [str(word) for word in command]
+    print("$", *words, file=sys.stderr, flush=True)
+    done = subprocess.run(words, check=False, text=True, stdout=subprocess.PIPE if capture else None)
+    if done.returncode:
+        raise SystemExit(f"{words[0]} {words[1]} ended with {done.returncode}")
+    return done.stdout or ""
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """All scores of one subject."""
+    subject = bench.subject
+    bench.calibrate()
+    for each in RECIPES:
+        bench.build(each)
+    called = tuple(recipe for recipe in RECIPES if recipe.tools)
+    fewer = tuple(recipe for recipe in RECIPES if recipe.name in FEWER)
+    first, *_ = subject.texts.values()
+    text = ("--limit", bench.limit)
+    results: dict[str, Any] = {
+        name: bench.score(name, RECIPES, "--text", path, *text, *() if name == "text" else ("--no-weights",))
+        for name, path in subject.texts.items()
+    }
+    few = ("--text", first, "--limit", bench.limit // 2, "--no-weights", "--tools")
+    results["tools"] = bench.score("tools", called, *few, subject.tools)
+    results["fewer"] = bench.score("fewer", fewer, *few[:-1], "-k", subject.fewer)
+    drawn = ROOT / "docs" / f"quality-{subject.name}.svg"
+    shown = tuple(recipe for recipe in called if recipe != FOUR_BITS)
+    results["layers"] = bench.score("layers", shown, "--text", first, "--limit", 4096, "--picture", drawn)
+    return results
+
+
+def measure_llama(bench: Bench, build: Path) -> dict[str, Any]:
+    """llama.cpp's figures, and ours on its very tokens."""
+    work, kept = bench.place / "llama", bench.place / "llama.json"
+    texts = list(bench.subject.texts.values())
+    if not kept.exists():
+        files = ("--calibration", bench.subject.calibration, "--text", *texts, "--work", work, "-o", kept)
+        run(sys.executable, LLAMA, build, bench.subject.checkpoint, *files)
+    theirs = json.loads(kept.read_text())
+    first = theirs["texts"]["val_text"]["windows_file"]
+    return {"theirs": theirs, "ours": bench.score("windows", PEERS, "--tokens", work / first, "--no-weights")}
+
+
+def main() -> None:
+    """Measure every subject and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--limit", type=int, default=49152, help="tokens scored of each text")
+    parser.add_argument("--cases", type=int, default=300, help="tool cases")
+    parser.add_argument("--fresh", action="store_true", help="forget what build/quality holds")
+    parser.add_argument("--only", help="one subject, and the page is not written")
+    options = parser.parse_args()
+    if options.fresh:
+        shutil.rmtree(PLACE, ignore_errors=True)
+    results = {}
+    for subject in subjects(PLACE, options.cases):
+        if options.only in (None, subject.name):
+            bench = Bench(subject, PLACE / subject.name, options.limit)
+            results[subject.name] = measure(bench)
+            if (build := os.environ.get("LLAMA_CPP")) and "text" in subject.texts:
+                results[subject.name]["llama"] = measure_llama(bench, Path(build))
+    if options.only is None:
+        (ROOT / "docs" / "quality.md").write_text(page.render(results))
+
+
+if __name__ == "__main__":
+    main()
