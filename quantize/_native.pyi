@@ -77,3 +77,31 @@ def quantize_affine_to_grids(
     target_scales: NDArray[np.uint8],
     importance: NDArray[np.float32] | None,
 ) -> int: ...
+def coefficient_count(cols: int) -> int: ...
+def factorise(
+    hessian: NDArray[np.float32],
+    damping: float,
+    coefficients: NDArray[np.float32],
+    importance: NDArray[np.float32],
+) -> str: ...
+def feedback(
+    weights: NDArray[np.float32],
+    coefficients: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    target_bits: int,
+    target_group_size: int,
+    target_codes: NDArray[np.uint8],
+    target_scales: NDArray[np.uint8],
+    target_biases: NDArray[np.uint8],
+) -> None: ...
+def grid_feedback(
+    weights: NDArray[np.float32],
+    coefficients: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    target_table: NDArray[np.int16],
+    target_group_size: int,
+    target_codes: NDArray[np.uint8],
+    target_grids: NDArray[np.uint8],
+    target_scales: NDArray[np.uint8],
+) -> None: ...
+def output_error(errors: NDArray[np.float32], moments: NDArray[np.float32]) -> float: ...

@@ -57,6 +57,14 @@ struct GridTarget {
     uint8_t* scales;
 };
 
+// A Hessian made ready for error feedback, see factor.h.
+struct Feedback {
+    const float* coefficients;  // how much of what column k loses column j makes up for, as panels (products.h)
+    const float* importance;    // [cols], relative to the largest
+};
+
+enum class FactorResult { done, not_finite, indefinite };
+
 // The quantizers return the first group that holds a non-finite weight or whose range overflows (of grids: the first
 // row with a non-finite weight), or -1.
 struct Kernels {
@@ -66,6 +74,12 @@ struct Kernels {
     int64_t (*minmax)(const Source& source, const Target& target, int64_t groups);
     int64_t (*mse)(const Source& source, const Target& target, int64_t groups);
     int64_t (*quantize_grids)(const Source& source, const GridTarget& target, int64_t rows, int cols, const float* importance);
+    FactorResult (*factorise)(const float* hessian, int64_t cols, double damping, float* coefficients,
+                              float* importance);
+    void (*feedback)(const Feedback& feedback, const float* weights, const Target& target, int64_t rows, int64_t cols);
+    void (*grid_feedback)(const Feedback& feedback, const float* weights, const GridTarget& target, int64_t rows,
+                          int64_t cols);
+    double (*output_error)(const float* differences, int64_t rows, int64_t cols, const float* hessian);
 };
 
 // The best instruction set of this machine, or the one that the environment variable MOEPACK_ISA names: nullptr if this

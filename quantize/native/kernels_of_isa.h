@@ -1,6 +1,7 @@
 // All kernels in a namespace of their own, so that the linker can never mix code of two instruction sets.
 #pragma once
 #include "descent.h"
+#include "feedback_methods.h"
 #include "grid_mse.h"
 #include "histogram.h"
 
@@ -27,6 +28,15 @@ inline int64_t quantize_mse(const Source& source, const Target& target, int64_t 
 #define MOEPACK_NAME_OF(isa) #isa
 #define MOEPACK_NAME(isa) MOEPACK_NAME_OF(isa)
 extern const Kernels kernels;
-const Kernels kernels = {MOEPACK_NAME(MOEPACK_ISA), dequantize, dequantize_grids, quantize_minmax, quantize_mse, quantize_grids};
+const Kernels kernels = {MOEPACK_NAME(MOEPACK_ISA),
+                         dequantize,
+                         dequantize_grids,
+                         quantize_minmax,
+                         quantize_mse,
+                         quantize_grids,
+                         factorise,
+                         feedback,
+                         grid_feedback,
+                         output_error};
 
 }  // namespace moepack::MOEPACK_ISA

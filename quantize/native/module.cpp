@@ -1,55 +1,14 @@
 // Bindings: arrays arrive as bytes in C order, their sizes are checked here, and the GIL is released.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include "bindings.h"
+
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
 
-#include <cfenv>
 #include <optional>
-#include <stdexcept>
-#include <string>
 
-#include "kernels.h"
-
-namespace nb = nanobind;
 using namespace moepack;
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Table = nb::ndarray<const int16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Importances = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 namespace {
-
-const Kernels& kernels() {
-    static const Kernels* const chosen = chosen_kernels();
-    if (!chosen) throw std::runtime_error("MOEPACK_ISA names no instruction set that this machine runs");
-    return *chosen;
-}
-
-// Round to nearest and no flush to zero, whatever another library of this process has set for the thread.
-class PlainArithmetic {
-public:
-    PlainArithmetic() { std::fegetenv(&saved), std::fesetenv(FE_DFL_ENV); }
-    ~PlainArithmetic() { std::fesetenv(&saved); }
-    PlainArithmetic(const PlainArithmetic&) = delete;
-    PlainArithmetic& operator=(const PlainArithmetic&) = delete;
-
-private:
-    std::fenv_t saved;
-};
-
-FloatType float_type(const std::string& name) {
-    if (name == "float32") return FloatType::float32;
-    if (name == "float16") return FloatType::float16;
-    if (name == "bfloat16") return FloatType::bfloat16;
-    throw std::invalid_argument("no such float type: " + name);
-}
-
-int64_t float_size(FloatType type) { return type == FloatType::float32 ? 4 : 2; }
-
-void require(bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(what);
-}
 
 // How many weights a matrix of these arrays holds.
 int64_t checked_count(int bits, int group_size, int64_t codes, int64_t scales, int64_t biases, int64_t scale_size) {
@@ -202,4 +161,5 @@ NB_MODULE(_native, m) {
     m.def("quantize_affine", &quantize_affine);
     m.def("quantize_floats_to_grids", &quantize_floats_to_grids);
     m.def("quantize_affine_to_grids", &quantize_affine_to_grids);
+    bind_feedback(m);
 }
