@@ -214,8 +214,8 @@ class _Chooser:
         return list(distinct.values())
 
     def _trunk(self, name: str) -> _Trunk:
-        smallest = self._layers.formats[0][0]
-        recipe = Recipe(Coding(smallest[0], self._wish.method), name)
+        any_format = next(iter(self._layers.errors[0]["gate"]))
+        recipe = Recipe(Coding(any_format, self._wish.method), name)
         plan = plan_pack(self._source, recipe).plan
         others = plan.total_bytes - plan.expert_bytes + plan.manifest_bytes
         cost = TRUNK_WEIGHT * self._sensitivities.total * weigh_trunk(self._source, recipe)

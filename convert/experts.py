@@ -13,6 +13,7 @@ import numpy as np
 from ..layout.formats import AffineFormat
 from ..layout.record import PROJECTIONS, RecordLayout
 from ..quantize.affine import AffineMatrix
+from ..quantize.grids import GridMatrix, Matrix
 from ..quantize.methods import NonFiniteWeightError, quantize
 from .checkpoint import Checkpoint
 from .finite import not_finite, require_finite
@@ -20,7 +21,7 @@ from .parallel import in_flight, in_order
 from .recipe import passes_through
 from .tensors import LayerExperts, Scratch, Weights
 
-_DTYPES = {"uint32": np.dtype("<u4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_DTYPES = {"uint32": np.dtype("<u4"), "uint8": np.dtype(np.uint8), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class Slot:
@@ -31,11 +32,11 @@ class Slot:
         self.matrices = {name: self._matrix(layout, name) for name in PROJECTIONS}
         self.scratch = Scratch()
 
-    def _matrix(self, layout: RecordLayout, projection: str) -> AffineMatrix:
+    def _matrix(self, layout: RecordLayout, projection: str) -> Matrix:
         format_ = layout.formats[projection]
-        assert isinstance(format_, AffineFormat)
-        parts = (self._view(layout, f"{projection}.{part}") for part in ("weight", "scales", "biases"))
-        return AffineMatrix(format_, *parts)
+        names = [name for name, _, _ in format_.parts(*layout.shape.of(projection))]
+        parts = (self._view(layout, f"{projection}.{name}") for name in names)
+        return AffineMatrix(format_, *parts) if isinstance(format_, AffineFormat) else GridMatrix(format_, *parts)
 
     def _view(self, layout: RecordLayout, name: str) -> np.ndarray:
         component = layout[name]
@@ -74,7 +75,7 @@ class ExpertPacker:
         into = {
             name: matrix
             for name, matrix in slot.matrices.items()
-            if passes_through(encodings[name], self.layout.formats[name])
+            if isinstance(matrix, AffineMatrix) and passes_through(encodings[name], matrix.format)
         }
         for name, weights in experts.read(expert, slot.scratch, into).items():
             what = self._name(experts, expert, name)
@@ -85,7 +86,7 @@ class ExpertPacker:
                 self._quantize(weights, self.methods[name], slot.matrices[name], what)
         return slot
 
-    def _quantize(self, weights: Weights, method: str, out: AffineMatrix, what: str) -> None:
+    def _quantize(self, weights: Weights, method: str, out: Matrix, what: str) -> None:
         try:
             quantize(weights, out.format, method, out)
         except NonFiniteWeightError as error:

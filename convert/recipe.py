@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..layout.formats import AFFINE_FORMATS, AffineFormat, Format, parse
+from ..layout.formats import FORMATS, AffineFormat, Format, parse
 from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
@@ -20,7 +20,7 @@ from ..quantize.methods import METHODS
 from .families.family import Role
 from .tensors import Affine, Encoding, format_of
 
-EXPERT_FORMATS = tuple(format_.name for format_ in AFFINE_FORMATS)
+EXPERT_FORMATS = tuple(format_.name for format_ in FORMATS)
 TRUNK_FORMATS = ("source", "bf16", "affine8-g64", "affine4-g64")
 TRUNK_METHOD = "mse"
 DEFAULT_FORMAT = AffineFormat(2, 64)
@@ -161,7 +161,7 @@ def checked_trunk_format(name: str) -> str:
 def fitting(shape: ExpertShape) -> tuple[Format, ...]:
     """The formats that experts of this shape can have."""
     return tuple(
-        format_ for format_ in AFFINE_FORMATS if format_.fits(shape.of("gate")[1]) and format_.fits(shape.of("down")[1])
+        format_ for format_ in FORMATS if format_.fits(shape.of("gate")[1]) and format_.fits(shape.of("down")[1])
     )
 
 

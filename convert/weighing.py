@@ -88,7 +88,6 @@ def _error(
 ) -> float:
     if passes_through(experts.encodings[projection], format_):
         return 0.0
-    assert isinstance(format_, AffineFormat)
     try:
         return relative_squared_error(_floats(weights), quantize(weights, format_, method))
     except NonFiniteWeightError:

@@ -33,7 +33,7 @@ MIXED = {
     "trunk": "affine4-g64",
     "overrides": [
         {"projections": ["down"], "format": "affine4-g64", "method": "minmax"},
-        {"layers": "1-2", "format": "affine2-g32"},
+        {"layers": "1-2", "format": "book2-g8"},
         {"layers": "2, 3", "projections": ["up", "gate"], "format": "affine2-g64", "method": "mse"},
     ],
 }
@@ -91,8 +91,9 @@ def test_toml_is_read_too(tmp_path: Path) -> None:
         ('{"format": "affine2-g64", "format": "affine3-g64"}', ["appears twice"]),
         ({}, ["format"]),
         ({"format": "affine2-g64", "formats": {}}, ["formats"]),
-        ({"format": "affine5-g64"}, ["'affine5-g64'", "affine2-g32"]),
+        ({"format": "affine5-g64"}, ["'affine5-g64'", "book2-g8"]),
         ({"format": "affine2-g64", "method": "best"}, ["'best'", "minmax, mse"]),
+        ({"format": "book2-g8", "method": "minmax"}, ["minmax", "book2-g8", "mse"]),
         ({"format": "affine2-g64", "trunk": "q4"}, ["'q4'", "source, bf16"]),
         ({"format": "affine2-g64", "overrides": [{"layers": "4", "format": "affine3-g64"}]}, ["layer 4", "0 to 3"]),
         ({"format": "affine2-g64", "overrides": [{"layers": "3-1"}]}, ["3-1", "ends before it begins"]),
@@ -152,13 +153,13 @@ def test_a_printed_recipe_is_edited_and_given_back(
     assert json.loads(printed.out)["overrides"][1] == {
         "layers": "1-2",
         "projections": ["gate", "up", "down"],
-        "format": "affine2-g32",
+        "format": "book2-g8",
         "method": "mse",
     }
     assert moe_pack("build", checkpoint, tmp_path / "pack", "--recipe", tmp_path / "again.json").code == 0
     inspected = json.loads(moe_pack("inspect", tmp_path / "pack", "--json").out)
     assert [layout["layers"] for layout in inspected["experts"]["layouts"]] == ["0", "1", "2", "3"]
-    assert "affine2-g32" in moe_pack("inspect", tmp_path / "pack").out
+    assert "book2-g8" in moe_pack("inspect", tmp_path / "pack").out
 
 
 def test_every_record_and_the_manifest_are_as_the_recipe_says(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
@@ -168,14 +169,14 @@ def test_every_record_and_the_manifest_are_as_the_recipe_says(make_checkpoint: C
         found = [{name: format_.name for name, format_ in layout.formats.items()} for layout in pack.records]
         told = pack.manifest.recipe
     assert found[0] == {"gate": "affine3-g64", "up": "affine3-g64", "down": "affine4-g64"}
-    assert found[1] == dict.fromkeys(PROJECTIONS, "affine2-g32")
-    assert found[2] == {"gate": "affine2-g64", "up": "affine2-g64", "down": "affine2-g32"}
+    assert found[1] == dict.fromkeys(PROJECTIONS, "book2-g8")
+    assert found[2] == {"gate": "affine2-g64", "up": "affine2-g64", "down": "book2-g8"}
     assert found[3] == {"gate": "affine2-g64", "up": "affine2-g64", "down": "affine4-g64"}
     assert told.overrides is not msgspec.UNSET
     assert {(one.expert_format, one.method) for one in told.overrides} | {(told.expert_format, told.method)} == {
         ("affine3-g64", "mse"),
         ("affine4-g64", "minmax"),
-        ("affine2-g32", "mse"),
+        ("book2-g8", "mse"),
         ("affine2-g64", "mse"),
     }
 
