@@ -33,6 +33,7 @@ def quantize_floats(
     target_codes: NDArray[np.uint8],
     target_scales: NDArray[np.uint8],
     target_biases: NDArray[np.uint8],
+    importance: NDArray[np.float32] | None,
 ) -> int: ...
 def quantize_affine(
     dtype: str,
@@ -48,6 +49,7 @@ def quantize_affine(
     target_codes: NDArray[np.uint8],
     target_scales: NDArray[np.uint8],
     target_biases: NDArray[np.uint8],
+    importance: NDArray[np.float32] | None,
 ) -> int: ...
 def quantize_floats_to_grids(
     dtype: str,

@@ -22,6 +22,10 @@ mse, for formats of grids (minmax has no meaning for them and is refused)
     Per row, the bfloat16 scale, and per group, the grid, of least squared error; codes pick the nearest level. Scales
     are searched from a coarse ladder down to neighbouring bfloat16 numbers, and every scale is judged with the best
     grid of every group. A row for which nothing is better than zeros has scale, grids and codes 0.
+
+imatrix
+    The same searches as mse, for the least sum of importance * (w - w')^2, where the importance of an input comes with
+    the statistics. Within a group without any importance, all weights count the same.
 """
 
 from typing import TypeVar, overload
@@ -32,9 +36,13 @@ import numpy as np
 from ..layout.formats import AffineFormat, Format, GridFormat
 from . import _native
 from .affine import FLOAT_NAMES, AffineMatrix, as_bytes, native_parts, require_whole_groups
+from .calibration import InputStatistics
 from .grids import GridMatrix, Matrix, native_grids
+from .moments import Floats
 
-METHODS = ("minmax", "mse")
+DATA_FREE_METHODS = ("minmax", "mse")
+METHODS = (*DATA_FREE_METHODS, "imatrix")
+_SEARCHES = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}  # the native search of a method
 M = TypeVar("M", AffineMatrix, GridMatrix)
 
 
@@ -56,27 +64,43 @@ def instruction_set() -> str:
 
 @overload
 def quantize(
-    weights: np.ndarray | AffineMatrix, format: AffineFormat, method: str, out: Matrix | None = None
+    weights: np.ndarray | AffineMatrix,
+    format: AffineFormat,
+    method: str,
+    out: Matrix | None = None,
+    statistics: InputStatistics | None = None,
 ) -> AffineMatrix: ...
 @overload
 def quantize(
-    weights: np.ndarray | AffineMatrix, format: GridFormat, method: str, out: Matrix | None = None
+    weights: np.ndarray | AffineMatrix,
+    format: GridFormat,
+    method: str,
+    out: Matrix | None = None,
+    statistics: InputStatistics | None = None,
 ) -> GridMatrix: ...
-def quantize(weights: np.ndarray | AffineMatrix, format: Format, method: str, out: Matrix | None = None) -> Matrix:
+def quantize(
+    weights: np.ndarray | AffineMatrix,
+    format: Format,
+    method: str,
+    out: Matrix | None = None,
+    statistics: InputStatistics | None = None,
+) -> Matrix:
     """Choose codes, and what gives them their values, of `format` for a matrix [rows, cols] by one of `METHODS`.
 
     `weights` are float32, float16 or bfloat16, or themselves quantized. The result's scales and biases are bfloat16;
-    it is written into the arrays of `out` (contiguous; views into a larger buffer are fine) when given.
+    it is written into the arrays of `out` (contiguous; views into a larger buffer are fine) when given. `statistics`
+    are what imatrix needs; the methods without data take no notice of them.
     Raises NonFiniteWeightError (`out` is then partly written), and ValueError for arguments that do not fit.
     """
     if method not in METHODS:
         raise ValueError(f"no quantization method is called {method!r}; there are {', '.join(METHODS)}")
     shape = _shape(weights)
     require_whole_groups(shape[1], format)
+    importance = None if method in DATA_FREE_METHODS else _importance(statistics, method, shape[1])
     if isinstance(format, GridFormat):
-        return _quantize_to_grids(weights, format, method, out)
+        return _quantize_to_grids(weights, format, method, out, importance)
     result = AffineMatrix.empty(*shape, format) if out is None else _checked_out(out, AffineMatrix, shape, format)
-    target = (method, shape[1], *native_parts(result)[1:])
+    target = (_SEARCHES[method], shape[1], *native_parts(result)[1:], importance)
     if isinstance(weights, AffineMatrix):
         arguments = (*native_parts(weights), *target)
         _require_finite(_native.quantize_affine(*arguments))
@@ -86,19 +110,30 @@ def quantize(weights: np.ndarray | AffineMatrix, format: Format, method: str, ou
 
 
 def _quantize_to_grids(
-    weights: np.ndarray | AffineMatrix, format: GridFormat, method: str, out: Matrix | None
+    weights: np.ndarray | AffineMatrix, format: GridFormat, method: str, out: Matrix | None, importance: Floats | None
 ) -> GridMatrix:
     if method == "minmax":
         raise ValueError(f"minmax is a method for plain affine formats only, not for {format.name}; use mse")
     shape = _shape(weights)
     result = GridMatrix.empty(*shape, format) if out is None else _checked_out(out, GridMatrix, shape, format)
-    target = (*native_grids(result), None)
+    target = (*native_grids(result), importance)
     if isinstance(weights, AffineMatrix):
         arguments = (*native_parts(weights), *target)
         _require_finite(_native.quantize_affine_to_grids(*arguments))
     else:
         _require_finite(_native.quantize_floats_to_grids(weights.dtype.name, as_bytes(weights), *target))
     return result
+
+
+def _importance(statistics: InputStatistics | None, method: str, cols: int) -> Floats:
+    if statistics is None:
+        raise ValueError(f"{method} needs statistics of the matrix's inputs; mse does without")
+    importance = np.ascontiguousarray(statistics.importance, np.float32)
+    if importance.shape != (cols,):
+        raise ValueError(f"importances {list(importance.shape)} are not one for each of {cols} inputs")
+    if not (np.isfinite(importance) & (importance >= 0)).all():
+        raise ValueError("an importance is negative, NaN or infinite")
+    return importance
 
 
 def _require_finite(bad_row: int) -> None:

@@ -11,22 +11,31 @@ from time import perf_counter
 import ml_dtypes
 import numpy as np
 
-from ..layout.formats import AffineFormat
+from ..layout.formats import GRID_FORMATS, AffineFormat, Format, GridFormat, parse
 from .affine import AffineMatrix, dequantize
-from .methods import METHODS, instruction_set, quantize
+from .calibration import InputStatistics
+from .methods import instruction_set, quantize
 
-ROWS, COLS, RUNS = 2048, 4096, 7
-TARGET = AffineFormat(2, 64)
+ROWS, COLS, RUNS = 1024, 4096, 5
+_STATISTICS = InputStatistics(np.linspace(1, 8, COLS, dtype=np.float32))
+TARGETS = ("affine2-g64", "affine3-g64", *(format_.name for format_ in GRID_FORMATS))
 
 
 def main() -> None:
-    """Print a table: source, operation, million weights per second."""
-    print(f"{ROWS} x {COLS} weights, one thread, {instruction_set()}, to {TARGET.name}; million weights/s")
-    out = AffineMatrix.empty(ROWS, COLS, TARGET)
-    for name, weights in _sources().items():
-        for method in METHODS:
-            print(f"{name:12} {method:10} {_rate(partial(quantize, weights, TARGET, method, out)):7.0f}")
-    print(f"{TARGET.name:12} {'dequantize':10} {_rate(partial(dequantize, out)):7.0f}")
+    """Print a table: source, target, operation, million weights per second."""
+    print(f"{ROWS} x {COLS} weights, one thread, {instruction_set()}; million weights/s")
+    for source, weights in _sources().items():
+        for target in map(parse, TARGETS):
+            out = quantize(weights, target, "mse")
+            for method in _methods(target):
+                run = partial(quantize, weights, target, method, out, _STATISTICS)
+                print(f"{source:12} to {target.name:13} {method:10} {_rate(run):7.0f}")
+            print(f"{'':12}    {target.name:13} {'dequantize':10} {_rate(partial(dequantize, out)):7.0f}")
+
+
+def _methods(target: Format) -> list[str]:
+    """Those that are one search."""
+    return ["mse", "imatrix"] if isinstance(target, GridFormat) else ["minmax", "mse", "imatrix"]
 
 
 def _sources() -> dict[str, np.ndarray | AffineMatrix]:

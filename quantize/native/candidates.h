@@ -26,6 +26,15 @@ struct Weighted {
     const float* importance;
 };
 
+// How much the weights of groups count: `groups` of them in a row, and every row is the same.
+struct GroupShares {
+    const float* values;
+    int64_t groups;
+    int size;
+
+    const float* of(int64_t group) const { return values + group % groups * size; }
+};
+
 struct Candidate {
     StoredGrid grid;
     double error;  // weighted squared error of what will be read back

@@ -77,12 +77,12 @@ inline void store_ranked(const Target& target, int64_t group, const Ranked<size>
     store<size>(target, group, grid, codes);
 }
 
-// How many weights have each rank.
+// How much the weights of each rank count.
 struct Histogram {
     alignas(64) float counts[levels];
 };
 
-// Counts in the nibbles of a word, eight weights at a time, then in bytes: even ranks in one word, odd in another.
+// How many there are: counts in the nibbles of a word, eight weights at a time, then in bytes: even ranks in one word, odd in another.
 template <int size>
 inline Histogram histogram_of(const Ranked<size>& group) {
     constexpr uint64_t low_nibbles = 0x0f0f0f0f0f0f0f0f;
@@ -101,7 +101,14 @@ inline Histogram histogram_of(const Ranked<size>& group) {
     return histogram;
 }
 
-// Ranks are the units of the search, so that its sums are whole numbers and exact.
+template <int size>
+inline Histogram histogram_of(const Ranked<size>& group, const float* shares) {
+    Histogram histogram{};
+    for (int i = 0; i < size; i++) histogram.counts[group.ranks[i]] += shares[i];
+    return histogram;
+}
+
+// Ranks are the units of the search, so that without importances its sums are whole numbers and exact.
 inline void fill_tails(const Histogram* block, int used, Tails<levels>& tails) {
     std::memset(&tails, 0, sizeof tails);
     for (int lane = 0; lane < used; lane++) {
@@ -115,8 +122,8 @@ inline void fill_tails(const Histogram* block, int used, Tails<levels>& tails) {
     }
 }
 
-template <int size>
-inline int64_t mse_by_histogram(const Source& source, const Target& target, int64_t groups) {
+template <int size, bool weighted>
+inline int64_t mse_by_histogram(const Source& source, const Target& target, int64_t groups, const GroupShares& shares) {
     Ranked<size> block[lanes];
     Histogram histograms[lanes];
     Candidate candidates[2];
@@ -126,13 +133,14 @@ inline int64_t mse_by_histogram(const Source& source, const Target& target, int6
         for (int lane = 0; lane < used; lane++) {
             load_ranked(source.affine, first + lane, block[lane]);
             if (!block[lane].range.usable) return first + lane;
-            histograms[lane] = histogram_of(block[lane]);
+            histograms[lane] =
+                weighted ? histogram_of(block[lane], shares.of(first + lane)) : histogram_of(block[lane]);
         }
         fill_tails(histograms, used, tails);
-        const Fit fit = best_split(tails, float(size), 0, 1);
+        const Fit fit = best_split(tails, 0, 1);
         for (int lane = 0; lane < used; lane++) {
             const Ranked<size>& ranked = block[lane];
-            const UnitFit unit{ranked.first, ranked.step, fit.scale[lane], tails.sum[0][lane] / float(size),
+            const UnitFit unit{ranked.first, ranked.step, fit.scale[lane], tails.sum[0][lane] / tails.count[0][lane],
                                fit.mean_code[lane]};
             const Weighted group{ranked.values, histograms[lane].counts};
             const Candidate& chosen = better_of<levels>(group, ranked.range, stored_fit(unit), 2, candidates);

@@ -66,14 +66,15 @@ struct Feedback {
 enum class FactorResult { done, not_finite, indefinite };
 
 // The quantizers return the first group that holds a non-finite weight or whose range overflows (of grids: the first
-// row with a non-finite weight), or -1.
+// row with a non-finite weight), or -1. `importance` is one number per input, or nullptr: all count the same.
 struct Kernels {
     const char* name;
     void (*dequantize)(const Affine& matrix, int64_t count, float* weights);
     void (*dequantize_grids)(const GridMatrix& matrix, int64_t rows, int cols, float* weights);
     int64_t (*minmax)(const Source& source, const Target& target, int64_t groups);
-    int64_t (*mse)(const Source& source, const Target& target, int64_t groups);
-    int64_t (*quantize_grids)(const Source& source, const GridTarget& target, int64_t rows, int cols, const float* importance);
+    int64_t (*mse)(const Source& source, const Target& target, int64_t groups, int cols, const float* importance);
+    int64_t (*quantize_grids)(const Source& source, const GridTarget& target, int64_t rows, int cols,
+                              const float* importance);
     FactorResult (*factorise)(const float* hessian, int64_t cols, double damping, float* coefficients,
                               float* importance);
     void (*feedback)(const Feedback& feedback, const float* weights, const Target& target, int64_t rows, int64_t cols);

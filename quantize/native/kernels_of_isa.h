@@ -4,13 +4,22 @@
 #include "feedback_methods.h"
 #include "grid_mse.h"
 #include "histogram.h"
+#include "importance.h"
 
 namespace moepack::MOEPACK_ISA {
 
+template <int size, bool weighted>
+inline int64_t mse_of(const Source& source, const Target& target, int64_t groups, const GroupShares& shares) {
+    if (suits_histogram(source, target)) return mse_by_histogram<size, weighted>(source, target, groups, shares);
+    return mse_by_descent<size, weighted>(source, target, groups, shares);
+}
+
 template <int size>
-inline int64_t mse_of(const Source& source, const Target& target, int64_t groups) {
-    if (suits_histogram(source, target)) return mse_by_histogram<size>(source, target, groups);
-    return mse_by_descent<size>(source, target, groups);
+inline int64_t mse_of(const Source& source, const Target& target, int64_t groups, int cols, const float* given) {
+    const Importance importance(given, cols, size);
+    const GroupShares shares{importance.shares.data(), cols / size, size};
+    if (given) return mse_of<size, true>(source, target, groups, shares);
+    return mse_of<size, false>(source, target, groups, shares);
 }
 
 inline int64_t quantize_minmax(const Source& source, const Target& target, int64_t groups) {
@@ -19,10 +28,11 @@ inline int64_t quantize_minmax(const Source& source, const Target& target, int64
     return minmax<128>(source, target, groups);
 }
 
-inline int64_t quantize_mse(const Source& source, const Target& target, int64_t groups) {
-    if (target.group_size == 32) return mse_of<32>(source, target, groups);
-    if (target.group_size == 64) return mse_of<64>(source, target, groups);
-    return mse_of<128>(source, target, groups);
+inline int64_t quantize_mse(const Source& source, const Target& target, int64_t groups, int cols,
+                            const float* importance) {
+    if (target.group_size == 32) return mse_of<32>(source, target, groups, cols, importance);
+    if (target.group_size == 64) return mse_of<64>(source, target, groups, cols, importance);
+    return mse_of<128>(source, target, groups, cols, importance);
 }
 
 #define MOEPACK_NAME_OF(isa) #isa

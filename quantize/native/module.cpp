@@ -45,34 +45,41 @@ void dequantize(const std::string& dtype, int bits, int group_size, Bytes codes,
 
 // The first row with a non-finite weight, or -1.
 int64_t quantize(const Source& source, int64_t count, const std::string& method, int64_t cols, int bits, int group_size,
-                 const MutableBytes& codes, const MutableBytes& scales, const MutableBytes& biases) {
+                 const MutableBytes& codes, const MutableBytes& scales, const MutableBytes& biases,
+                 const std::optional<Importances>& importance) {
     const int64_t wanted = checked_count(bits, group_size, int64_t(codes.size()), int64_t(scales.size()),
                                          int64_t(biases.size()), 2);
-    require(wanted == count && cols % group_size == 0, "source and target differ in shape");
+    require(wanted == count && cols > 0 && cols % group_size == 0, "source and target differ in shape");
+    require(!importance || int64_t(importance->size()) == cols, "there must be one importance per input");
     require(method == "minmax" || method == "mse", "no such method");
     const Target target{bits, group_size, codes.data(), scales.data(), biases.data()};
-    const auto run = method == "minmax" ? kernels().minmax : kernels().mse;
+    const Kernels& set = kernels();
+    const float* counts = importance ? importance->data() : nullptr;
     nb::gil_scoped_release released;
     const PlainArithmetic plain;
-    const int64_t bad_group = run(source, target, count / group_size);
+    const int64_t groups = count / group_size;
+    const int64_t bad_group = method == "minmax" ? set.minmax(source, target, groups)
+                                                 : set.mse(source, target, groups, int(cols), counts);
     return bad_group < 0 ? -1 : bad_group * group_size / cols;
 }
 
 int64_t quantize_floats(const std::string& dtype, Bytes weights, const std::string& method, int64_t cols, int bits,
-                        int group_size, MutableBytes codes, MutableBytes scales, MutableBytes biases) {
+                        int group_size, MutableBytes codes, MutableBytes scales, MutableBytes biases,
+                        std::optional<Importances> importance) {
     const FloatType type = float_type(dtype);
     const Source source{weights.data(), type, {}};
     const int64_t count = int64_t(weights.size()) / float_size(type);
-    return quantize(source, count, method, cols, bits, group_size, codes, scales, biases);
+    return quantize(source, count, method, cols, bits, group_size, codes, scales, biases, importance);
 }
 
 int64_t quantize_affine(const std::string& dtype, int source_bits, int source_group_size, Bytes source_codes,
                         Bytes source_scales, Bytes source_biases, const std::string& method, int64_t cols, int bits,
-                        int group_size, MutableBytes codes, MutableBytes scales, MutableBytes biases) {
+                        int group_size, MutableBytes codes, MutableBytes scales, MutableBytes biases,
+                        std::optional<Importances> importance) {
     const AffineArrays matrix =
         affine_of(dtype, source_bits, source_group_size, source_codes, source_scales, source_biases);
     const Source source{nullptr, FloatType::float32, matrix.affine};
-    return quantize(source, matrix.count, method, cols, bits, group_size, codes, scales, biases);
+    return quantize(source, matrix.count, method, cols, bits, group_size, codes, scales, biases, importance);
 }
 
 int checked_grid_bits(const Table& table, int bits) {

@@ -45,7 +45,7 @@ constexpr auto all_splits() {
     return splits;
 }
 
-// Per lane, how many weights lie in bin t or above, and their sum. Of bin 0: the whole group.
+// Per lane, how much the weights in bin t and above count, and their sum. Of bin 0: the whole group.
 template <int bins>
 struct Tails {
     Floats count[bins + 1];
@@ -69,7 +69,7 @@ struct Moments {
 };
 
 // scale = cov(code, weight) / var(code), bias = mean weight - scale * mean code, gain = cov^2 / var.
-inline Fit least_squares(const Moments& moments, Floats total, float count) {
+inline Fit least_squares(const Moments& moments, Floats total, Floats count) {
     const Floats scale = moments.covariance / moments.variance;
     return {scale, (total - scale * moments.codes) / count, moments.codes / count, moments.covariance * scale};
 }
@@ -87,7 +87,7 @@ inline Moments moments_of(const Tails<bins>& tails, const Split& split) {
 // The split of greatest gain among every step-th one from `first` on; the earliest of equals. A scale of 0 where none
 // gains anything.
 template <int bins>
-inline Fit best_split(const Tails<bins>& tails, float count, size_t first, size_t step) {
+inline Fit best_split(const Tails<bins>& tails, size_t first, size_t step) {
     static constexpr auto splits = all_splits<bins>();
     Moments best{all(0), all(0), all(1)};
     Floats best_square = all(0);
@@ -99,7 +99,7 @@ inline Fit best_split(const Tails<bins>& tails, float count, size_t first, size_
                 wins ? moments.variance : best.variance};
         best_square = wins ? square : best_square;
     }
-    return least_squares(best, tails.sum[0], count);
+    return least_squares(best, tails.sum[0], tails.count[0]);
 }
 
 }  // namespace moepack::MOEPACK_ISA

@@ -14,10 +14,12 @@ import quantize_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moepack.layout.formats import BITS, GROUP_SIZES, AffineFormat
+from moepack.layout.formats import BITS, GRID_FORMATS, GROUP_SIZES, AffineFormat
 from moepack.quantize import _native
 from moepack.quantize.affine import AffineMatrix, dequantize
-from moepack.quantize.methods import METHODS, quantize
+from moepack.quantize.calibration import InputStatistics
+from moepack.quantize.methods import DATA_FREE_METHODS as METHODS
+from moepack.quantize.methods import quantize
 
 FORMATS = st.builds(AffineFormat, st.sampled_from(BITS), st.sampled_from(GROUP_SIZES))
 FLOATS = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
@@ -129,13 +131,22 @@ def test_out_may_be_views_into_a_larger_buffer() -> None:
 def digest_of_many() -> str:
     """What this process's instruction set makes of every method, source and a spread of formats."""
     digest = sha256()
+    importance = np.exp(np.random.default_rng(12).standard_normal(384)).astype(np.float32)
+    statistics = InputStatistics(importance)
     for kind in KINDS:
         weights = weights_of(kind, 23, 384, 11)
         source = quantize(weights, AffineFormat(4, 64), "minmax")
         digest.update(dequantize(source).tobytes())
         for format in (AffineFormat(2, 32), AffineFormat(2, 64), AffineFormat(2, 128), AffineFormat(4, 64)):
-            for method in METHODS:
-                digest.update(raw(quantize(weights, format, method)) + raw(quantize(source, format, method)))
+            for method in (*METHODS, "imatrix"):
+                for one in (weights, source):
+                    digest.update(raw(quantize(one, format, method, statistics=statistics)))
+        for grids in GRID_FORMATS:
+            for method in ("mse", "imatrix"):
+                for one in (weights, source):
+                    matrix = quantize(one, grids, method, statistics=statistics)
+                    digest.update(matrix.codes.tobytes() + matrix.grids.tobytes() + matrix.scales.tobytes())
+                    digest.update(dequantize(matrix).tobytes())
     return digest.hexdigest()
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from moepack.layout.formats import BITS, GROUP_SIZES, AffineFormat
 from moepack.quantize.affine import AffineMatrix
-from moepack.quantize.methods import METHODS, NonFiniteWeightError, quantize
+from moepack.quantize.methods import DATA_FREE_METHODS as METHODS
+from moepack.quantize.methods import NonFiniteWeightError, quantize
 
 A2 = AffineFormat(2, 64)
 BAD = st.sampled_from([np.nan, -np.nan, np.inf, -np.inf])
@@ -62,8 +63,8 @@ def test_codes_that_are_not_there_may_overflow(method: str) -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(ValueError, match="minmax, mse"):
-        quantize(np.zeros((1, 64), np.float32), A2, "gptq")
+    with pytest.raises(ValueError, match="'best'; there are minmax, mse, imatrix"):
+        quantize(np.zeros((1, 64), np.float32), A2, "best")
 
 
 @pytest.mark.parametrize(
