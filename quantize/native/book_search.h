@@ -1,6 +1,6 @@
 // Codebooks: the row's scale and each group's book of least weighted squared error.
 #pragma once
-#include "distances.h"
+#include "book_grids.h"
 #include "scale_search.h"
 
 namespace moepack::MOEPACK_ISA {
@@ -9,7 +9,7 @@ template <int bits, int size>
 class BookSearch {
 public:
     BookSearch(const int16_t* table, const Importance& importance, int cols)
-        : distances(table, 1 << bits, 0, 1), importance(importance), cols(cols), found(size_t(cols)) {}
+        : grids(table), distances(grids.distances), importance(importance), cols(cols), found(size_t(cols)) {}
 
     int best_scale(const Row& row, const ScaleLadder& ladder) {
         const int every = cols > sample ? cols / sample : 1;
@@ -22,10 +22,8 @@ public:
     }
 
     uint8_t best_grid(const Row& row, int group, float scale) const {
-        int32_t rows[size];
-        distances.find_rows(&row.values[group * size], size, 1 / scale, rows);
-        const Shelf sums = distances.sums<size>(rows, &importance.shares[group * size]);
-        return uint8_t(sums.first_of(sums.least()));
+        const int first = group * size;
+        return grids.best_grid(&row.values[first], &importance.shares[first], scale);
     }
 
 private:
@@ -60,7 +58,8 @@ private:
         return total;
     }
 
-    const Distances distances;
+    const BookGrids<bits, size> grids;
+    const Distances& distances;
     const Importance& importance;
     int cols;
     std::vector<int32_t> found;

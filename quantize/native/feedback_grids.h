@@ -1,30 +1,13 @@
 // Error feedback on grids of integer levels: rows keep the scale they are given, groups get the grid of least weighted
 // error for what their weights have become.
 #pragma once
+#include "book_grids.h"
 #include "feedback.h"
 #include "grids.h"
 #include "levels.h"
 #include "step_grids.h"
 
 namespace moepack::MOEPACK_ISA {
-
-// Codebooks: the book of one group; what StepGrids is for two-level affine grids.
-template <int bits, int size>
-class BookGrids {
-public:
-    explicit BookGrids(const int16_t* table) : distances(table, 1 << bits, 0, 1) {}
-
-    // Of the group whose weights are `values`, in the unit of `scale`, and count as `shares`.
-    uint8_t best_grid(const float* values, const float* shares, float scale) const {
-        int32_t rows[size];
-        distances.find_rows(values, size, 1 / scale, rows);
-        const Shelf sums = distances.sums<size>(rows, shares);
-        return uint8_t(sums.first_of(sums.least()));
-    }
-
-private:
-    Distances distances;
-};
 
 template <typename Family, int bits, int group_size>
 class GridFeedback {

@@ -1,4 +1,4 @@
-// The levels of grids, and the nearest of them: a weight's code is how many midpoints between levels it exceeds.
+// The levels of a grid, and the midpoints between them: a weight's code is how many midpoints it exceeds.
 #pragma once
 #include "kernels.h"
 
@@ -13,19 +13,12 @@ struct Levels {
 
     explicit Levels(const int16_t* grid) {
         for (int i = 0; i < count; i++) levels[i] = float(grid[i]);
-        for (int i = 0; i < count - 1; i++) 
+        for (int i = 0; i < count - 1; i++)
             midpoints[i] = levels[i] < levels[i + 1] ? (levels[i] + levels[i + 1]) / 2 : __builtin_inff();
     }
 
     // The magnitude of the level furthest from zero.
     float highest() const { return -levels[0] > levels[count - 1] ? -levels[0] : levels[count - 1]; }
-
-    // Of a value in units of the row's scale.
-    uint8_t code(float value) const {
-        int code = 0;
-        for (int i = 0; i < count - 1; i++) code += value > midpoints[i];
-        return uint8_t(code);
-    }
 };
 
 }  // namespace moepack::MOEPACK_ISA
