@@ -8,6 +8,7 @@ part: feedback raises it by design.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from .affine import AffineMatrix, dequantize
 from .calibration import InputStatistics
 from .feedback import Feedback, HessianError, output_error
 from .grids import GridMatrix, Matrix
+
+_FACTORISED: WeakKeyDictionary[InputStatistics, Feedback] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,26 +30,31 @@ class Choice:
     errors: Mapping[str, float]
 
 
-def choose(
-    weights: NDArray[np.float32],
-    simpler: Mapping[str, Matrix],
-    statistics: InputStatistics,
-    feedback: Feedback | None = None,
-) -> Choice:
+def choose(weights: NDArray[np.float32], simpler: Mapping[str, Matrix], statistics: InputStatistics) -> Choice:
     """The best of `simpler` matrices, the simplest first and one called "imatrix", and of error feedback.
 
-    `weights` are finite float32 [rows, cols]. `feedback`, if given, is that of the statistics' Hessian: matrices with
-    the same inputs may share it. Raises HessianError if the Hessian or held-out moments are missing or are none.
+    `weights` are finite float32 [rows, cols]. Raises HessianError if the Hessian or held-out moments are missing or are
+    none.
     """
     held_out = required(statistics.held_out, "held-out second moments to accept or refuse its result by")
-    if feedback is None:
-        feedback = Feedback.of(required(statistics.hessian, "the Hessian of the matrix's inputs"))
-    candidates = {**simpler, "gptq": fed_back(weights, simpler["imatrix"], feedback)}
+    candidates = {**simpler, "gptq": fed_back(weights, simpler["imatrix"], feedback_of(statistics))}
     errors = {name: output_error(weights - dequantize(matrix), held_out) for name, matrix in candidates.items()}
     if not np.isfinite(list(errors.values())).all() and not np.isfinite(held_out).all():
         raise HessianError("the held-out second moments have a value that is NaN or infinite")
     method = min(errors, key=errors.__getitem__)
     return Choice(candidates[method], method, errors)
+
+
+def feedback_of(statistics: InputStatistics) -> Feedback:
+    """The feedback of the statistics' Hessian, remembered as long as they live.
+
+    Gate and up have the same inputs, and factorising is as much work as feeding back. Raises HessianError.
+    """
+    feedback = _FACTORISED.get(statistics)
+    if feedback is None:
+        feedback = Feedback.of(required(statistics.hessian, "the Hessian of the matrix's inputs"))
+        _FACTORISED[statistics] = feedback
+    return feedback
 
 
 def fed_back(weights: NDArray[np.float32], start: Matrix, feedback: Feedback) -> Matrix:

@@ -26,6 +26,10 @@ mse, for formats of grids (minmax has no meaning for them and is refused)
 imatrix
     The same searches as mse, for the least sum of importance * (w - w')^2, where the importance of an input comes with
     the statistics. Within a group without any importance, all weights count the same.
+
+gptq
+    Of the results of mse and imatrix and of error feedback by the statistics' Hessian (see `feedback`) the one with the
+    least held-out output error (see `gptq`).
 """
 
 from typing import TypeVar, overload
@@ -35,13 +39,14 @@ import numpy as np
 
 from ..layout.formats import AffineFormat, Format, GridFormat
 from . import _native
-from .affine import FLOAT_NAMES, AffineMatrix, as_bytes, native_parts, require_whole_groups
+from .affine import FLOAT_NAMES, AffineMatrix, as_bytes, dequantize, native_parts, require_whole_groups
 from .calibration import InputStatistics
+from .gptq import Choice, choose
 from .grids import GridMatrix, Matrix, native_grids
 from .moments import Floats
 
 DATA_FREE_METHODS = ("minmax", "mse")
-METHODS = (*DATA_FREE_METHODS, "imatrix")
+METHODS = (*DATA_FREE_METHODS, "imatrix", "gptq")
 _SEARCHES = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}  # the native search of a method
 M = TypeVar("M", AffineMatrix, GridMatrix)
 
@@ -89,13 +94,15 @@ def quantize(
 
     `weights` are float32, float16 or bfloat16, or themselves quantized. The result's scales and biases are bfloat16;
     it is written into the arrays of `out` (contiguous; views into a larger buffer are fine) when given. `statistics`
-    are what imatrix needs; the methods without data take no notice of them.
+    are what imatrix and gptq need; the methods without data take no notice of them.
     Raises NonFiniteWeightError (`out` is then partly written), and ValueError for arguments that do not fit.
     """
     if method not in METHODS:
         raise ValueError(f"no quantization method is called {method!r}; there are {', '.join(METHODS)}")
     shape = _shape(weights)
     require_whole_groups(shape[1], format)
+    if method == "gptq":
+        return _copied(choose_by_feedback(weights, format, statistics).matrix, out)
     importance = None if method in DATA_FREE_METHODS else _importance(statistics, method, shape[1])
     if isinstance(format, GridFormat):
         return _quantize_to_grids(weights, format, method, out, importance)
@@ -107,6 +114,35 @@ def quantize(
     else:
         _require_finite(_native.quantize_floats(weights.dtype.name, as_bytes(weights), *target))
     return result
+
+
+def choose_by_feedback(
+    weights: np.ndarray | AffineMatrix, format: Format, statistics: InputStatistics | None
+) -> Choice:
+    """What `gptq` takes for a matrix [rows, cols], the method that made it, and what it was compared with.
+
+    Matrices with the same inputs, as gate and up have, are best given the same object as statistics: its Hessian is
+    factorised once. Raises like `quantize`.
+    """
+    if statistics is None:
+        raise ValueError("gptq needs statistics of the matrix's inputs; mse does without")
+    simpler: dict[str, Matrix] = {}
+    for method in ("mse", "imatrix"):
+        simpler[method] = quantize(weights, format, method, statistics=statistics)
+    floats = dequantize(weights) if isinstance(weights, AffineMatrix) else weights.astype(np.float32, copy=False)
+    return choose(floats, simpler, statistics)
+
+
+def _copied(matrix: Matrix, out: Matrix | None) -> Matrix:
+    """The matrix, in the arrays of `out` if there is one."""
+    if out is None:
+        return matrix
+    if isinstance(matrix, GridMatrix):
+        _checked_out(out, GridMatrix, matrix.shape, matrix.format).grids[...] = matrix.grids
+    else:
+        _checked_out(out, AffineMatrix, matrix.shape, matrix.format).biases[...] = matrix.biases
+    out.codes[...], out.scales[...] = matrix.codes, matrix.scales
+    return out
 
 
 def _quantize_to_grids(

@@ -1,28 +1,37 @@
 """gptq takes error feedback where held-out outputs become better, and a simpler method's result where they do not."""
 
+from weakref import ref
+
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moepack.layout.formats import AffineFormat, Format, GridFormat, parse
-from moepack.quantize import _native
 from moepack.quantize.affine import AffineMatrix, dequantize
 from moepack.quantize.calibration import InputStatistics
 from moepack.quantize.feedback import Feedback, HessianError
-from moepack.quantize.gptq import choose, fed_back
+from moepack.quantize.gptq import choose, fed_back, feedback_of
 from moepack.quantize.grids import GridMatrix, Matrix
-from moepack.quantize.methods import quantize
+from moepack.quantize.methods import NonFiniteWeightError, choose_by_feedback, quantize
 
 FORMATS = [parse(name) for name in ("affine2-g64", "affine3-g64", "affine2-g16s", "book2-g8", "book2-g16")]
 WEIGHTS = (np.random.default_rng(0).standard_normal((96, 128)) * 0.02).astype(np.float32)
 
 
 def simpler(weights: np.ndarray, format: Format, importance: np.ndarray) -> dict[str, Matrix]:
-    """What mse chooses, and groups chosen by importance on its row scales."""
-    mse: Matrix = quantize(weights, format, "mse")
-    nothing = np.zeros(_native.coefficient_count(weights.shape[1]), np.float32)
-    return {"mse": mse, "imatrix": fed_back(weights, mse, Feedback(nothing, importance / importance.max()))}
+    """What mse and imatrix choose, the simpler one first."""
+    statistics = InputStatistics(np.ascontiguousarray(importance))
+    found: dict[str, Matrix] = {}
+    for method in ("mse", "imatrix"):
+        found[method] = quantize(weights, format, method, statistics=statistics)
+    return found
+
+
+def raw(matrix: Matrix) -> bytes:
+    last = matrix.grids if isinstance(matrix, GridMatrix) else matrix.biases
+    return b"".join(np.ascontiguousarray(part).tobytes() for part in (matrix.codes, last, matrix.scales))
 
 
 def correlated(by: float, importance: np.ndarray) -> np.ndarray:
@@ -100,16 +109,18 @@ def test_no_candidate_is_better_than_the_choice(format: Format, fitted: float, j
     assert trace(weights, choice.matrix, correlated(judged, later)) <= min(errors.values()) * (1 + 1e-4)
 
 
-def test_feedback_may_be_shared() -> None:
-    importance = np.ones(128, np.float32)
-    statistics = InputStatistics(importance, correlated(0.8, importance), correlated(0.8, importance))
-    shared = Feedback.of(correlated(0.8, importance))
-    candidates = simpler(WEIGHTS, parse("affine2-g64"), importance)
-    given_, own = (choose(WEIGHTS, candidates, statistics, feedback).matrix for feedback in (shared, None))
-    assert isinstance(given_, AffineMatrix)
-    assert isinstance(own, AffineMatrix)
-    for name in ("codes", "scales", "biases"):
-        assert np.array_equal(getattr(given_, name), getattr(own, name))
+def test_a_hessian_is_factorised_once_as_long_as_its_statistics_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    factorised: list[int] = []
+    original = Feedback.of
+    monkeypatch.setattr(Feedback, "of", lambda hessian: factorised.append(len(hessian)) or original(hessian))
+    statistics = steep_statistics()
+    first = feedback_of(statistics)
+    assert feedback_of(statistics) is first
+    assert factorised == [128]
+    assert feedback_of(steep_statistics()) is not first
+    gone = ref(first)
+    del statistics, first
+    assert gone() is None
 
 
 def test_row_scales_are_those_of_imatrix_and_stay_untouched() -> None:
@@ -148,3 +159,43 @@ def test_moments_of_other_inputs() -> None:
     for statistics in (InputStatistics(one, small, eye), InputStatistics(one, eye, small)):
         with pytest.raises(HessianError, match="64 inputs do not fit rows of 128"):
             choose(WEIGHTS, candidates, statistics)
+
+
+def steep_statistics() -> InputStatistics:
+    fitted = steep(1)
+    return InputStatistics(np.diag(fitted).copy(), fitted, steep(2))
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+@pytest.mark.parametrize("source", ["float32", "bfloat16", "4 bits"])
+def test_the_method_is_the_choice_from_any_source(format: Format, source: str) -> None:
+    four_bit, statistics = quantize(WEIGHTS, AffineFormat(4, 64), "minmax"), steep_statistics()
+    weights = {"float32": WEIGHTS, "bfloat16": WEIGHTS.astype(ml_dtypes.bfloat16), "4 bits": four_bit}[source]
+    choice = choose_by_feedback(weights, format, statistics)
+    out = (GridMatrix if isinstance(format, GridFormat) else AffineMatrix).empty(*WEIGHTS.shape, format)
+    assert quantize(weights, format, "gptq", out, statistics) is out
+    assert raw(out) == raw(choice.matrix) == raw(quantize(weights, format, "gptq", statistics=statistics))
+    floats = dequantize(four_bit) if source == "4 bits" else weights.astype(np.float32)
+    candidates = {method: quantize(weights, format, method, statistics=statistics) for method in ("mse", "imatrix")}
+    assert raw(choose(floats, candidates, statistics).matrix) == raw(choice.matrix)
+
+
+def test_the_method_needs_statistics() -> None:
+    with pytest.raises(ValueError, match="gptq needs statistics of the matrix's inputs"):
+        quantize(WEIGHTS, AffineFormat(2, 64), "gptq")
+
+
+def test_an_out_of_another_format() -> None:
+    out = AffineMatrix.empty(96, 128, AffineFormat(2, 32))
+    with pytest.raises(ValueError, match="out must be a affine2-g64 matrix"):
+        quantize(WEIGHTS, AffineFormat(2, 64), "gptq", out, steep_statistics())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite(bad: float) -> None:
+    weights = WEIGHTS.copy()
+    weights[37, 5] = bad
+    for format in FORMATS:
+        with pytest.raises(NonFiniteWeightError) as caught:
+            quantize(weights, format, "gptq", statistics=steep_statistics())
+        assert caught.value.row == 37
