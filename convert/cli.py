@@ -70,6 +70,10 @@ SourceArgument = Annotated[
     ),
 ]
 PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="What moe-pack calibrate has written; imatrix and gptq need it."),
+]
 JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="the cores, at most 16")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 OutOption = Annotated[
@@ -91,14 +95,15 @@ def plan(
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     budget: BudgetOption = None,
+    calibration: CalibrationOption = None,
     jobs: JobsOption = JOBS,
     out: OutOption = HERE,
     json: JsonOption = False,
 ) -> None:
     """Say what build would write: bytes per part, bits per weight, record size, free space, estimated time."""
     order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
-    with Checkpoint.open(source) as checkpoint:
-        packing, choice = _planned(checkpoint, order, jobs)
+    with Checkpoint.open(source) as checkpoint, _calibration(calibration) as calibrated:
+        packing, choice = _planned(checkpoint, order, calibrated, jobs)
         _say_what_is_missing(packing)
         expected = estimate(packing, jobs, facts.existing(out))
         _show(facts.of_plan(packing, choice, expected, out), report.plan_table, json=json)
@@ -115,12 +120,13 @@ def build(
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     budget: BudgetOption = None,
+    calibration: CalibrationOption = None,
     jobs: JobsOption = JOBS,
     json: JsonOption = False,
 ) -> None:
     """Write a pack. When interrupted, the same command goes on where it stopped and ends with the same bytes."""
     order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
-    _show(_build(source, target, order, jobs), report.build_table, json=json)
+    _show(_build(source, target, order, calibration, jobs), report.build_table, json=json)
 
 
 @app.command("recipe", epilog=EXIT_CODES)
@@ -133,20 +139,29 @@ def print_recipe(
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     budget: BudgetOption = None,
+    calibration: CalibrationOption = None,
     jobs: JobsOption = JOBS,
 ) -> None:
     """Print a recipe as JSON, to be edited and given back with --recipe; say on stderr how it was chosen."""
     order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
-    with Checkpoint.open(source) as checkpoint:
-        packing, choice = _planned(checkpoint, order, jobs)
+    with Checkpoint.open(source) as checkpoint, _calibration(calibration) as calibrated:
+        packing, choice = _planned(checkpoint, order, calibrated, jobs)
     _say_choice(choice)
     print_json(written(packing.recipe))
 
 
 @app.command(epilog=EXIT_CODES)
 @reported
-def inspect(pack: PackArgument, json: JsonOption = False) -> None:
-    """Show what a pack holds, after checking its structure (but not its weights; that is verify)."""
+def inspect(
+    pack: Annotated[Path, typer.Argument(metavar="PACK|FILE", help="A pack's directory, or a calibration file.")],
+    json: JsonOption = False,
+) -> None:
+    """Show what a pack holds, after checking its structure (but not its weights; that is verify), or a calibration."""
+    if pack.is_file():
+        with CalibrationFile.open(pack) as calibration:
+            found = calibration_report.document(calibration)
+            _show(found, calibration_report.calibration_table, json=json)
+        return
     with Pack.open(pack) as opened:
         _show(facts.of_pack(opened), report.pack_table, json=json)
 
@@ -168,7 +183,7 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Pack the small model that is shipped with moe-pack to 2 bits, verify it, and say what to run next."""
-    built = _build(str(CHECKPOINT), target, Order(), jobs)
+    built = _build(str(CHECKPOINT), target, Order(), None, jobs)
     _require_intact(verify_pack(target, threads=jobs, progress=ConsoleProgress()), target)
     _show(built, report.build_table, json=json)
     say(f"verified. Next: moe-run generate {target} --messages {QUESTION} --temp 0")
@@ -340,10 +355,21 @@ def _size(budget: str | None) -> int | None:
     return None if budget is None else parse_size(budget)
 
 
-def _planned(checkpoint: Checkpoint, order: Order, jobs: int) -> tuple[Packing, Choice | None]:
+@contextmanager
+def _calibration(path: Path | None) -> Iterator[CalibrationFile | None]:
+    if path is None:
+        yield None
+    else:
+        with CalibrationFile.open(path) as opened:
+            yield opened
+
+
+def _planned(
+    checkpoint: Checkpoint, order: Order, calibration: CalibrationFile | None, jobs: int
+) -> tuple[Packing, Choice | None]:
     understood = understand(checkpoint)
     recipe, choice = order.settle(understood, None, jobs=jobs, progress=ConsoleProgress())
-    return plan_pack(understood, recipe), choice
+    return plan_pack(understood, recipe, calibration), choice
 
 
 def _say_choice(choice: Choice | None) -> None:
@@ -351,11 +377,11 @@ def _say_choice(choice: Choice | None) -> None:
         console.err.print(report.choice_table(facts.of_choice(choice)))
 
 
-def _build(source: str, target: Path, order: Order, jobs: int) -> dict[str, Any]:
+def _build(source: str, target: Path, order: Order, calibration: Path | None, jobs: int) -> dict[str, Any]:
     start = time.monotonic()
     require_new(target)
-    with Checkpoint.open(source) as checkpoint:
-        packing, choice = _planned(checkpoint, order, jobs)
+    with Checkpoint.open(source) as checkpoint, _calibration(calibration) as calibrated:
+        packing, choice = _planned(checkpoint, order, calibrated, jobs)
         require_outside(target, packing.source)
         _say_choice(choice)
         _say_what_is_left_out(packing)

@@ -13,8 +13,10 @@ import numpy as np
 from ..layout.formats import AffineFormat
 from ..layout.record import PROJECTIONS, RecordLayout
 from ..quantize.affine import AffineMatrix
+from ..quantize.calibration import InputStatistics
 from ..quantize.grids import GridMatrix, Matrix
 from ..quantize.methods import NonFiniteWeightError, quantize
+from .calibration.statistics import LayerStatistics
 from .checkpoint import Checkpoint
 from .finite import not_finite, require_finite
 from .parallel import in_flight, in_order
@@ -58,37 +60,46 @@ class ExpertPacker:
         self._jobs = jobs
         self._slots = [Slot(layout) for _ in range(in_flight(jobs))]
 
-    def records(self, experts: LayerExperts, count: int) -> Generator[np.ndarray, None, None]:
+    def records(
+        self, experts: LayerExperts, count: int, statistics: LayerStatistics | None = None
+    ) -> Generator[np.ndarray, None, None]:
         """The records of experts 0, 1, ... of a layer, uint8 [stride]; each is valid until the next is asked for.
 
-        Raises CorruptInputError naming tensor and expert if a weight is not finite.
+        `statistics` are what its methods go by, if they need any. Raises CorruptInputError naming tensor and expert if
+        a weight is not finite.
         """
         free: SimpleQueue[Slot] = SimpleQueue()
         for slot in self._slots:
             free.put(slot)
-        for slot in in_order(lambda expert: self._pack(experts, expert, free.get()), range(count), jobs=self._jobs):
+
+        def pack(expert: int) -> Slot:
+            return self._pack(experts, expert, statistics, free.get())
+
+        for slot in in_order(pack, range(count), jobs=self._jobs):
             yield slot.record
             free.put(slot)
 
-    def _pack(self, experts: LayerExperts, expert: int, slot: Slot) -> Slot:
+    def _pack(self, experts: LayerExperts, expert: int, statistics: LayerStatistics | None, slot: Slot) -> Slot:
         encodings = experts.encodings
         into = {
             name: matrix
             for name, matrix in slot.matrices.items()
             if isinstance(matrix, AffineMatrix) and passes_through(encodings[name], matrix.format)
         }
+        recoded = {name: method for name, method in self.methods.items() if name not in into}
+        inputs = statistics.of(expert, recoded) if statistics is not None else {}
         for name, weights in experts.read(expert, slot.scratch, into).items():
             what = self._name(experts, expert, name)
             if name in into:
                 require_finite(into[name].scales, what)
                 require_finite(into[name].biases, what)
             else:
-                self._quantize(weights, self.methods[name], slot.matrices[name], what)
+                self._quantize(weights, self.methods[name], slot.matrices[name], inputs.get(name), what)
         return slot
 
-    def _quantize(self, weights: Weights, method: str, out: Matrix, what: str) -> None:
+    def _quantize(self, weights: Weights, method: str, out: Matrix, inputs: InputStatistics | None, what: str) -> None:
         try:
-            quantize(weights, out.format, method, out)
+            quantize(weights, out.format, method, out, inputs)
         except NonFiniteWeightError as error:
             raise not_finite(f"{what}, row {error.row},") from None
 

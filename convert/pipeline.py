@@ -56,7 +56,8 @@ def _write_layers(packing: Packing, writer: PackWriter, layers: list[int], jobs:
         methods = {name: coding.method for name, coding in packing.codings[layer].items()}
         if packer is None or (packer.layout, packer.methods) != (layout, methods):
             packer = ExpertPacker(packing.source.checkpoint, layout, methods, jobs)
-        records = packer.records(packing.source.experts[layer], packing.source.model.num_experts)
+        statistics = packing.calibration.layer(layer) if packing.calibration is not None else None
+        records = packer.records(packing.source.experts[layer], packing.source.model.num_experts, statistics)
         with writer.layer(layer) as sink, closing(records):
             for record in records:
                 sink.append(record)

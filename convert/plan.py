@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ..layout.formats import Format
 from ..layout.plan import PackPlan, expert_shape
 from ..layout.record import PROJECTIONS, RecordLayout
@@ -11,6 +13,8 @@ from ..manifests import schema
 from ..manifests.errors import StorageError, UsageError
 from ..quantize.methods import instruction_set
 from . import huggingface, mlx
+from .calibration.file import CalibrationFile
+from .calibration.matching import recorded, require_calibration
 from .checkpoint import Checkpoint
 from .families import find_family
 from .recipe import Coding, Codings, Recipe, of_manifest, passes_through
@@ -24,7 +28,7 @@ MOST_DEFAULT_JOBS = 16  # each holds an expert of up to 67 MB (FP8, 397B); more 
 class Packing:
     """All that building a pack needs: the checkpoint understood, what becomes of its trunk, and the layout's plan.
 
-    `codings` are the recipe's, of each layer by projection.
+    `codings` are the recipe's, of each layer by projection. The calibration, if there is one, must stay open.
     """
 
     source: Source
@@ -32,6 +36,7 @@ class Packing:
     codings: Codings
     trunk: tuple[TrunkItem, ...]
     plan: PackPlan
+    calibration: CalibrationFile | None = None
 
     @property
     def recoded(self) -> list[tuple[Encoding, Coding]]:
@@ -62,10 +67,15 @@ def understand(checkpoint: Checkpoint) -> Source:
     return interpret(checkpoint, family, model)
 
 
-def plan_pack(source: Source, recipe: Recipe) -> Packing:
-    """Lay out the pack. Raises UsageError if the recipe does not fit the model, or MOEPACK_ISA this machine."""
+def plan_pack(source: Source, recipe: Recipe, calibration: CalibrationFile | None = None) -> Packing:
+    """Lay out the pack.
+
+    Raises UsageError if the recipe does not fit the model, if its methods and the calibration do not fit each other
+    or the checkpoint, or MOEPACK_ISA does not fit this machine.
+    """
     _require_instruction_set()
     codings = recipe.codings(source.model)
+    require_calibration(calibration, source, _methods(codings))
     trunk = tuple(plan_item(entry, recipe) for entry in source.trunk)
     formats = {item.entry.tensor.stem: item.format.name for item in trunk if item.format is not None}
     plan = PackPlan(
@@ -74,10 +84,10 @@ def plan_pack(source: Source, recipe: Recipe) -> Packing:
         trunk=tuple(spec for item in trunk for spec in item.specs),
         trunk_formats=formats,
         copied=source.checkpoint.copied,
-        recipe=of_manifest(codings, recipe.trunk_format),
+        recipe=_manifest_recipe(codings, recipe, calibration),
         source=_manifest_source(source),
     )
-    return Packing(source, recipe, codings, trunk, plan)
+    return Packing(source, recipe, codings, trunk, plan, calibration)
 
 
 def _records(model: schema.Model, codings: Codings) -> tuple[RecordLayout, ...]:
@@ -117,6 +127,15 @@ def _require_instruction_set() -> None:
         instruction_set()
     except ValueError as error:
         raise UsageError(f"{error}; unset it to use the best one") from None
+
+
+def _methods(codings: Codings) -> list[str]:
+    return list(dict.fromkeys(coding.method for layer in codings for coding in layer.values()))
+
+
+def _manifest_recipe(codings: Codings, recipe: Recipe, calibration: CalibrationFile | None) -> schema.Recipe:
+    written = of_manifest(codings, recipe.trunk_format)
+    return written if calibration is None else replace(written, calibration=recorded(calibration))
 
 
 def _manifest_source(source: Source) -> schema.Source:

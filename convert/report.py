@@ -161,6 +161,7 @@ def _common_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("", f"{model['experts']} experts in each layer, {model['experts_per_token']} per token"),
         ("recipe", f"experts {recipe['expert_format']} by {recipe['method']}, trunk {recipe['trunk_format']}"),
         *[("", _override(override)) for override in recipe.get("overrides", ())],
+        *([("calibration", recipe["calibration"]["digest"])] if "calibration" in recipe else []),
         *_record_rows(experts),
     ]
 

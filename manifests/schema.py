@@ -96,16 +96,25 @@ class Override(Record, frozen=True, forbid_unknown_fields=True):
     method: Name
 
 
+class Calibration(Record, frozen=True, forbid_unknown_fields=True):
+    """The calibration that methods went by: its file's digest, and those of its text and of its model."""
+
+    digest: Digest
+    text_digest: Digest
+    model_digest: Digest
+
+
 class Recipe(Record, frozen=True, forbid_unknown_fields=True):
     """What was asked of the packer: format and method of the experts, format of the trunk.
 
-    `overrides` is absent if all expert matrices are alike.
+    `overrides` is absent if all expert matrices are alike, `calibration` if no method needed one.
     """
 
     expert_format: Name
     method: Name
     trunk_format: Name
     overrides: Annotated[list[Override], Meta(min_length=1, max_length=12288)] | UnsetType = UNSET
+    calibration: Calibration | UnsetType = UNSET
 
 
 class Component(Record, frozen=True, forbid_unknown_fields=True):

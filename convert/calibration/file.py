@@ -10,6 +10,7 @@ decompressed before its size is known to be the one that the model's shapes give
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class CalibrationFile:
         per_token = self.facts.model.experts_per_token
         if arrays["visits"].sum(axis=1).tolist() != [per_token * tokens for tokens in self.facts.halves]:
             raise CorruptInputError(f"{self.path}: {name} does not count {per_token} experts for every token")
-        return LayerStatistics(self.facts.halves, arrays)
+        return LayerStatistics(self.facts.halves, arrays, partial(self.expert, layer))
 
     def expert(self, layer: int, expert: int) -> Arrays:
         """What was kept of an expert alone; nothing, perhaps. Raises like `read`."""

@@ -1,38 +1,45 @@
 """The statistics of one layer, as the packer asks for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...quantize.calibration import Halves, InputStatistics, Moments, input_statistics
 from .sections import FIT, GROUPS, HELD_OUT, INPUT, Arrays
 
+CALIBRATED = ("imatrix", "gptq")  # methods that need statistics
+BY_HESSIAN = ("gptq",)  # those of them that need more than the importance of each input
+
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """What is known of a layer's experts. `tokens` are how many the pool of gate's and up's inputs is of."""
+    """What is known of a layer's experts; threads may share it.
+
+    `tokens` are how many the pool of gate's and up's inputs is of; `own` reads what was kept of one expert alone.
+    """
 
     tokens: tuple[int, int]
     arrays: Arrays
+    own: Callable[[int], Arrays]
 
-    def of(self, expert: int, own: Arrays, *, hessians: bool) -> Mapping[str, InputStatistics]:
-        """By projection, what a quantizer needs to know; gate and up share theirs.
+    def of(self, expert: int, methods: Mapping[str, str]) -> dict[str, InputStatistics]:
+        """What each projection's method needs to know, by projection; those whose methods need nothing are left out.
 
-        `own` are the arrays of the expert's own section, none if there is no such section.
+        Gate and up share one object, since they see the same. Raises as `own` does.
         """
-        by_group = {
+        wanted = {GROUPS[name]: False for name, method in methods.items() if method in CALIBRATED}
+        wanted |= {GROUPS[name]: True for name, method in methods.items() if method in BY_HESSIAN}
+        own = self.own(expert) if any(wanted.values()) else {}
+        found = {
             group: input_statistics(self._own(group, expert, own), self._pool(group), hessians=hessians)
-            for group in dict.fromkeys(GROUPS.values())
+            for group, hessians in wanted.items()
         }
-        return {projection: by_group[group] for projection, group in GROUPS.items()}
+        return {name: found[GROUPS[name]] for name, method in methods.items() if method in CALIBRATED}
 
     def _own(self, group: str, expert: int, own: Arrays) -> Halves:
+        correlations = own.get(f"{group}.correlations", (None, None))
         visits, diagonals = self.arrays["visits"], self.arrays[f"{group}.diagonals"]
-        correlations = own.get(f"{group}.correlations")
         fit, held_out = (
-            Moments(
-                int(visits[half, expert]), diagonals[half, expert], None if correlations is None else correlations[half]
-            )
-            for half in (FIT, HELD_OUT)
+            Moments(int(visits[half, expert]), diagonals[half, expert], correlations[half]) for half in (FIT, HELD_OUT)
         )
         return Halves(fit, held_out)
 
