@@ -1,8 +1,8 @@
 """Second moments of activations: sums of x x^T over rows x, gathered chunk by chunk.
 
-A chunk's product is one float32 matrix product, by BLAS or by torch on a GPU; chunks are added up in float64. The sums
-are the same in every run on one machine with one number of BLAS threads, not across machines: whatever is made from
-them is a file with a digest.
+A chunk's product is one float32 matrix product, by BLAS or by torch on a GPU; chunks are added up in float64. With one
+BLAS thread the sums are the same in every run on one machine, not across machines: whatever is made from them is a file
+with a digest.
 """
 
 from collections.abc import Callable

@@ -7,6 +7,8 @@ the states through one layer.
 from collections.abc import Callable
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from ...manifests.errors import CorruptInputError
 from ...manifests.progress import Progress
 from ...quantize.moments import Floats, accumulators
@@ -33,7 +35,10 @@ def calibrate(
         workspace.restore(rows)
         collector = Collector(shape, plan.held_out, accumulators(plan.device), str(checkpoint.origin.directory))
         done = workspace.finished
-        with progress.task("calibrating", shape.layers, done, unit="layers") as task:
+        with (
+            threadpool_limits(1, "blas"),  # more threads wait for each other, and would show in the last bits
+            progress.task("calibrating", shape.layers, done, unit="layers") as task,
+        ):
             for layer in range(done, shape.layers):
                 task.note(f"layer {layer + 1}")
                 with workspace.layer(layer) as sections:
