@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..layout.formats import AffineFormat
+from ..quantize.calibration import InputStatistics
 from ..quantize.methods import quantize
 from .diskspeed import reading_rate, writing_rate
 from .plan import Packing
@@ -75,11 +76,18 @@ def measure(stored: AffineFormat | None, target: Coding) -> float:
 
 
 def _seconds(sample: Weights, target: Coding) -> float:
+    statistics = _uninformed(SAMPLE_COLUMNS)
     start = time.perf_counter()
-    quantize(sample, target.format, target.method)
+    quantize(sample, target.format, target.method, None, statistics)
     return max(time.perf_counter() - start, 1e-9)
 
 
 def _sample(stored: AffineFormat | None) -> Weights:
     weights = np.random.default_rng(SEED).standard_normal((SAMPLE_ROWS, SAMPLE_COLUMNS), np.float32)
     return quantize(weights, stored, "minmax") if stored else weights
+
+
+def _uninformed(cols: int) -> InputStatistics:
+    """Statistics that say nothing, for methods that need some."""
+    nothing = np.eye(cols, dtype=np.float32)
+    return InputStatistics(np.ones(cols, np.float32), nothing, nothing)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..quantize.methods import DATA_FREE_METHODS
+from ..quantize.methods import METHODS
 from .recipe import DEFAULT_FORMAT, DEFAULT_METHOD, TRUNK_FORMATS
 
 FormatOption = Annotated[
@@ -18,7 +18,7 @@ FormatOption = Annotated[
 ]
 MethodOption = Annotated[
     str | None,
-    typer.Option(help=f"How experts' codes are chosen: {' or '.join(DATA_FREE_METHODS)}.", show_default=DEFAULT_METHOD),
+    typer.Option(help=f"How experts' codes are chosen: {' or '.join(METHODS)}.", show_default=DEFAULT_METHOD),
 ]
 TrunkOption = Annotated[
     str | None,

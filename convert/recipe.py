@@ -16,7 +16,7 @@ from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
 from ..manifests.errors import UsageError
-from ..quantize.methods import DATA_FREE_METHODS
+from ..quantize.methods import METHODS
 from .families.family import Role
 from .tensors import Affine, Encoding, format_of
 
@@ -148,7 +148,7 @@ def passes_through(encoding: Encoding, format: Format) -> bool:
 
 def checked_method(name: str) -> str:
     """The name of a method. Raises UsageError, listing the choices, for a name that is none."""
-    _require("method", name, DATA_FREE_METHODS)
+    _require("method", name, METHODS)
     return name
 
 

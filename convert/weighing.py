@@ -1,7 +1,8 @@
 """What each format would cost in accuracy: relative squared errors, measured on a sample of the checkpoint's weights.
 
 A few experts of every layer, and of each of their matrices rows spread over all of it, are quantized with every
-candidate, by the recipe's own method. Sampled rows are whole, so groups and rows see what the pack's will see.
+candidate, by the recipe's own method, or by mse where that goes by a calibration: its gain is much the same for all
+formats. Sampled rows are whole, so groups and rows see what the pack's will see.
 """
 
 import math
@@ -15,11 +16,11 @@ from ..layout.plan import expert_shape
 from ..manifests.progress import Progress
 from ..quantize.affine import AffineMatrix
 from ..quantize.error import relative_squared_error
-from ..quantize.methods import NonFiniteWeightError, quantize
+from ..quantize.methods import DATA_FREE_METHODS, NonFiniteWeightError, quantize
 from .finite import not_finite
 from .matrices import read_rows
 from .parallel import in_order
-from .recipe import PLAIN_ONLY, TRUNK_METHOD, Recipe, fitting, passes_through
+from .recipe import DEFAULT_METHOD, PLAIN_ONLY, TRUNK_METHOD, Recipe, fitting, passes_through
 from .tensors import LayerExperts, Scratch, Source, Weights, format_of
 from .trunk import TrunkItem, plan_item
 
@@ -89,11 +90,15 @@ def _error(
     if passes_through(experts.encodings[projection], format_):
         return 0.0
     try:
-        return relative_squared_error(_floats(weights), quantize(weights, format_, method))
+        return relative_squared_error(_floats(weights), quantize(weights, format_, _without_data(method)))
     except NonFiniteWeightError:
         layer, expert = where
         stored = experts.stored(expert, projection)
         raise not_finite(f"tensor {stored!r}, layer {layer}, expert {expert}, {projection}") from None
+
+
+def _without_data(method: str) -> str:
+    return method if method in DATA_FREE_METHODS else DEFAULT_METHOD
 
 
 def _error_of_item(source: Source, item: TrunkItem) -> float:

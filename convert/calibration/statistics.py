@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...quantize.calibration import Halves, InputStatistics, Moments, input_statistics
+from ...quantize.methods import DATA_FREE_METHODS, METHODS
 from .sections import FIT, GROUPS, HELD_OUT, INPUT, Arrays
 
-CALIBRATED = ("imatrix", "gptq")  # methods that need statistics
+CALIBRATED = tuple(method for method in METHODS if method not in DATA_FREE_METHODS)  # those that need statistics
 BY_HESSIAN = ("gptq",)  # those of them that need more than the importance of each input
 
 
