@@ -19,7 +19,7 @@ from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
 from ..manifests.rules import aligned
 from .knapsack import Chosen, Knapsack, Option, undominated
-from .plan import plan_pack
+from .plan import lay_out
 from .recipe import Coding, Codings, Recipe
 from .recipefile import runs
 from .sensitivities import Sensitivities
@@ -216,7 +216,7 @@ class _Chooser:
     def _trunk(self, name: str) -> _Trunk:
         any_format = next(iter(self._layers.errors[0]["gate"]))
         recipe = Recipe(Coding(any_format, self._wish.method), name)
-        plan = plan_pack(self._source, recipe).plan
+        plan = lay_out(self._source, recipe).plan
         others = plan.total_bytes - plan.expert_bytes + plan.manifest_bytes
         cost = TRUNK_WEIGHT * self._sensitivities.total * weigh_trunk(self._source, recipe)
         return _Trunk(name, plan.trunk, others + LONGEST_OVERRIDE * plan.model.num_layers, cost)

@@ -12,8 +12,10 @@ import numpy as np
 
 from ..layout.formats import AffineFormat
 from ..layout.record import PROJECTIONS, RecordLayout
+from ..manifests.errors import CorruptInputError
 from ..quantize.affine import AffineMatrix
 from ..quantize.calibration import InputStatistics
+from ..quantize.feedback import HessianError
 from ..quantize.grids import GridMatrix, Matrix
 from ..quantize.methods import NonFiniteWeightError, quantize
 from .calibration.statistics import LayerStatistics
@@ -66,7 +68,7 @@ class ExpertPacker:
         """The records of experts 0, 1, ... of a layer, uint8 [stride]; each is valid until the next is asked for.
 
         `statistics` are what its methods go by, if they need any. Raises CorruptInputError naming tensor and expert if
-        a weight is not finite.
+        a weight is not finite, or if second moments are none.
         """
         free: SimpleQueue[Slot] = SimpleQueue()
         for slot in self._slots:
@@ -102,6 +104,8 @@ class ExpertPacker:
             quantize(weights, out.format, method, out, inputs)
         except NonFiniteWeightError as error:
             raise not_finite(f"{what}, row {error.row},") from None
+        except HessianError as error:
+            raise CorruptInputError(f"{what}: {error}; calibrate again") from None
 
     def _name(self, experts: LayerExperts, expert: int, projection: str) -> str:
         stored = experts.stored(expert, projection)

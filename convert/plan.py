@@ -68,14 +68,21 @@ def understand(checkpoint: Checkpoint) -> Source:
 
 
 def plan_pack(source: Source, recipe: Recipe, calibration: CalibrationFile | None = None) -> Packing:
-    """Lay out the pack.
+    """Plan a pack.
 
     Raises UsageError if the recipe does not fit the model, if its methods and the calibration do not fit each other
     or the checkpoint, or MOEPACK_ISA does not fit this machine.
     """
+    packing = lay_out(source, recipe, calibration)
+    methods = dict.fromkeys(coding.method for layer in packing.codings for coding in layer.values())
+    require_calibration(calibration, source, methods)
+    return packing
+
+
+def lay_out(source: Source, recipe: Recipe, calibration: CalibrationFile | None = None) -> Packing:
+    """Like `plan_pack`, but whether the calibration is the right one is not asked: for plans that are only compared."""
     _require_instruction_set()
     codings = recipe.codings(source.model)
-    require_calibration(calibration, source, _methods(codings))
     trunk = tuple(plan_item(entry, recipe) for entry in source.trunk)
     formats = {item.entry.tensor.stem: item.format.name for item in trunk if item.format is not None}
     plan = PackPlan(
@@ -127,10 +134,6 @@ def _require_instruction_set() -> None:
         instruction_set()
     except ValueError as error:
         raise UsageError(f"{error}; unset it to use the best one") from None
-
-
-def _methods(codings: Codings) -> list[str]:
-    return list(dict.fromkeys(coding.method for layer in codings for coding in layer.values()))
 
 
 def _manifest_recipe(codings: Codings, recipe: Recipe, calibration: CalibrationFile | None) -> schema.Recipe:

@@ -82,7 +82,7 @@ def test_planning_writes_nothing(make_checkpoint: CheckpointMaker, tmp_path: Pat
     [
         (("affine5-g64", "mse", "source"), "affine2-g64"),
         (("2bit", "mse", "source"), "affine2-g64"),
-        (("affine2-g64", "gptq", "source"), "minmax, mse"),
+        (("affine2-g64", "awq", "source"), "minmax, mse"),
         (("affine2-g64", "mse", "affine2-g64"), "source, bf16"),
     ],
 )
