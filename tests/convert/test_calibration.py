@@ -10,8 +10,10 @@ from checkpoints import TINY, CheckpointMaker, Variant
 
 from moepack.convert.calibration.file import CalibrationFile
 from moepack.convert.calibration.sections import EXPERT_HESSIANS, FIT, HELD_OUT, Shape, choose
+from moepack.convert.calibration.statistics import LayerStatistics
 from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.plan import understand
+from moepack.layout.record import PROJECTIONS
 from moepack.manifests.digest import of_file
 from moepack.quantize.calibration import CORRELATION_ONE, Moments
 
@@ -86,7 +88,7 @@ def test_gate_and_up_share_their_statistics_and_every_expert_has_some(opened: Ca
     for layer in range(FEW_VISITS.layers):
         statistics = opened.layer(layer)
         for expert in range(FEW_VISITS.experts):
-            found = statistics.of(expert, opened.expert(layer, expert), hessians=True)
+            found = statistics.of(expert, dict.fromkeys(PROJECTIONS, "gptq"))
             assert found["gate"] is found["up"]
             for projection, width in (("gate", FEW_VISITS.hidden), ("down", FEW_VISITS.intermediate)):
                 given = found[projection]
@@ -101,7 +103,7 @@ def test_gate_and_up_share_their_statistics_and_every_expert_has_some(opened: Ca
 def test_an_unvisited_expert_is_given_the_pool(opened: CalibrationFile) -> None:
     statistics = opened.layer(0)
     expert = int(np.flatnonzero(statistics.arrays["visits"][FIT] == 0)[0])
-    found = statistics.of(expert, opened.expert(0, expert), hessians=False)
+    found = statistics.of(expert, dict.fromkeys(PROJECTIONS, "imatrix"))
     assert np.array_equal(found["gate"].importance, statistics.arrays["input.pool.diagonal"][FIT])
     assert np.array_equal(found["down"].importance, statistics.arrays["inner.pool.diagonal"][FIT])
 
@@ -117,7 +119,7 @@ def test_less_can_be_kept_and_the_rest_is_the_same(
         assert list(less.expert(1, 0)) == (["inner.correlations"] if kept == "inner" else [])
         for name, array in less.expert(1, 0).items():
             assert np.array_equal(array, opened.expert(1, 0)[name])
-        found = less.layer(1).of(0, less.expert(1, 0), hessians=True)
+        found = less.layer(1).of(0, dict.fromkeys(PROJECTIONS, "gptq"))
         assert found["gate"].hessian is not None
         assert np.array_equal(found["gate"].hessian.diagonal(), found["gate"].importance)
 
@@ -149,3 +151,18 @@ def test_tokenizer_and_model_are_named_by_digests(make_checkpoint: CheckpointMak
     with CalibrationFile.open(tmp_path / "c") as opened:
         assert opened.facts.model.tokenizer_digest == of_file(source / "tokenizer.json")
         assert opened.digest == blake3((tmp_path / "c").read_bytes()[:-32]).hexdigest()
+
+
+def test_only_what_a_method_needs_is_read(opened: CalibrationFile) -> None:
+    read: list[int] = []
+    layer = opened.layer(0)
+    statistics = LayerStatistics(layer.tokens, layer.arrays, lambda expert: read.append(expert) or layer.own(expert))
+    assert statistics.of(3, {"gate": "mse", "down": "minmax"}) == {}
+    found = statistics.of(3, {"gate": "mse", "up": "imatrix", "down": "imatrix"})
+    assert list(found) == ["up", "down"]
+    assert found["up"].hessian is found["up"].held_out is None
+    assert read == []
+    found = statistics.of(3, {"gate": "imatrix", "up": "imatrix", "down": "gptq"})
+    assert found["gate"].hessian is None
+    assert found["down"].hessian is not None
+    assert read == [3]
