@@ -18,6 +18,7 @@ from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
 from ..manifests.rules import aligned
+from ..manifests.schema import Projection
 from .knapsack import Chosen, Knapsack, Option, undominated
 from .plan import lay_out
 from .recipe import Coding, Codings, Recipe
@@ -31,6 +32,7 @@ TRUNK_CHOICES = ("affine4-g64", "affine8-g64", "source")
 # lost 0.298 (Thireus, GGUF-Tool-Suite, kld_results): for equal errors, the trunk counts about three times as much.
 TRUNK_WEIGHT = 3.0
 LONGEST_OVERRIDE = 1024  # bytes per layer by which a mixed recipe may lengthen the manifest
+NAMES: tuple[Projection, ...] = ("gate", "up", "down")
 OTHER_SIZES = (0.9, 0.95, 1.05, 1.1)
 
 Formats: TypeAlias = tuple[Format, Format, Format]  # of gate, up and down
@@ -133,10 +135,10 @@ class _Layers:
         ]
 
     def _of_layer(
-        self, sensitivity: Mapping[str, float], errors: Mapping[str, Mapping[Format, float]]
+        self, sensitivity: Mapping[Projection, float], errors: Mapping[str, Mapping[Format, float]]
     ) -> list[tuple[Formats, Option]]:
         shape = expert_shape(self.source.model)
-        per_projection = [_of_projection(shape, name, sensitivity[name], errors[name]) for name in PROJECTIONS]
+        per_projection = [_of_projection(shape, name, sensitivity[name], errors[name]) for name in NAMES]
         found = [
             ((gate[0], up[0], down[0]), self._joined(gate[1], up[1], down[1]))
             for gate, up, down in product(*per_projection)

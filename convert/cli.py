@@ -18,6 +18,7 @@ from ..manifests.manifest import pack_digest
 from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import Report
 from ..manifests.verify import verify as verify_pack
+from ..runtime.backends.base import Backend
 from ..runtime.corpus import Room
 from ..runtime.engine import cpus, open_backend
 from ..runtime.language import Language
@@ -26,8 +27,9 @@ from ..runtime.quality import picture as quality_picture
 from ..runtime.quality import report as quality_report
 from ..runtime.quality.asked import LAYER_TOKENS, LONGEST_ANSWER, Asked
 from ..runtime.quality.evaluation import Evaluator, Subject, document
-from ..runtime.quality.windows import WINDOW, read_text
+from ..runtime.quality.windows import WINDOW, Windows, read_text
 from ..runtime.quantities import parse_size
+from ..runtime.sensitivity import measure as measure_sensitivities
 from ..runtime.source import ExpertsFrom, PackSource, Source
 from ..runtime.sweep import Sweep
 from ..runtime.tokenizer import Tokenizer
@@ -35,10 +37,12 @@ from . import facts, report
 from .calibration import report as calibration_report
 from .calibration.collector import Collector
 from .calibration.file import CalibrationFile
+from .calibration.matching import require_same
 from .calibration.plan import Options, plan_calibration
 from .calibration.run import calibrate as calibrate_checkpoint
 from .checkpoint import TOKENIZER, Checkpoint
 from .choice import Choice
+from .coarse import coarsened, coarsest
 from .estimate import estimate
 from .options import BitsOption, BudgetOption, FormatOption, MethodOption, RecipeOption, TrunkOption
 from .order import Order
@@ -46,6 +50,7 @@ from .pipeline import build as build_pack
 from .plan import Packing, default_jobs, plan_pack, require_new, require_outside, understand
 from .recipefile import written
 from .reference import Reference
+from .sensitivities import Sensitivities
 from .shipped import CHECKPOINT, QUESTION
 
 EXIT_CODES = (
@@ -274,6 +279,10 @@ def calibrate(
         Path | None, typer.Option(metavar="PACK", help="Use this pack's experts instead of the checkpoint's.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads.", show_default="the cores")] = CPUS,
+    sensitivities: Annotated[
+        bool, typer.Option("--sensitivities", help="Measure too how much each layer's projections matter.")
+    ] = False,
+    sensitivity_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text for that.")] = 2048,
     device: Annotated[str, typer.Option(help="Where sums are gathered: cpu, cuda (needs torch) or auto.")] = "auto",
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Hidden states above this go to disk.")] = "2GB",
     json: JsonOption = False,
@@ -286,8 +295,10 @@ def calibrate(
         raise UsageError(f"{source} is a pack; give the checkpoint it was made from, and the pack as --through")
     with Checkpoint.open(source) as checkpoint, ExitStack() as opened:
         reference: Source = Reference(checkpoint)
+        backend = open_backend(threads)
         tokenizer = Tokenizer.open(LooseFiles(checkpoint.origin.directory), reference.model.vocab_size)
-        windows = read_text(text, tokenizer, window=window).sample(tokens)
+        whole_text = read_text(text, tokenizer, window=window)
+        windows = whole_text.sample(tokens)
         windows.require_within(reference.model.max_position_embeddings)
         if through is not None:
             reference = ExpertsFrom(reference, opened.enter_context(_pack_source(through)))
@@ -295,20 +306,34 @@ def calibrate(
         digest = pack_digest(through) if through is not None else None
         plan = plan_calibration(checkpoint, corpus.starts, windows.digest, options, through=digest)
         say(calibration_report.planned(plan))
-        sweep = Sweep(reference, open_backend(threads))
-        stream = sweep.embed(corpus, Room(options.spill_bytes, out.parent))
+        sweep = Sweep(reference, backend)
+        room = Room(options.spill_bytes, out.parent)
+        stream = sweep.embed(corpus, room)
 
         def advance(layer: int, observer: Collector) -> None:
             sweep.advance(layer, stream, observer=observer)
 
+        def measure() -> Sensitivities | None:
+            sample = whole_text.sample(sensitivity_tokens)
+            return _sensitivities(Reference(checkpoint), sample, backend, room) if sensitivities else None
+
         try:
-            calibrate_checkpoint(plan, checkpoint, out, stream.rows, advance, ConsoleProgress())
+            calibrate_checkpoint(plan, checkpoint, out, stream.rows, advance, ConsoleProgress(), measure)
         except KeyboardInterrupt:
             say("interrupted; the same command goes on at the layer where this one stopped")
             raise
     with CalibrationFile.open(out) as written:
         found = calibration_report.document(written, time.monotonic() - start)
         _show(found, calibration_report.calibration_table, json=json)
+
+
+def _sensitivities(source: Reference, windows: Windows, backend: Backend, room: Room) -> Sensitivities:
+    format_ = coarsest(source.model)
+    found = measure_sensitivities(
+        source, windows, lambda matrix: coarsened(matrix, format_), backend, room=room, progress=ConsoleProgress()
+    )
+    layers = tuple({name: one.per_error for name, one in layer.items()} for layer in found)
+    return Sensitivities(layers, len(windows.rows()), format_.name)
 
 
 @contextmanager
@@ -368,8 +393,12 @@ def _planned(
     checkpoint: Checkpoint, order: Order, calibration: CalibrationFile | None, jobs: int
 ) -> tuple[Packing, Choice | None]:
     understood = understand(checkpoint)
-    recipe, choice = order.settle(understood, None, jobs=jobs, progress=ConsoleProgress())
-    return plan_pack(understood, recipe, calibration), choice
+    if calibration is not None:
+        require_same(calibration, understood)
+    known = calibration.sensitivities if calibration is not None else None
+    recipe, choice = order.settle(understood, known, jobs=jobs, progress=ConsoleProgress())
+    only_chose = choice is not None and known is not None and not recipe.calibrated  # the pack's bytes come without it
+    return plan_pack(understood, recipe, None if only_chose else calibration), choice
 
 
 def _say_choice(choice: Choice | None) -> None:

@@ -110,7 +110,7 @@ def of_choice(choice: Choice) -> dict[str, Any]:
         "bits": wish.bits,
         "sensitivities": {
             "measured": sensitivities.measured,
-            "tokens": sensitivities.tokens,
+            "positions": sensitivities.positions,
             "format": sensitivities.format,
         },
         "sampled_experts_per_layer": SAMPLED_EXPERTS,

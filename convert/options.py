@@ -18,7 +18,7 @@ FormatOption = Annotated[
 ]
 MethodOption = Annotated[
     str | None,
-    typer.Option(help=f"How experts' codes are chosen: {' or '.join(METHODS)}.", show_default=DEFAULT_METHOD),
+    typer.Option(help=f"How experts' codes are chosen: {', '.join(METHODS)}.", show_default=DEFAULT_METHOD),
 ]
 TrunkOption = Annotated[
     str | None,

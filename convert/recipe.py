@@ -16,7 +16,7 @@ from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
 from ..manifests.errors import UsageError
-from ..quantize.methods import METHODS
+from ..quantize.methods import DATA_FREE_METHODS, METHODS
 from .families.family import Role
 from .tensors import Affine, Encoding, format_of
 
@@ -92,6 +92,12 @@ class Recipe:
                     layers.setdefault((names, coding), []).append(index)
         overrides = (Override(tuple(found), names, coding) for (names, coding), found in layers.items())
         return cls(common, trunk_format, tuple(overrides))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a method that it names goes by a calibration."""
+        codings = (self.coding, *(override.coding for override in self.overrides))
+        return any(coding.method not in DATA_FREE_METHODS for coding in codings)
 
     def codings(self, model: schema.Model) -> Codings:
         """The coding of every layer's projections.

@@ -53,7 +53,7 @@ def _counted(choice: dict[str, Any]) -> str:
     measured = choice["sensitivities"]
     if not measured["measured"]:
         return f"{sample}, every matrix alike: no sensitivities were given"
-    return f"{sample} x sensitivity, measured on {measured['tokens']} tokens with {measured['format']}"
+    return f"{sample} x sensitivity, measured at {measured['positions']} positions with {measured['format']}"
 
 
 def _group(group: dict[str, Any], what: str) -> str:

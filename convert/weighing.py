@@ -43,7 +43,8 @@ def candidates(source: Source, method: str) -> tuple[Format, ...]:
 def weigh(source: Source, formats: Sequence[Format], method: str, *, jobs: int, progress: Progress) -> Errors:
     """The relative squared error that each format would leave in each layer's projections.
 
-    What passes through has none. Raises CorruptInputError naming the tensor if a sampled weight is not finite.
+    What passes through has none. Methods that go by a calibration are weighed as mse: they trade weight error for
+    something better. Raises CorruptInputError naming the tensor if a sampled weight is not finite.
     """
     layers, experts = range(source.model.num_layers), _spread(source.model.num_experts, SAMPLED_EXPERTS)
     sampled = [(layer, expert) for layer in layers for expert in experts]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..layout.matrix import ExpertMatrices, StoredMatrix
-from ..layout.record import PROJECTIONS
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
+from ..manifests.schema import Projection
 from .backends.base import Backend, Ids
 from .corpus import Corpus, Room, Stream
 from .quality.divergence import Doubles, blocks, compare
@@ -23,6 +23,7 @@ from .quality.windows import Windows
 from .source import Replaced, Source
 from .sweep import Sweep
 
+PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
 ERROR_ROWS = 64  # of every replaced matrix, spread evenly: they tell its relative squared error well enough
 
 Coarsen = Callable[[StoredMatrix], StoredMatrix]
@@ -44,7 +45,7 @@ class Sensitivity:
         return self.divergence.mean / self.error if self.error else 0.0
 
 
-Sensitivities = tuple[dict[str, Sensitivity], ...]  # of each layer, by projection
+Sensitivities = tuple[dict[Projection, Sensitivity], ...]  # of each layer, by projection
 
 
 def measure(

@@ -21,6 +21,7 @@ from ...layout.atomic import AtomicFile
 from ...manifests import digest
 from ...manifests.errors import CorruptInputError, MismatchError
 from ...manifests.files import open_regular, read_exactly
+from ..sensitivities import Sensitivities
 from . import header as headers
 from .header import Facts, Section
 from .sections import Arrays, decode, expert_section, layer_section
@@ -40,16 +41,19 @@ def compress(content: bytes) -> bytes:
 class CalibrationFile:
     """An opened calibration file; a context manager. Reads are thread-safe.
 
-    `digest` names it. Memory: a section at a time.
+    `digest` names it; `sensitivities` are None if they were not measured. Memory: a section at a time.
     """
 
-    def __init__(self, path: Path, descriptor: int, facts: Facts, places: dict[str, tuple[int, Section]]) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, header: headers.Header, places: dict[str, tuple[int, Section]]
+    ) -> None:
         self.path = path
-        self.facts = facts
+        self.facts: Facts = header.facts
+        self.sensitivities: Sensitivities | None = header.sensitivities or None
         self.digest = ""
         self._descriptor = descriptor
         self._places = places
-        self._fields = facts.shape.all_sections()
+        self._fields = self.facts.shape.all_sections()
 
     @classmethod
     def open(cls, path: Path) -> "CalibrationFile":
@@ -68,7 +72,7 @@ class CalibrationFile:
             if end + digest.DIGEST_BYTES != size:
                 raise CorruptInputError(f"{path} has {size} bytes, not the {end + digest.DIGEST_BYTES} of its header")
             places = {section.name: (begin, section) for begin, section in zip(begins, header.sections, strict=True)}
-            opened = cls(path, descriptor, header.facts, places)
+            opened = cls(path, descriptor, header, places)
             opened.digest = found
             return opened
         except BaseException:
@@ -117,12 +121,18 @@ class CalibrationFile:
         raise CorruptInputError(f"{self.path}: section {section.name!r} does not hold {section.size} bytes")
 
 
-def write(target: Path, facts: Facts, sections: Sequence[Section], content: Iterator[bytes]) -> str:
+def write(
+    target: Path,
+    facts: Facts,
+    sections: Sequence[Section],
+    content: Iterator[bytes],
+    sensitivities: Sensitivities | None = None,
+) -> str:
     """Write a file from its stored sections, in order, as pieces of any size; the digest that names it.
 
     Raises StorageError if the disk fails or fills.
     """
-    rendered = headers.render(facts, list(sections))
+    rendered = headers.render(facts, list(sections), sensitivities)
     size = PREFIX.size + len(rendered) + sum(section.stored for section in sections) + digest.DIGEST_BYTES
     hasher = blake3(max_threads=blake3.AUTO)
     with AtomicFile(target, size) as file:

@@ -3,11 +3,12 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ...manifests import canonical
 from ...manifests.errors import CorruptInputError, UnsupportedError
 from ...manifests.schema import Count, Digest, Size
+from ..sensitivities import Sensitivities
 from .sections import ExpertHessians, Shape, section_size
 
 VERSION: Literal[1] = 1
@@ -72,17 +73,21 @@ class Facts(Part, frozen=True, forbid_unknown_fields=True):
 
 
 class Header(Part, frozen=True, forbid_unknown_fields=True):
-    """All that stands before the sections, which follow each other in this order."""
+    """All that stands before the sections, which follow each other in this order.
+
+    `sensitivities` is absent if they were not measured.
+    """
 
     format: Literal["moecal"]
     version: Literal[1]
     facts: Facts
     sections: Annotated[list[Section], Meta(max_length=2**20)]
+    sensitivities: Sensitivities | UnsetType = UNSET
 
 
-def render(facts: Facts, sections: list[Section]) -> bytes:
+def render(facts: Facts, sections: list[Section], sensitivities: Sensitivities | None) -> bytes:
     """The canonical bytes of a header."""
-    return canonical.encode(Header("moecal", VERSION, facts, sections))
+    return canonical.encode(Header("moecal", VERSION, facts, sections, sensitivities or UNSET))
 
 
 def parse(content: bytes, where: str) -> Header:
@@ -104,6 +109,10 @@ def _check(header: Header, where: str) -> None:
     text = header.facts.text
     if text.held_out_tokens >= text.tokens:
         raise CorruptInputError(f"{where}: {text.held_out_tokens} of {text.tokens} tokens cannot be held out")
+    if header.sensitivities and (
+        len(header.sensitivities.layers) != header.facts.model.layers or not header.sensitivities.measured
+    ):
+        raise CorruptInputError(f"{where}: its sensitivities are not those of its model's layers")
     wanted = header.facts.shape.all_sections()
     found = {section.name: section.size for section in header.sections}
     if list(found) != list(wanted) or len(found) != len(header.sections):

@@ -24,7 +24,7 @@ def require_calibration(calibration: CalibrationFile | None, source: Source, met
             f"--calibration is given, but no matrix is quantized by a method that uses one; there are"
             f" {' and '.join(CALIBRATED)}"
         )
-    _require_same(calibration, source)
+    require_same(calibration, source)
 
 
 def recorded(calibration: CalibrationFile) -> schema.Calibration:
@@ -33,7 +33,8 @@ def recorded(calibration: CalibrationFile) -> schema.Calibration:
     return schema.Calibration(calibration.digest, facts.text.digest, facts.model.digest)
 
 
-def _require_same(calibration: CalibrationFile, source: Source) -> None:
+def require_same(calibration: CalibrationFile, source: Source) -> None:
+    """Raise UsageError unless a calibration is of this very model, files and tokenizer."""
     described, where = calibration.facts.model, source.checkpoint.origin.directory
     if described.digest != model_digest(source.checkpoint, source.model):
         raise UsageError(

@@ -28,6 +28,7 @@ def document(opened: CalibrationFile, seconds: float | None = None) -> dict[str,
         "digest": opened.digest,
         "bytes": opened.path.stat().st_size,
         **msgspec.to_builtins(opened.facts),
+        "sensitivities": msgspec.to_builtins(opened.sensitivities),
     }
     return found if seconds is None else {**found, "seconds": seconds}
 
@@ -47,7 +48,19 @@ def calibration_table(found: dict[str, Any]) -> Text:
                 found["expert_hessians"], "of layers and of each expert"
             ),
         ),
+        *_sensitivity_rows(found["sensitivities"]),
         ("size", amount(found["bytes"])),
         ("digest", found["digest"]),
     ]
     return table(found["calibration"], rows)
+
+
+def _sensitivity_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    values = sorted((layer[name], index, name) for index, layer in enumerate(found["layers"]) for name in layer)
+    least, most = values[0], values[-1]
+    return [
+        ("sensitivity", f"KL per relative squared error, at {found['positions']} positions with {found['format']}:"),
+        ("", f"{most[0]:.3g} in layer {most[1]}, {most[2]}, down to {least[0]:.3g} in layer {least[1]}, {least[2]}"),
+    ]

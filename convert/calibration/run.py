@@ -13,20 +13,29 @@ from ...manifests.errors import CorruptInputError
 from ...manifests.progress import Progress
 from ...quantize.moments import Floats, accumulators
 from ..checkpoint import Checkpoint
+from ..sensitivities import Sensitivities
 from .collector import Collector
 from .identity import model_digest
 from .plan import CalibrationPlan
 from .workspace import Workspace
 
 Advance = Callable[[int, Collector], None]  # take the states through a layer, observed
+Measure = Callable[[], Sensitivities | None]
 
 
 def calibrate(
-    plan: CalibrationPlan, checkpoint: Checkpoint, target: Path, rows: Floats, advance: Advance, progress: Progress
+    plan: CalibrationPlan,
+    checkpoint: Checkpoint,
+    target: Path,
+    rows: Floats,
+    advance: Advance,
+    progress: Progress,
+    measure: Measure = lambda: None,
 ) -> str:
     """Write the calibration file `target`, or finish what an interrupted run has left of it; the file's digest.
 
-    `rows` float32 [tokens, hidden] are the states before layer 0; `advance` changes them in place. Raises UsageError
+    `rows` float32 [tokens, hidden] are the states before layer 0; `advance` changes them in place. `measure` gives the
+    sensitivities to store, if any, once all layers are finished. Raises UsageError
     if the target exists, StorageError if the disk fails or fills, CorruptInputError if an activation is not finite or
     the checkpoint changed meanwhile. After any other error, or a kill, the same call goes on at the next layer.
     """
@@ -51,4 +60,4 @@ def calibrate(
             raise CorruptInputError(
                 f"{checkpoint.origin.directory} changed while it was read; remove {workspace.partial} and start again"
             )
-        return workspace.commit()
+        return workspace.commit(measure())

@@ -23,6 +23,7 @@ from ...manifests import digest
 from ...manifests.errors import UsageError
 from ...manifests.files import read_exactly
 from ...quantize.moments import Floats
+from ..sensitivities import Sensitivities
 from . import file
 from .header import Section
 from .plan import CalibrationPlan
@@ -93,11 +94,11 @@ class Workspace:
         self._states(layer - 1).unlink(missing_ok=True)
         self.finished = layer
 
-    def commit(self) -> str:
+    def commit(self, sensitivities: Sensitivities | None) -> str:
         """Give the finished calibration its name; the digest that names its bytes. The folder is then gone."""
         sections = [section for layer in self._sections for section in layer]
         whole = self.partial / WHOLE_FILE
-        found = file.write(whole, self._plan.facts, sections, self._content())
+        found = file.write(whole, self._plan.facts, sections, self._content(), sensitivities)
         require_absent(self.target)
         with Reporting(self.target):
             whole.rename(self.target)

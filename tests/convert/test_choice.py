@@ -24,7 +24,7 @@ from moepack.convert.weighing import Errors, candidates, weigh
 from moepack.layout.formats import Format, parse
 from moepack.layout.plan import PackPlan
 from moepack.layout.record import PROJECTIONS
-from moepack.manifests.errors import CorruptInputError, UsageError
+from moepack.manifests.errors import UsageError
 from moepack.manifests.progress import Silent
 from moepack.manifests.verify import verify
 
@@ -198,26 +198,6 @@ def test_groups_of_64_that_do_not_fit_are_no_candidates(make_checkpoint: Checkpo
 def test_sensitivities_of_another_model_are_refused(source: Source) -> None:
     with pytest.raises(UsageError, match="of 3 layers, and this model has 2"):
         chosen(source, Wish("mse", bits=3.0), uneven(3))
-
-
-def test_sensitivities_are_stored_and_read_back() -> None:
-    known = uneven(3)
-    assert Sensitivities.of(json.loads(json.dumps(known.to_builtins())), "here") == known
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"tokens": 0},
-        {"tokens": "many"},
-        {"layers": [{"gate": -1.0, "up": 0.0, "down": 0.0}]},
-        {"layers": [{"gate": 1.0, "up": 0.0}]},
-        {"more": 1},
-    ],
-)
-def test_malformed_sensitivities_are_refused(damage: dict[str, object]) -> None:
-    with pytest.raises(CorruptInputError, match=r"^calib.moecal holds"):
-        Sensitivities.of({**uneven(1).to_builtins(), **damage}, "calib.moecal")
 
 
 def test_the_commands_say_what_was_chosen_and_why(
