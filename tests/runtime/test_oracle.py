@@ -15,10 +15,13 @@ import pytest
 import torch
 from checkpoints import NARROW, ODD, TINY, CheckpointMaker, Shape, Variant
 from oracle import reference_model
-from packs import build_pack, with_random_experts
+from packs import build_pack, build_with, with_random_experts
 
-from moepack.layout.formats import parse
+from moepack.convert.recipe import Coding, Recipe
+from moepack.layout.formats import FORMATS, parse
 from moepack.layout.record import PROJECTIONS
+from moepack.manifests.progress import Silent
+from moepack.manifests.verify import verify
 from moepack.runtime.backends.base import Routes
 from moepack.runtime.backends.cpu import CpuBackend
 from moepack.runtime.engine import Engine, EngineOptions
@@ -134,6 +137,18 @@ def test_experts_in_grid_formats_agree_with_transformers(
     formats = {name: parse(format_) for name, format_ in zip(PROJECTIONS, MIXED[case], strict=True)}
     with_random_experts(tmp_path / "plain", packing.plan, tmp_path / case, formats)
     check(tmp_path / case, transformers_of(tmp_path / case), least_distinct=LEAST_DISTINCT)
+
+
+def test_a_mixed_recipe_agrees_with_transformers(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    """Every layer and projection in a format of its own, the trunk of 4 and 8 bits."""
+    names = [format_.name for format_ in FORMATS if format_.fits(TINY.intermediate)]
+    codings = tuple(
+        {name: Coding(parse(names[(5 * layer + index) % len(names)])) for index, name in enumerate(PROJECTIONS)}
+        for layer in range(TINY.layers)
+    )
+    build_with(make_checkpoint(Variant(TINY)), tmp_path / "mixed", Recipe.of(codings, "affine4-g64"))
+    assert verify(tmp_path / "mixed", threads=2, progress=Silent()).ok
+    check(tmp_path / "mixed", transformers_of(tmp_path / "mixed"), least_distinct=LEAST_DISTINCT)
 
 
 @pytest.mark.parametrize("kind", LONG)

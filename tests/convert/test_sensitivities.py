@@ -1,0 +1,122 @@
+"""Sensitivities from the command line: measured, kept in the calibration file, and what recipes are chosen by."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from checkpoints import TINY, CheckpointMaker, Shape, Variant
+from ran import Ran
+
+from moepack.convert.calibration import header as headers
+from moepack.convert.calibration.file import CalibrationFile
+from moepack.convert.sensitivities import Sensitivities
+from moepack.layout.record import PROJECTIONS
+from moepack.manifests import canonical
+from moepack.manifests.errors import CorruptInputError
+
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "again", "and")
+SMALL = ("--window", "24", "--tokens", "600", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, choose = tmp_path_factory.mktemp("text") / "text.txt", random.Random(5)
+    path.write_text("\0".join(" ".join(choose.choices(WORDS, k=40)) for _ in range(40)))
+    return path
+
+
+@pytest.fixture
+def source(make_checkpoint: CheckpointMaker) -> Path:
+    return make_checkpoint(Variant(TINY))
+
+
+@pytest.fixture
+def calibration(moe_pack: Callable[..., Ran], source: Path, text: Path, tmp_path: Path) -> Path:
+    options = (*SMALL, "--sensitivities", "--sensitivity-tokens", "200")
+    ran = moe_pack("calibrate", source, "--text", text, "-o", tmp_path / "c.moecal", *options)
+    assert ran.code == 0, ran.err
+    assert "sensitivity" in ran.out
+    return tmp_path / "c.moecal"
+
+
+def test_they_are_kept_and_shown(moe_pack: Callable[..., Ran], calibration: Path) -> None:
+    found = json.loads(moe_pack("inspect", calibration, "--json").out)["sensitivities"]
+    assert 150 <= found["positions"] <= 250
+    assert len(found["layers"]) == TINY.layers
+    assert all(layer.keys() == set(PROJECTIONS) and min(layer.values()) > 0 for layer in found["layers"])
+    with CalibrationFile.open(calibration) as opened:
+        assert opened.sensitivities == msgspec.convert(found, Sensitivities)
+
+
+def test_recipes_are_chosen_by_them(
+    moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path
+) -> None:
+    with CalibrationFile.open(calibration) as opened:
+        known = opened.sensitivities
+    assert known is not None
+    facts = json.loads(moe_pack("plan", source, "--bits", "2.9", "--calibration", calibration, "--json").out)
+    choice = facts["choice"]
+    assert choice["sensitivities"] == {"measured": True, "positions": known.positions, "format": known.format}
+    assert choice["recipe"] != json.loads(moe_pack("recipe", source, "--bits", "2.9").out)
+    shown = moe_pack("plan", source, "--bits", "2.9", "--calibration", calibration).out
+    assert "predicted KL" in shown
+    assert "summed error" not in shown
+    built = moe_pack("build", source, tmp_path / "pack", "--bits", "2.9", "--calibration", calibration)
+    assert built.code == 0, built.err
+    recipe = json.loads((tmp_path / "pack" / "manifest.json").read_bytes())["recipe"]
+    assert recipe == facts["recipe"]
+    assert "calibration" not in recipe  # it chose formats; no code depends on it
+
+
+def test_a_calibrated_method_uses_the_file_for_both(
+    moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path
+) -> None:
+    options = ("--budget", "2MB", "--method", "imatrix", "--calibration", calibration)
+    built = moe_pack("build", source, tmp_path / "pack", *options)
+    assert built.code == 0, built.err
+    recipe = json.loads((tmp_path / "pack" / "manifest.json").read_bytes())["recipe"]
+    assert recipe["method"] == "imatrix"
+    with CalibrationFile.open(calibration) as opened:
+        assert recipe["calibration"]["digest"] == opened.digest
+
+
+def test_without_them_a_calibration_says_nothing_about_formats(
+    moe_pack: Callable[..., Ran], source: Path, text: Path, tmp_path: Path
+) -> None:
+    assert moe_pack("calibrate", source, "--text", text, "-o", tmp_path / "c.moecal", *SMALL).code == 0
+    assert json.loads(moe_pack("inspect", tmp_path / "c.moecal", "--json").out)["sensitivities"] is None
+    refused = moe_pack("plan", source, "--bits", "2.9", "--calibration", tmp_path / "c.moecal")
+    refused.refused(2, "no matrix is quantized by a method that uses one")
+
+
+def test_those_of_another_model_are_refused(
+    moe_pack: Callable[..., Ran], make_checkpoint: CheckpointMaker, calibration: Path
+) -> None:
+    other = make_checkpoint(Variant(Shape(seed=9)))
+    moe_pack("plan", other, "--bits", "2.9", "--calibration", calibration).refused(2, "another model")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"layers": [{"gate": 1.0, "up": 1.0, "down": 1.0}]},
+        {"layers": [{"gate": -1.0, "up": 1.0, "down": 1.0}] * 4},
+        {"layers": [{"gate": 1.0, "up": 1.0}] * 4},
+        {"layers": [{"gate": 1.0, "up": 1.0, "side": 1.0}] * 4},
+        {"layers": [{"gate": 1e40, "up": 1.0, "down": 1.0}] * 4},
+        {"positions": 0},
+        {"positions": "many"},
+        {"more": 1},
+    ],
+)
+def test_malformed_ones_are_refused(damage: dict[str, object], calibration: Path) -> None:
+    with CalibrationFile.open(calibration) as opened:
+        facts, known = opened.facts, msgspec.to_builtins(opened.sensitivities)
+    sections: list[headers.Section] = []
+    header = msgspec.to_builtins(headers.Header("moecal", 1, facts, sections, Sensitivities.equal(1)))
+    content = canonical.encode({**header, "sensitivities": {**known, **damage}})
+    with pytest.raises(CorruptInputError, match=r"^c\.moecal: .*(sensitivities|positions|gate|Object)"):
+        headers.parse(content, "c.moecal")
