@@ -85,7 +85,7 @@ class Header(Part, frozen=True, forbid_unknown_fields=True):
     sensitivities: Sensitivities | UnsetType = UNSET
 
 
-def render(facts: Facts, sections: list[Section], sensitivities: Sensitivities | None) -> bytes:
+def render(facts: Facts, sections: list[Section], sensitivities: Sensitivities | None = None) -> bytes:
     """The canonical bytes of a header."""
     return canonical.encode(Header("moecal", VERSION, facts, sections, sensitivities or UNSET))
 
