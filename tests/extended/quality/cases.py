@@ -1,4 +1,4 @@
-"""Chats as tool cases: NUL-separated documents become the JSON lines that `moepack quality --tools` reads.
+"""Chats as tool cases: NUL-separated documents become the JSON lines that `moe-pack quality --tools` reads.
 
 Each assistant turn that calls a tool (or, after a user's turn, does not) is a case: the messages before it, the tools,
 and the call it makes. A document counts only if rendering messages and tools with the model's own template gives its

@@ -8,7 +8,7 @@ from subjects import BASELINE, FOUR_BITS
 from moepack.layout.formats import bits_per_weight, parse
 
 WIDE, NARROW = 4096, 1024  # the 397B model's hidden and intermediate sizes
-TWO_BITS, THREE_BITS = 2.515, 3.305  # bits per weight at the 397B model's widths, rounded to two decimals
+TWO_BITS, THREE_BITS = 2.51, 3.3  # bits per weight at the 397B model's widths
 HEAD = """# Quality
 
 What 2 and 3 bits cost, measured by `moe-pack quality`. `make quality` builds every pack below and writes this page.

@@ -109,7 +109,7 @@ def _conversations(seed: int, count: int, *, evaluation: bool) -> Iterator[Conve
     sys.path.insert(0, str(TRAINING))
     import chat
 
-    words = sorted(set(re.findall(r"[a-z]{4,10}", (ROOT / "FORMAT.md").read_text())))
+    words = sorted(set(re.findall(r"[a-z]{4,10}", (ROOT / "LICENSE").read_text())))
     stream = chat.Conversations(seed, words, [], evaluation=evaluation)
     return (stream.draw() for _ in range(count))
 
