@@ -27,6 +27,7 @@ from ..runtime.quality import picture as quality_picture
 from ..runtime.quality import report as quality_report
 from ..runtime.quality.asked import LAYER_TOKENS, LONGEST_ANSWER, Asked
 from ..runtime.quality.evaluation import Evaluator, Subject, document
+from ..runtime.quality.vocabulary import require_same_model
 from ..runtime.quality.windows import WINDOW, Windows, read_text
 from ..runtime.quantities import parse_size
 from ..runtime.sensitivity import measure as measure_sensitivities
@@ -256,7 +257,8 @@ def quality(
     if json:
         print_json(document(evaluation))
     else:
-        console.out.print(quality_report.table(evaluation), width=quality_report.width(evaluation))
+        console.out.width = quality_report.width(evaluation)  # a narrower terminal wraps lines, and loses no figure
+        console.out.print(quality_report.table(evaluation))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -301,7 +303,9 @@ def calibrate(
         windows = whole_text.sample(tokens)
         windows.require_within(reference.model.max_position_embeddings)
         if through is not None:
-            reference = ExpertsFrom(reference, opened.enter_context(_pack_source(through)))
+            packed = opened.enter_context(_pack_source(through))
+            require_same_model(reference, packed)
+            reference = ExpertsFrom(reference, packed)
         corpus = windows.corpus
         digest = pack_digest(through) if through is not None else None
         plan = plan_calibration(checkpoint, corpus.starts, windows.digest, options, through=digest)

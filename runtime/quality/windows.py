@@ -50,12 +50,15 @@ class Windows:
             raise UsageError(f"windows of {longest} tokens do not fit the model's context of {context}")
 
     def sample(self, tokens: int) -> "Windows":
-        """Windows from all over the text, evenly spaced, of about `tokens` tokens together; at least one."""
-        whole = list(self.corpus.bounds())
-        count = min(len(whole), max(1, len(whole) * tokens // len(self.corpus)))
-        chosen = [index * len(whole) // count for index in range(count)]
-        corpus = Corpus.of([self.corpus.tokens[slice(*whole[index])].tolist() for index in chosen])
-        return Windows(corpus, tuple(self.documents[index] for index in chosen), self.scored_from, self.digest)
+        """Windows from all over the text, evenly spaced, of about `tokens` tokens together; at least one.
+
+        Only windows with scored positions, of which there must be some.
+        """
+        scored = [(i, each) for i, each in enumerate(self.corpus.bounds()) if each[1] - 1 - each[0] > self.scored_from]
+        count = min(len(scored), max(1, len(scored) * tokens // len(self.corpus)))
+        chosen = [scored[index * len(scored) // count] for index in range(count)]
+        corpus = Corpus.of([self.corpus.tokens[slice(*bounds)].tolist() for _, bounds in chosen])
+        return Windows(corpus, tuple(self.documents[i] for i, _ in chosen), self.scored_from, self.digest)
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""

@@ -26,6 +26,7 @@ from moepack.convert.calibration.file import PREFIX, CalibrationFile, compress
 from moepack.convert.calibration.header import Section
 from moepack.convert.calibration.run import Advance
 from moepack.convert.calibration.sections import section_size
+from moepack.convert.shipped import CHECKPOINT
 from moepack.manifests.digest import of_bytes
 from moepack.manifests.errors import CorruptInputError, MoepackError, UsageError
 
@@ -443,6 +444,15 @@ def test_a_checkpoint_that_changes_meanwhile_gives_no_file(make_checkpoint: Chec
 
     with pytest.raises(CorruptInputError, match="changed while it was read"):
         calibrated(checkpoint, tmp_path / "c", windows_of(TINY), around=around)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_pack_of_another_model_is_refused(
+    moe_pack: Callable[..., Ran], source: Path, text: Path, tmp_path: Path
+) -> None:
+    build_pack(CHECKPOINT, tmp_path / "demo")
+    ran = moe_pack(*command(source, text, tmp_path / "c", "--through", tmp_path / "demo"))
+    ran.refused(2, "not the same model")
     assert not (tmp_path / "c").exists()
 
 

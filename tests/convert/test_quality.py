@@ -111,6 +111,13 @@ def test_the_table_has_a_column_for_each_pack_and_k(moe_pack: MoePack, folder: P
     assert "text, reference" in ran.err
 
 
+def test_no_figure_of_the_table_is_cut_on_a_narrow_terminal(moe_pack: MoePack, folder: Path) -> None:
+    packs = [folder / "two"] * 4
+    ran = moe_pack("quality", *packs, "--reference", folder / "four", "--text", folder / "text", "--no-weights")
+    assert ran.code == 0
+    assert "…" not in ran.out
+
+
 def test_another_tools_tokens_are_scored(moe_pack: MoePack, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(json.dumps({"windows": [list(range(120)), list(range(120))], "scored_from": 60}))
     ran = moe_pack(

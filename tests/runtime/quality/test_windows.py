@@ -79,6 +79,12 @@ def tokens_file(tmp_path: Path, value: Any) -> Path:
     return path
 
 
+def test_a_sample_has_scored_positions(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    path.write_text(json.dumps({"windows": [[1, 2]] * 5 + [[3] * 300], "scored_from": 20}))
+    assert len(read_tokens(path).sample(3).rows()) == 279
+
+
 def test_another_tools_windows(tmp_path: Path) -> None:
     """As llama-perplexity scores: positions 256 to 510 of a window of 512 predict tokens 257 to 511."""
     drawn = np.random.default_rng(0).integers(0, 500, (3, 512)).tolist()
