@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..layout.formats import FORMATS, AffineFormat, Format, parse
+from ..layout.formats import FORMATS, AffineFormat, Format, GridFormat, parse
 from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
@@ -23,7 +23,7 @@ from .tensors import Affine, Encoding, format_of
 EXPERT_FORMATS = tuple(format_.name for format_ in FORMATS)
 TRUNK_FORMATS = ("source", "bf16", "affine8-g64", "affine4-g64")
 TRUNK_METHOD = "mse"
-DEFAULT_FORMAT = AffineFormat(2, 64)
+DEFAULT_FORMAT = GridFormat("book", 2, 8)
 DEFAULT_METHOD = "mse"
 SENSITIVE_FORMAT = AffineFormat(8, 64)  # the fewest bits for trunk matrices that are small and matter much
 PLAIN_ONLY = ("minmax",)  # methods for plain affine formats

@@ -18,6 +18,8 @@ from moepack.layout.record import RecordLayout
 from moepack.layout.writer import PackWriter
 from moepack.manifests.progress import Progress, Silent
 
+PLAIN = ("--expert-format", "affine2-g64")  # to the command line what build_pack does unless told otherwise
+
 
 def build_pack(
     checkpoint: Path,

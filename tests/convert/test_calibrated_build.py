@@ -110,7 +110,7 @@ def test_the_manifest_names_the_calibration(
     assert wanted["digest"] in moe_pack("inspect", target).out
     assert wanted["digest"] in moe_pack("inspect", calibration).out
     assert json.loads(moe_pack("inspect", calibration, "--json").out)["digest"] == wanted["digest"]
-    moe_pack("build", source, tmp_path / "plain")
+    moe_pack("build", source, tmp_path / "plain", "--expert-format", "affine2-g64")
     assert "calibration" not in json.loads((tmp_path / "plain" / "manifest.json").read_bytes())["recipe"]
 
 
@@ -146,7 +146,7 @@ def test_only_methods_of_the_recipe_that_need_statistics_get_them(
         "build", source, tmp_path / "mixed", "--recipe", tmp_path / "recipe.json", "--calibration", calibration
     )
     assert ran.code == 0, ran.err
-    moe_pack("build", source, tmp_path / "plain")
+    moe_pack("build", source, tmp_path / "plain", "--expert-format", "affine2-g64")
     with Pack.open(tmp_path / "mixed") as mixed, Pack.open(tmp_path / "plain") as plain:
         layout = plain.records[0]
         for expert in range(TINY.experts):
@@ -169,8 +169,8 @@ def test_methods_that_need_a_calibration_say_so(
 def test_methods_that_take_none_refuse_one(
     moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path, method: str
 ) -> None:
-    ran = moe_pack("build", source, tmp_path / "pack", "--method", method, "--calibration", calibration)
-    ran.refused(2, "--calibration", "imatrix", "gptq")
+    options = ("--expert-format", "affine2-g64", "--method", method, "--calibration", calibration)
+    moe_pack("build", source, tmp_path / "pack", *options).refused(2, "--calibration", "imatrix", "gptq")
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from checkpoints import NARROW, CheckpointMaker, Variant
 from damage import Damage, truncate
-from packs import build_pack
+from packs import PLAIN, build_pack
 from ran import Ran
 
 from moepack import __version__
@@ -57,7 +57,8 @@ def test_a_disk_without_room_is_refused_before_writing(
 def test_a_disk_that_fills_up_leaves_something_resumable(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     """A limit on file sizes makes the kernel refuse the trunk in the middle, as a full disk would."""
     checkpoint, target = make_checkpoint(Variant()), tmp_path / "pack"
-    command = [sys.executable, "-c", "from moepack.convert.cli import main; main()", "build", checkpoint, target]
+    program = [sys.executable, "-c", "from moepack.convert.cli import main; main()"]
+    command = [*program, "build", checkpoint, target, *PLAIN]
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -167,7 +168,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], moe_pack: Callable[..., 
 def test_a_format_that_does_not_fit_is_a_usage_error(
     make_checkpoint: CheckpointMaker, tmp_path: Path, moe_pack: Callable[..., Ran]
 ) -> None:
-    moe_pack("build", make_checkpoint(Variant(shape=NARROW)), tmp_path / "pack").refused(2, "affine2-g64", "32")
+    narrow = make_checkpoint(Variant(shape=NARROW))
+    moe_pack("build", narrow, tmp_path / "pack", *PLAIN).refused(2, "affine2-g64", "affine2-g32")
     moe_pack("plan", "anything", "--expert-format", "q4").refused(2, "q4", "affine2-g64")
     assert not list(tmp_path.iterdir())
 
@@ -190,7 +192,7 @@ def test_interrupting_says_how_to_go_on(make_checkpoint: CheckpointMaker, tmp_pa
         "LayerSink.append = lambda *a: (time.sleep(0.2), append(*a))\n"
         "cli.main()"
     )
-    command = [sys.executable, "-c", slow, "build", str(checkpoint), str(target)]
+    command = [sys.executable, "-c", slow, "build", str(checkpoint), str(target), *PLAIN]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not list(tmp_path.glob("pack.partial/experts/*")):
         time.sleep(0.01)

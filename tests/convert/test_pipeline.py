@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import CheckpointMaker, Shape, Variant
-from packs import build_pack
+from packs import PLAIN, build_pack
 from safetensors.torch import load_file, save_file
 
 from moepack.convert import fingerprint as samples
@@ -213,7 +213,7 @@ class CountedTask:
 
 
 def start(checkpoint: Path, target: Path) -> subprocess.Popen[bytes]:
-    command = [*MOE_PACK, "build", str(checkpoint), str(target), "--jobs", "2"]
+    command = [*MOE_PACK, "build", str(checkpoint), str(target), "--jobs", "2", *PLAIN]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from packs import build_pack
+from packs import build_with
 
+from moepack.convert.recipe import Recipe
 from moepack.convert.shipped import CHECKPOINT, QUESTION
 from moepack.layout.reader import Pack
 from moepack.manifests.errors import CorruptInputError
@@ -75,7 +76,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(target: Path, checkpoint: Path) -> Path:
-    build_pack(checkpoint, target)
+    build_with(checkpoint, target, Recipe())  # as moe-pack demo does
     return target
 
 
@@ -104,7 +105,7 @@ def test_the_shipped_model_answers_the_shipped_question_with_a_tool_call(pack: P
     assert run.returncode == 0
     call = re.search(r"\{.*\}", run.stdout, re.DOTALL)
     assert call is not None
-    assert json.loads(call[0])["arguments"]
+    assert json.loads(call[0]) == {"name": "get_weather", "arguments": {"city": "Paris", "day": "tomorrow"}}
     statistics = r"prompt \d+ tokens at [\d.]+/s; answer \d+ tokens at [\d.]+/s; read [\d.]+ MB; \d+% of the experts"
     assert re.search(statistics + r" were in memory; resident at most [\d.]+ MB", run.stderr)
 
