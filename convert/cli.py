@@ -221,7 +221,7 @@ def quality(
         int | None, typer.Option(help="The reference's K.", show_default="the model's")
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens predicted from one another.")] = WINDOW,
-    limit: Annotated[int | None, typer.Option(help="Most tokens of the text.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most tokens, from all over the text.", show_default="all")] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", help="Longest answer to a tool case.")
     ] = LONGEST_ANSWER,

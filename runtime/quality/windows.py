@@ -6,6 +6,7 @@ window are scored against token i + 1, so a window's last token is only a target
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,10 @@ class Windows:
 
 
 def read_text(path: Path, tokenizer: Tokenizer, *, window: int = WINDOW, limit: int | None = None) -> Windows:
-    """Tokenize a file and cut it. Raises UsageError if it cannot be read, is not UTF-8 or is too short."""
+    """Tokenize a file and cut it; at most `limit` tokens, from all over the text.
+
+    Raises UsageError if the file cannot be read, is not UTF-8 or is too short.
+    """
     if window < 2:
         raise UsageError(f"windows of {window} tokens have nothing to predict; give 2 or more")
     content = _content(path)
@@ -82,7 +86,7 @@ def read_text(path: Path, tokenizer: Tokenizer, *, window: int = WINDOW, limit: 
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text") from error
     documents = (tokenizer.encode(text, add_special_tokens=False) for text in texts if text)
-    return _checked(_cut(documents, window, limit), 0, path, digest.of_bytes(content).hex())
+    return _checked(_limited(_cut(documents, window), limit), 0, path, digest.of_bytes(content).hex())
 
 
 def read_tokens(path: Path, *, limit: int | None = None) -> Windows:
@@ -104,37 +108,34 @@ def read_tokens(path: Path, *, limit: int | None = None) -> Windows:
     scored_from = value.get("scored_from", 0)
     if type(scored_from) is not int or scored_from < 0:
         raise UsageError(f"{path}: scored_from is {scored_from!r:.40}, not a position in a window")
-    numbered = _limited(enumerate(value["windows"]), limit)
+    numbered = _limited(list(enumerate(value["windows"])), limit)
     return _checked(numbered, scored_from, path, digest.of_bytes(content).hex())
 
 
 Numbered = list[tuple[int, Sequence[int]]]  # windows, each after the number of its document
 
 
-def _cut(documents: Iterable[Sequence[int]], window: int, limit: int | None) -> Numbered:
-    cut = (
+def _cut(documents: Iterable[Sequence[int]], window: int) -> Numbered:
+    return [
         (number, tokens[first : first + window])
         for number, tokens in enumerate(documents)
         for first in range(0, len(tokens), window)
-    )
-    return _limited(cut, limit)
+    ]
 
 
-def _limited(windows: Iterable[tuple[int, Sequence[int]]], limit: int | None) -> Numbered:
-    """Windows of at least two tokens until `limit` tokens are reached; the last one is cut to it."""
+def _limited(windows: Numbered, limit: int | None) -> Numbered:
+    """Windows of two tokens or more, from all over the text and at most `limit` tokens: the last one is cut to it."""
     if limit is not None and limit < 2:
         raise UsageError(f"a limit of {limit} tokens leaves nothing to score; give 2 or more")
-    kept: Numbered = []
-    left = limit
-    for number, tokens in windows:
-        part = tokens if left is None else tokens[:left]
-        if len(part) >= 2:
-            kept.append((number, part))
-        if left is not None:
-            left -= len(part)
-            if left <= 0:
-                break
-    return kept
+    windows = [(number, tokens) for number, tokens in windows if len(tokens) >= 2]
+    if limit is None or not windows:
+        return windows
+    total = sum(len(tokens) for _, tokens in windows)
+    count = min(len(windows), -(-len(windows) * limit // total))
+    spread = [windows[index * len(windows) // count] for index in range(count)]
+    before = accumulate((len(tokens) for _, tokens in spread), initial=0)
+    cut = [(number, tokens[: max(0, limit - past)]) for (number, tokens), past in zip(spread, before, strict=False)]
+    return [(number, tokens) for number, tokens in cut if len(tokens) >= 2]
 
 
 def _checked(windows: Numbered, scored_from: int, path: Path, content_digest: str) -> Windows:

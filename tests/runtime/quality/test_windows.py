@@ -56,11 +56,19 @@ def test_a_single_document_is_clustered_by_window(tmp_path: Path, tokenizer: Tok
 
 
 def test_a_limit_cuts_the_last_window(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    whole = read(tmp_path, tokenizer, TEXTS[0], window=50)
-    limited = read(tmp_path, tokenizer, TEXTS[0], window=50, limit=120)
-    assert len(limited.corpus) == 120
-    assert limited.corpus.tokens.tolist() == whole.corpus.tokens[:120].tolist()
-    assert len(read(tmp_path, tokenizer, TEXTS[0], window=50, limit=10**6).corpus) == len(whole.corpus)
+    whole = sequences(read(tmp_path, tokenizer, TEXTS[0], window=50))
+    limited = sequences(read(tmp_path, tokenizer, TEXTS[0], window=50, limit=120))
+    assert limited == [whole[0], whole[len(whole) // 3], whole[2 * len(whole) // 3][:20]]
+    assert sequences(read(tmp_path, tokenizer, TEXTS[0], window=50, limit=10**6)) == whole
+
+
+@pytest.mark.parametrize("limit", [120, 131, 150, 160])
+def test_a_limit_is_kept_and_reaches_all_documents(tmp_path: Path, tokenizer: Tokenizer, limit: int) -> None:
+    content = "\0".join(TEXTS)
+    whole, limited = (read(tmp_path, tokenizer, content, window=7, **how) for how in ({}, {"limit": limit}))
+    assert limit - 7 <= len(limited.corpus) <= limit < len(whole.corpus)
+    assert set(limited.documents) == {0, 2}
+    assert all(ids in [full[: len(ids)] for full in sequences(whole)] for ids in sequences(limited))
 
 
 def test_a_sample_is_spread_over_the_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
