@@ -72,8 +72,9 @@ class TorchAccumulator:
 
     def total(self) -> Sums:
         """See Accumulator.total."""
-        total: Sums = self._sum.cpu().numpy()
-        return (total + total.T) / 2  # a GPU's product need not be symmetric to the last bit
+        symmetric = (self._sum + self._sum.T) / 2  # a GPU's product need not be so to the last bit
+        total: Sums = symmetric.cpu().numpy()
+        return total
 
     def clear(self) -> None:
         """See Accumulator.clear."""
