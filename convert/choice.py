@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import product
 from typing import TypeAlias
 
-from ..layout.formats import PART_BYTES, Format
+from ..layout.formats import Format, matrix_bytes
 from ..layout.plan import TensorSpec, expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests.errors import UsageError
@@ -156,13 +156,9 @@ def _of_projection(
 ) -> list[tuple[Format, Option]]:
     formats = list(errors)
     options = [
-        Option(_matrix_bytes(format_, *shape.of(projection)), sensitivity * errors[format_]) for format_ in formats
+        Option(matrix_bytes(format_, *shape.of(projection)), sensitivity * errors[format_]) for format_ in formats
     ]
     return [(formats[index], options[index]) for index in undominated(options)]
-
-
-def _matrix_bytes(format: Format, rows: int, cols: int) -> int:
-    return sum(PART_BYTES[dtype] * shape[0] * shape[1] for _, dtype, shape in format.parts(rows, cols))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..layout.formats import AffineFormat, Format, bits_per_weight
+from ..layout.formats import Format, bits_per_weight
 from ..layout.matrix import StoredMatrix
 from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS
@@ -11,6 +11,7 @@ from ..manifests.schema import Model
 from ..quantize.affine import AffineMatrix, dequantize
 from ..quantize.methods import NonFiniteWeightError, quantize
 from .finite import not_finite
+from .matrices import as_quantized
 from .recipe import DEFAULT_METHOD, fitting
 from .tensors import Weights
 from .weighing import CANDIDATES
@@ -39,7 +40,6 @@ def coarsened(matrix: StoredMatrix, format: Format) -> StoredMatrix:
 def _weights(matrix: StoredMatrix) -> Weights:
     if matrix.format is None:
         return np.asarray(matrix.weight)
-    assert isinstance(matrix.format, AffineFormat)
-    assert matrix.scales is not None
-    assert matrix.biases is not None
-    return AffineMatrix(matrix.format, matrix.weight, matrix.scales, matrix.biases)
+    codes = as_quantized(matrix)
+    assert isinstance(codes, AffineMatrix)
+    return codes

@@ -7,25 +7,23 @@ by a fixed number of slots, whatever the number of experts.
 from collections.abc import Generator, Mapping
 from queue import SimpleQueue
 
-import ml_dtypes
 import numpy as np
 
-from ..layout.formats import AffineFormat
-from ..layout.record import PROJECTIONS, RecordLayout
+from ..layout.matrix import expert_matrices
+from ..layout.record import RecordLayout
 from ..manifests.errors import CorruptInputError
 from ..quantize.affine import AffineMatrix
 from ..quantize.calibration import InputStatistics
 from ..quantize.feedback import HessianError
-from ..quantize.grids import GridMatrix, Matrix
+from ..quantize.grids import Matrix
 from ..quantize.methods import NonFiniteWeightError, quantize
 from .calibration.statistics import LayerStatistics
 from .checkpoint import Checkpoint
 from .finite import not_finite, require_finite
+from .matrices import as_quantized
 from .parallel import in_flight, in_order
 from .recipe import passes_through
 from .tensors import LayerExperts, Scratch, Weights
-
-_DTYPES = {"uint32": np.dtype("<u4"), "uint8": np.dtype(np.uint8), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class Slot:
@@ -33,20 +31,8 @@ class Slot:
 
     def __init__(self, layout: RecordLayout) -> None:
         self.record = np.zeros(layout.stride, np.uint8)  # what no component covers stays zero: the padding
-        self.matrices = {name: self._matrix(layout, name) for name in PROJECTIONS}
+        self.matrices = {name: as_quantized(stored) for name, stored in expert_matrices(self.record, layout).items()}
         self.scratch = Scratch()
-
-    def _matrix(self, layout: RecordLayout, projection: str) -> Matrix:
-        format_ = layout.formats[projection]
-        names = [name for name, _, _ in format_.parts(*layout.shape.of(projection))]
-        parts = (self._view(layout, f"{projection}.{name}") for name in names)
-        return AffineMatrix(format_, *parts) if isinstance(format_, AffineFormat) else GridMatrix(format_, *parts)
-
-    def _view(self, layout: RecordLayout, name: str) -> np.ndarray:
-        component = layout[name]
-        piece = self.record[component.offset : component.offset + component.size]
-        view: np.ndarray = piece.view(_DTYPES[component.dtype])
-        return view.reshape(component.shape)
 
 
 class ExpertPacker:

@@ -5,7 +5,11 @@ The one place that knows every encoding's reader; memory is what the rows need, 
 
 import numpy as np
 
+from ..layout.formats import AffineFormat
+from ..layout.matrix import StoredMatrix
 from ..layout.tensorfile import ARRAY_DTYPES
+from ..quantize.affine import AffineMatrix
+from ..quantize.grids import GridMatrix, Matrix
 from . import fp8, gptq
 from .checkpoint import Checkpoint
 from .tensors import Affine, Encoding, Fp8, Plain, Scratch, Weights, read_affine
@@ -42,3 +46,11 @@ def read_stacked(
     out = scratch.array(key, shape, ARRAY_DTYPES[encoding.dtype])
     checkpoint.read_into(encoding.stored, out, index)
     return out
+
+
+def as_quantized(stored: StoredMatrix) -> Matrix:
+    """Stored codes as quantizers know them: the same arrays. The matrix must have a format."""
+    if isinstance(stored.format, AffineFormat):
+        return AffineMatrix(stored.format, *stored.parts)
+    assert stored.format is not None
+    return GridMatrix(stored.format, *stored.parts)

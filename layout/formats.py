@@ -6,8 +6,9 @@ along a row as one little-endian bit stream, as MLX packs them. FORMAT.md, secti
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +22,11 @@ GRID_SHAPES: dict[Family, tuple[tuple[int, int], ...]] = {
     "affine": ((2, 16), (2, 32), (3, 16), (3, 32)),
     "book": ((2, 8), (2, 16), (3, 8), (3, 16)),
 }
-PART_BYTES = {"uint32": 4, "bfloat16": 2, "uint8": 1}
+PART_DTYPES: dict[str, np.dtype[Any]] = {
+    "uint32": np.dtype("<u4"),
+    "uint8": np.dtype(np.uint8),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 Part: TypeAlias = tuple[str, str, tuple[int, int]]  # the name, dtype and shape of one array of a matrix
 
@@ -150,8 +155,17 @@ def parse(name: str) -> Format:
 
 def bits_per_weight(format: Format, rows: int, cols: int) -> float:
     """Stored bits per weight of a matrix [rows, cols]: codes and all that gives them their values."""
-    parts = format.parts(rows, cols)
-    return 8 * sum(PART_BYTES[dtype] * shape[0] * shape[1] for _, dtype, shape in parts) / (rows * cols)
+    return 8 * matrix_bytes(format, rows, cols) / (rows * cols)
+
+
+def matrix_bytes(format: Format, rows: int, cols: int) -> int:
+    """Bytes of an expert's matrix [rows, cols]: codes and all that gives them their values."""
+    return sum(part_bytes(dtype, shape) for _, dtype, shape in format.parts(rows, cols))
+
+
+def part_bytes(dtype: str, shape: tuple[int, int]) -> int:
+    """Bytes of one array of a matrix."""
+    return PART_DTYPES[dtype].itemsize * shape[0] * shape[1]
 
 
 def _two_level_grids(bits: int) -> NDArray[np.int16]:

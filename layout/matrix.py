@@ -4,19 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 
-from .formats import Format
+from .formats import PART_DTYPES, Format
 from .record import PROJECTIONS, RecordLayout
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "uint32": np.dtype("<u4"),
-    "uint8": np.dtype(np.uint8),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 @dataclass(frozen=True)
@@ -61,5 +54,5 @@ def _matrix(record: Array, layout: RecordLayout, projection: str) -> StoredMatri
 def _view(record: Array, layout: RecordLayout, name: str) -> Array:
     component = layout[name]
     piece = record[component.offset : component.offset + component.size]
-    view: Array = piece.view(_DTYPES[component.dtype])
+    view: Array = piece.view(PART_DTYPES[component.dtype])
     return view.reshape(component.shape)

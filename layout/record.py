@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..manifests.rules import ALIGNMENT, PROJECTIONS, aligned
-from .formats import PART_BYTES, Format
+from .formats import Format, part_bytes
 
 __all__ = ["ALIGNMENT", "PROJECTIONS", "Component", "ExpertShape", "RecordLayout"]
 
@@ -71,6 +71,6 @@ def _components(shape: ExpertShape, formats: Mapping[str, Format]) -> Iterator[t
 def _place(tensors: Iterator[tuple[str, str, tuple[int, int]]]) -> Iterator[Component]:
     offset = 0
     for name, dtype, shape in tensors:
-        size = shape[0] * shape[1] * PART_BYTES[dtype]
+        size = part_bytes(dtype, shape)
         yield Component(name, offset, size, dtype, shape)
         offset += size
