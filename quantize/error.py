@@ -1,4 +1,4 @@
-"""Error measures: how far a quantized matrix is from the weights it stands for, in float64."""
+"""The error measure: how far a quantized matrix is from the weights it stands for, in float64."""
 
 import math
 
@@ -14,12 +14,6 @@ def relative_squared_error(weights: np.ndarray | Matrix, quantized: Matrix) -> f
     error = float(np.square(wanted - _float64(quantized)).sum())
     power = float(np.square(wanted).sum())
     return error / power if power else (math.inf if error else 0.0)
-
-
-def signal_to_noise_db(weights: np.ndarray | Matrix, quantized: Matrix) -> float:
-    """Signal to quantization noise ratio (SQNR) in dB, -10 log10 of the relative squared error; infinite if exact."""
-    error = relative_squared_error(weights, quantized)
-    return -10 * math.log10(error) if error else math.inf
 
 
 def _float64(weights: np.ndarray | Matrix) -> np.ndarray:
