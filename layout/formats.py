@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ..manifests.rules import AFFINE_PARTS, GRID_PARTS
 from .books import BOOKS
 
 Family: TypeAlias = Literal["affine", "book"]
@@ -75,11 +76,8 @@ class AffineFormat:
     def parts(self, rows: int, cols: int) -> tuple[Part, ...]:
         """The arrays of an expert's matrix [rows, cols], in the order of the record."""
         groups = (rows, self.groups(cols))
-        return (
-            ("weight", "uint32", (rows, self.words(cols))),
-            ("scales", "bfloat16", groups),
-            ("biases", "bfloat16", groups),
-        )
+        codes, scales, biases = AFFINE_PARTS
+        return (codes, "uint32", (rows, self.words(cols))), (scales, "bfloat16", groups), (biases, "bfloat16", groups)
 
 
 @dataclass(frozen=True)
@@ -132,10 +130,11 @@ class GridFormat:
 
     def parts(self, rows: int, cols: int) -> tuple[Part, ...]:
         """The arrays of an expert's matrix [rows, cols], in the order of the record."""
+        codes, grids, scales = GRID_PARTS
         return (
-            ("weight", "uint32", (rows, self.words(cols))),
-            ("grids", "uint8", (rows, self.grid_bytes(cols))),
-            ("scales", "bfloat16", (rows, 1)),
+            (codes, "uint32", (rows, self.words(cols))),
+            (grids, "uint8", (rows, self.grid_bytes(cols))),
+            (scales, "bfloat16", (rows, 1)),
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from ..manifests.errors import CorruptInputError, UnsupportedError
+from ..manifests.rules import AFFINE_PARTS
 from .formats import AffineFormat, Format, parse
 from .tensorfile import TRUNK_DTYPES, TensorEntry, TensorFile
 from .tensorheader import DTYPE_BITS
@@ -37,7 +38,7 @@ def check_trunk(trunk: TensorFile, formats: Mapping[str, str]) -> None:
 
 
 def _check_matrix(trunk: TensorFile, stem: str, format_: AffineFormat) -> None:
-    parts = [trunk.entries.get(f"{stem}.{role}") for role in ("weight", "scales", "biases")]
+    parts = [trunk.entries.get(f"{stem}.{role}") for role in AFFINE_PARTS]
     weight, scales, biases = parts
     if not (weight and scales and biases and _fit(weight, scales, biases, format_)):
         raise CorruptInputError(f"{trunk.path}: {stem!r} is not a whole {format_.name} matrix (T3)")

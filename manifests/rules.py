@@ -16,7 +16,8 @@ from .schema import ExpertLayer, Manifest
 ALIGNMENT = 16 * 1024  # Apple's page; also a multiple of what O_DIRECT wants
 MAX_RECORDS = 2**21  # so that digests.bin stays within 64 MiB
 PROJECTIONS = ("gate", "up", "down")
-PARTS = (("weight", "scales", "biases"), ("weight", "grids", "scales"))  # affine formats, grid formats
+AFFINE_PARTS = ("weight", "scales", "biases")  # the arrays of a matrix in an affine format, in order
+GRID_PARTS = ("weight", "grids", "scales")
 
 Rule = Callable[[Manifest], Iterator[str]]
 
@@ -86,7 +87,8 @@ def _projections(manifest: Manifest) -> Iterator[str]:
 
 
 def _components(manifest: Manifest) -> Iterator[str]:
-    choices = [[[f"{projection}.{part}" for part in parts] for parts in PARTS] for projection in PROJECTIONS]
+    kinds = (AFFINE_PARTS, GRID_PARTS)
+    choices = [[[f"{projection}.{part}" for part in parts] for parts in kinds] for projection in PROJECTIONS]
     for layer in manifest.layers:
         listed = [component.name for component in layer.components]
         projections = (listed[first : first + 3] for first in range(0, len(choices) * 3, 3))
