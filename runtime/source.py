@@ -3,36 +3,20 @@
 A pack is one such source; a checkpoint presents itself as another (convert/reference.py). Neither has to fit in memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ..layout.formats import AffineFormat
 from ..layout.matrix import Array, ExpertMatrices, expert_matrices
 from ..layout.reader import Pack
 from ..manifests import schema
 from .experts import ExpertStream
-from .weights import check_trunk, trunk_formats
+from .weights import Tensors, check_trunk, trunk_formats
 
 SLOTS = 8  # expert records read ahead; reads of one layer are 8 wide at most
 
 
-class Source(Protocol):
-    """Weights of one model, under FORMAT.md's canonical names."""
-
-    @property
-    def model(self) -> schema.Model:
-        """The geometry."""
-
-    @property
-    def where(self) -> str:
-        """The folder it lies in, by which messages call it."""
-
-    @property
-    def formats(self) -> Mapping[str, AffineFormat]:
-        """The format of every quantized trunk matrix, by its stem."""
-
-    def tensor(self, name: str) -> Array | None:
-        """A trunk tensor, freshly read, as FORMAT.md says it is stored; None if there is none of that name."""
+class Source(Tensors, Protocol):
+    """Weights of one model, under FORMAT.md's canonical names: its trunk's tensors, freshly read, and its experts."""
 
     def experts(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, ExpertMatrices]]:
         """Yield (expert, its matrices) in the order of `experts`; the matrices are valid until the next are asked for.
@@ -55,7 +39,7 @@ class PackSource:
         self._stream = ExpertStream(pack, SLOTS, experts_per_token=SLOTS + 1, check_digests=check_digests)
 
     def tensor(self, name: str) -> Array | None:
-        """See Source.tensor."""
+        """See Tensors.tensor."""
         return self.pack.trunk.read(name) if name in self.pack.trunk.entries else None
 
     def experts(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, ExpertMatrices]]:

@@ -55,7 +55,7 @@ class Weights:
 
 
 class Tensors(Protocol):
-    """Where trunk tensors come from; see source.Source."""
+    """Where trunk tensors come from: a trunk held in memory, or any source."""
 
     @property
     def model(self) -> schema.Model:
@@ -63,14 +63,14 @@ class Tensors(Protocol):
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """The file or folder it lies in, by which messages call it."""
 
     @property
     def formats(self) -> Mapping[str, AffineFormat]:
         """The format of every quantized matrix, by its stem."""
 
     def tensor(self, name: str) -> Array | None:
-        """A tensor in its own dtype; None if there is none of that name."""
+        """A tensor as FORMAT.md says it is stored; None if there is none of that name."""
 
 
 @dataclass(frozen=True)
