@@ -16,7 +16,7 @@ from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
 from ..manifests.errors import UsageError
-from ..quantize.methods import DATA_FREE_METHODS, METHODS
+from ..quantize.methods import DATA_FREE_METHODS, METHODS, require_suited
 from .families.family import Role
 from .tensors import Affine, Encoding, format_of
 
@@ -26,7 +26,6 @@ TRUNK_METHOD = "mse"
 DEFAULT_FORMAT = GridFormat("book", 2, 8)
 DEFAULT_METHOD = "mse"
 SENSITIVE_FORMAT = AffineFormat(8, 64)  # the fewest bits for trunk matrices that are small and matter much
-PLAIN_ONLY = ("minmax",)  # methods for plain affine formats
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,10 @@ class Coding:
     method: str = DEFAULT_METHOD
 
     def __post_init__(self) -> None:
-        if self.method in PLAIN_ONLY and not isinstance(self.format, AffineFormat):
-            raise UsageError(
-                f"{self.method} chooses codes for plain affine formats only, not for {self.format.name};"
-                f" name one such as affine2-g64, or use {DEFAULT_METHOD}"
-            )
+        try:
+            require_suited(self.method, self.format)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
     @classmethod
     def parse(cls, format: str, method: str) -> "Coding":

@@ -16,11 +16,11 @@ from ..layout.plan import expert_shape
 from ..manifests.progress import Progress
 from ..quantize.affine import AffineMatrix
 from ..quantize.error import relative_squared_error
-from ..quantize.methods import DATA_FREE_METHODS, NonFiniteWeightError, quantize
+from ..quantize.methods import DATA_FREE_METHODS, NonFiniteWeightError, quantize, suits
 from .finite import not_finite
 from .matrices import read_rows
 from .parallel import in_order
-from .recipe import DEFAULT_METHOD, PLAIN_ONLY, TRUNK_METHOD, Recipe, fitting, passes_through
+from .recipe import DEFAULT_METHOD, TRUNK_METHOD, Recipe, fitting, passes_through
 from .tensors import LayerExperts, Scratch, Source, Weights, format_of
 from .trunk import TrunkItem, plan_item
 
@@ -36,8 +36,7 @@ def candidates(source: Source, method: str) -> tuple[Format, ...]:
     stored = {format_of(encoding) for layer in source.experts for encoding in layer.encodings.values()}
     wanted = (*CANDIDATES, *(format_ for format_ in AFFINE_FORMATS if format_ in stored - set(CANDIDATES)))
     fits = fitting(expert_shape(source.model))
-    plain = method in PLAIN_ONLY
-    return tuple(format_ for format_ in wanted if format_ in fits and (not plain or isinstance(format_, AffineFormat)))
+    return tuple(format_ for format_ in wanted if format_ in fits and suits(method, format_))
 
 
 def weigh(source: Source, formats: Sequence[Format], method: str, *, jobs: int, progress: Progress) -> Errors:

@@ -47,6 +47,7 @@ from .moments import Floats
 
 DATA_FREE_METHODS = ("minmax", "mse")
 METHODS = (*DATA_FREE_METHODS, "imatrix", "gptq")
+PLAIN_METHODS = ("minmax",)  # for plain affine formats only
 _SEARCHES = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}  # the native search of a method
 M = TypeVar("M", AffineMatrix, GridMatrix)
 
@@ -99,6 +100,7 @@ def quantize(
     """
     if method not in METHODS:
         raise ValueError(f"no quantization method is called {method!r}; there are {', '.join(METHODS)}")
+    require_suited(method, format)
     shape = _shape(weights)
     require_whole_groups(shape[1], format)
     if method == "gptq":
@@ -114,6 +116,20 @@ def quantize(
     else:
         _require_finite(_native.quantize_floats(weights.dtype.name, as_bytes(weights), *target))
     return result
+
+
+def suits(method: str, format: Format) -> bool:
+    """Whether a method can choose codes for a format."""
+    return method not in PLAIN_METHODS or isinstance(format, AffineFormat)
+
+
+def require_suited(method: str, format: Format) -> None:
+    """Raise ValueError unless the method suits the format."""
+    if not suits(method, format):
+        raise ValueError(
+            f"{method} chooses codes for plain affine formats only, not for {format.name};"
+            " name one such as affine2-g64, or use mse"
+        )
 
 
 def choose_by_feedback(
@@ -148,8 +164,6 @@ def _copied(matrix: Matrix, out: Matrix | None) -> Matrix:
 def _quantize_to_grids(
     weights: np.ndarray | AffineMatrix, format: GridFormat, method: str, out: Matrix | None, importance: Floats | None
 ) -> GridMatrix:
-    if method == "minmax":
-        raise ValueError(f"minmax is a method for plain affine formats only, not for {format.name}; use mse")
     shape = _shape(weights)
     result = GridMatrix.empty(*shape, format) if out is None else _checked_out(out, GridMatrix, shape, format)
     target = (*native_grids(result), importance)

@@ -100,7 +100,7 @@ def test_the_row_of_a_non_finite_weight_is_found(format: GridFormat, bad: float)
 
 
 def test_minmax_is_refused_for_grids() -> None:
-    with pytest.raises(ValueError, match="minmax is a method for plain affine formats only, not for book2-g8; use mse"):
+    with pytest.raises(ValueError, match=r"plain affine formats only, not for book2-g8; .* use mse"):
         quantize(np.ones((1, 64), np.float32), GridFormat("book", 2, 8), "minmax")
 
 
