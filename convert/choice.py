@@ -6,21 +6,22 @@ chosen too, counts with its own error and TRUNK_WEIGHT times the sensitivity of 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from ..layout.formats import Format, matrix_bytes
 from ..layout.plan import TensorSpec, expert_shape
-from ..layout.record import PROJECTIONS, ExpertShape
+from ..layout.record import PROJECTIONS, ExpertShape, RecordLayout
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
 from ..manifests.rules import aligned
 from ..manifests.schema import Projection
+from .calibration.file import CalibrationFile
 from .knapsack import Chosen, Knapsack, Option, undominated
-from .plan import lay_out
+from .plan import lay_out, told_of_experts
 from .recipe import Coding, Codings, Recipe
 from .recipefile import runs
 from .sensitivities import Sensitivities
@@ -31,11 +32,11 @@ TRUNK_CHOICES = ("affine4-g64", "affine8-g64", "source")
 # Of 1.24 nats that Qwen3.5-397B-A17B lost when each tensor alone was cut to one format, all routed experts together
 # lost 0.298 (Thireus, GGUF-Tool-Suite, kld_results): for equal errors, the trunk counts about three times as much.
 TRUNK_WEIGHT = 3.0
-LONGEST_OVERRIDE = 1024  # bytes per layer by which a mixed recipe may lengthen the manifest
 NAMES: tuple[Projection, ...] = ("gate", "up", "down")
 OTHER_SIZES = (0.9, 0.95, 1.05, 1.1)
 
 Formats: TypeAlias = tuple[Format, Format, Format]  # of gate, up and down
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,19 @@ class Choice:
     spending: Step | None
 
 
-def choose(source: Source, wish: Wish, sensitivities: Sensitivities | None, *, jobs: int, progress: Progress) -> Choice:
-    """The recipe of least cost within the wish.
+def choose(
+    source: Source,
+    wish: Wish,
+    sensitivities: Sensitivities | None,
+    *,
+    jobs: int,
+    progress: Progress,
+    calibration: CalibrationFile | None = None,
+) -> Choice:
+    """The recipe of least cost within the wish; under a budget, no format is changed only to shorten the manifest.
 
-    `sensitivities` None: every matrix counts the same. Raises UsageError, naming the smallest possible, if nothing is
-    small enough.
+    `sensitivities` None: every matrix counts the same. `calibration` is what the pack's manifest will name. Raises
+    UsageError, naming the smallest possible, if nothing is small enough.
     """
     known = sensitivities or Sensitivities.equal(source.model.num_layers)
     known.require_for(source.model)
@@ -107,17 +116,43 @@ def choose(source: Source, wish: Wish, sensitivities: Sensitivities | None, *, j
     if not formats:
         raise UsageError("no format among which a recipe is chosen fits this model; name one with --expert-format")
     errors = weigh(source, formats, wish.method, jobs=jobs, progress=progress)
-    return _Chooser(source, wish, known, _Layers(source, known, errors, padded=wish.budget is not None)).choice()
+    layers = _Layers(source, known, errors, shortest=None if wish.budget is None else _shortest(source, formats, wish))
+    return _Chooser(source, wish, known, layers, calibration).choice()
+
+
+def _shortest(source: Source, formats: Sequence[Format], wish: Wish) -> Formats:
+    """The formats that make, in every layer, the smallest pack: the smallest records, and the least told of them."""
+    shape = expert_shape(source.model)
+
+    def stride(each: Formats) -> int:
+        return RecordLayout.of(shape, dict(zip(PROJECTIONS, each, strict=True))).stride
+
+    def told(each: Formats) -> int:
+        return told_of_experts(source.model, _codings([each] * source.model.num_layers, wish.method))
+
+    strides = {each: stride(each) for each in product(formats, formats, formats)}
+    least = min(strides.values())
+    return min((each for each in strides if strides[each] == least), key=told)
+
+
+def _codings(layers: Iterable[Formats], method: str) -> Codings:
+    return tuple(
+        {name: Coding(format_, method) for name, format_ in zip(PROJECTIONS, formats, strict=True)}
+        for formats in layers
+    )
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """The undominated combinations of formats of every layer, by size."""
+    """The undominated combinations of formats of every layer, by size; and `shortest`, if given.
+
+    Without a shortest one, sizes are without padding.
+    """
 
     source: Source
     sensitivities: Sensitivities
     errors: Errors
-    padded: bool
+    shortest: Formats | None
 
     @cached_property
     def formats(self) -> list[list[Formats]]:
@@ -138,32 +173,36 @@ class _Layers:
         self, sensitivity: Mapping[Projection, float], errors: Mapping[str, Mapping[Format, float]]
     ) -> list[tuple[Formats, Option]]:
         shape = expert_shape(self.source.model)
-        per_projection = [_of_projection(shape, name, sensitivity[name], errors[name]) for name in NAMES]
-        found = [
-            ((gate[0], up[0], down[0]), self._joined(gate[1], up[1], down[1]))
-            for gate, up, down in product(*per_projection)
-        ]
-        return [found[index] for index in undominated([option for _, option in found])]
+        options = {name: _of_projection(shape, name, sensitivity[name], errors[name]) for name in NAMES}
+        gate, up, down = (_undominated(options[name]) for name in NAMES)
+        joined = {each: self._joined(options, each) for each in product(gate, up, down)}
+        kept = _undominated(joined)
+        if self.shortest is not None and self.shortest not in kept:
+            kept[self.shortest] = self._joined(options, self.shortest)
+        return list(kept.items())
 
-    def _joined(self, *options: Option) -> Option:
-        size = sum(option.size for option in options)
-        size = (aligned(size) if self.padded else size) * self.source.model.num_experts
-        return Option(size, sum(option.cost for option in options))
+    def _joined(self, options: Mapping[Projection, Mapping[Format, Option]], formats: Formats) -> Option:
+        found = [options[name][format_] for name, format_ in zip(NAMES, formats, strict=True)]
+        size = sum(option.size for option in found)
+        size = (size if self.shortest is None else aligned(size)) * self.source.model.num_experts
+        return Option(size, sum(option.cost for option in found))
 
 
 def _of_projection(
     shape: ExpertShape, projection: str, sensitivity: float, errors: Mapping[Format, float]
-) -> list[tuple[Format, Option]]:
-    formats = list(errors)
-    options = [
-        Option(matrix_bytes(format_, *shape.of(projection)), sensitivity * errors[format_]) for format_ in formats
-    ]
-    return [(formats[index], options[index]) for index in undominated(options)]
+) -> dict[Format, Option]:
+    rows, cols = shape.of(projection)
+    return {each: Option(matrix_bytes(each, rows, cols), sensitivity * error) for each, error in errors.items()}
+
+
+def _undominated(options: Mapping[Key, Option]) -> dict[Key, Option]:
+    listed = list(options.items())
+    return {listed[index][0]: listed[index][1] for index in undominated(list(options.values()))}
 
 
 @dataclass(frozen=True)
 class _Trunk:
-    """A trunk format, the bytes of a pack besides its experts, and what it costs."""
+    """A trunk format, the bytes of a pack besides its experts and what is told of them, and what it costs."""
 
     format: str
     specs: tuple[TensorSpec, ...]
@@ -171,23 +210,41 @@ class _Trunk:
     cost: float
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What experts can have beside a trunk, and the bytes that their records might take."""
+
+    trunk: _Trunk
+    chosen: Chosen
+    capacity: int
+
+
 class _Chooser:
     """Solves a wish, and says what else there was."""
 
-    def __init__(self, source: Source, wish: Wish, sensitivities: Sensitivities, layers: _Layers) -> None:
+    def __init__(
+        self,
+        source: Source,
+        wish: Wish,
+        sensitivities: Sensitivities,
+        layers: _Layers,
+        calibration: CalibrationFile | None,
+    ) -> None:
         self._source, self._wish, self._sensitivities, self._layers = source, wish, sensitivities, layers
+        self._calibration = calibration
         self._trunks = self._possible_trunks()
         capacity = max(self._capacity(trunk) for trunk in self._trunks)
         self._knapsack = Knapsack(layers.options, int(capacity * OTHER_SIZES[-1]))
 
     def choice(self) -> Choice:
-        trunk, chosen = self._best()
+        found = self._best()
+        trunk, chosen = found.trunk, found.chosen
         steps = list(self._steps(chosen))
         return Choice(
             recipe=Recipe.of(self._codings(chosen), trunk.format),
             wish=self._wish,
             sensitivities=self._sensitivities,
-            capacity=self._capacity(trunk),
+            capacity=found.capacity,
             size=chosen.size,
             cost=chosen.cost,
             trunk_cost=trunk.cost,
@@ -197,12 +254,32 @@ class _Chooser:
             spending=max((step for step in steps if step.size > 0), key=_per_byte, default=None),
         )
 
-    def _best(self) -> tuple[_Trunk, Chosen]:
-        found = [(trunk, self._knapsack.best(self._capacity(trunk))) for trunk in self._trunks]
-        possible = [(trunk, chosen) for trunk, chosen in found if chosen is not None]
+    def _best(self) -> _Found:
+        possible = [found for trunk in self._trunks if (found := self._beside(trunk)) is not None]
         if not possible:
             raise self._too_small()
-        return min(possible, key=lambda pair: pair[0].cost + pair[1].cost)
+        return min(possible, key=lambda found: found.trunk.cost + found.chosen.cost)
+
+    def _beside(self, trunk: _Trunk) -> _Found | None:
+        """The best that fits with what the manifest tells of it; that is only known of what has been chosen."""
+        chosen = self._knapsack.best(self._capacity(trunk))
+        while chosen is not None and chosen.size > self._capacity(trunk, chosen):
+            chosen = self._knapsack.best(chosen.size - 1)
+        if chosen is None and self._smallest.size <= self._capacity(trunk, self._smallest):
+            chosen = self._smallest
+        return None if chosen is None else _Found(trunk, chosen, self._capacity(trunk, chosen))
+
+    @cached_property
+    def _smallest(self) -> Chosen:
+        """What makes the smallest pack; for bits, the smallest records."""
+        shortest = self._layers.shortest
+        if shortest is None:
+            found = self._knapsack.best(self._knapsack.smallest)
+            assert found is not None
+            return found
+        options = tuple(formats.index(shortest) for formats in self._layers.formats)
+        picked = [layer[index] for layer, index in zip(self._layers.options, options, strict=True)]
+        return Chosen(options, sum(option.size for option in picked), sum(option.cost for option in picked))
 
     def _possible_trunks(self) -> list[_Trunk]:
         """The trunks to choose from; of those that come to the same tensors, the one nearest the source."""
@@ -214,15 +291,16 @@ class _Chooser:
     def _trunk(self, name: str) -> _Trunk:
         any_format = next(iter(self._layers.errors[0]["gate"]))
         recipe = Recipe(Coding(any_format, self._wish.method), name)
-        plan = lay_out(self._source, recipe).plan
-        others = plan.total_bytes - plan.expert_bytes + plan.manifest_bytes
+        packing = lay_out(self._source, recipe, self._calibration)
+        plan, told = packing.plan, told_of_experts(self._source.model, packing.codings)
+        others = plan.total_bytes - plan.expert_bytes + plan.manifest_bytes - told
         cost = TRUNK_WEIGHT * self._sensitivities.total * weigh_trunk(self._source, recipe)
-        return _Trunk(name, plan.trunk, others + LONGEST_OVERRIDE * plan.model.num_layers, cost)
+        return _Trunk(name, plan.trunk, others, cost)
 
-    def _capacity(self, trunk: _Trunk) -> int:
-        """Bytes that expert records may take."""
+    def _capacity(self, trunk: _Trunk, chosen: Chosen | None = None) -> int:
+        """Bytes that expert records may take; less, under a budget, what the manifest tells of `chosen`."""
         if self._wish.budget is not None:
-            return self._wish.budget - trunk.size
+            return self._wish.budget - trunk.size - self._told(chosen)
         assert self._wish.bits is not None
         return int(self._wish.bits * self._weights / 8)
 
@@ -231,22 +309,22 @@ class _Chooser:
         model = self._source.model
         return 3 * model.hidden_size * model.moe_intermediate_size * model.num_experts * model.num_layers
 
+    def _told(self, chosen: Chosen | None) -> int:
+        return 0 if chosen is None else told_of_experts(self._source.model, self._codings(chosen))
+
     def _too_small(self) -> UsageError:
-        smallest = min(trunk.size for trunk in self._trunks) + self._knapsack.smallest
         if self._wish.budget is not None:
+            smallest = min(trunk.size for trunk in self._trunks) + self._smallest.size + self._told(self._smallest)
             return UsageError(
                 f"a budget of {self._wish.budget} bytes is below the smallest recipe, whose pack has {smallest} bytes"
-                f" ({smallest / 1e9:.3f} GB)"
+                f" ({smallest / 1e9:.3f} GB); give --budget {smallest}B or more"
             )
         least = math.ceil(self._knapsack.smallest * 8 / self._weights * 10_000) / 10_000
         wished = f"{self._wish.bits} bits per expert weight"
         return UsageError(f"{wished} are below the smallest recipe, which has {least:.4f}")
 
     def _codings(self, chosen: Chosen) -> Codings:
-        return tuple(
-            {name: Coding(format_, self._wish.method) for name, format_ in zip(PROJECTIONS, formats, strict=True)}
-            for formats in self._formats(chosen)
-        )
+        return _codings(self._formats(chosen), self._wish.method)
 
     def _formats(self, chosen: Chosen) -> list[Formats]:
         return [formats[index] for formats, index in zip(self._layers.formats, chosen.options, strict=True)]

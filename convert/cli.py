@@ -399,9 +399,9 @@ def _planned(
     understood = understand(checkpoint)
     if calibration is not None:
         require_same(calibration, understood)
-    known = calibration.sensitivities if calibration is not None else None
-    recipe, choice = order.settle(understood, known, jobs=jobs, progress=ConsoleProgress())
-    only_chose = choice is not None and known is not None and not recipe.calibrated  # the pack's bytes come without it
+    recipe, choice = order.settle(understood, calibration, jobs=jobs, progress=ConsoleProgress())
+    measured = calibration is not None and calibration.sensitivities is not None
+    only_chose = choice is not None and measured and not recipe.calibrated  # the pack's bytes come without it
     return plan_pack(understood, recipe, None if only_chose else calibration), choice
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
+from ..quantize.methods import DATA_FREE_METHODS
+from .calibration.file import CalibrationFile
 from .choice import Choice, Wish, choose
 from .recipe import DEFAULT_FORMAT, DEFAULT_METHOD, Recipe, checked_method, checked_trunk_format
 from .recipefile import read_recipe
-from .sensitivities import Sensitivities
 from .tensors import Source
 
 MOST_BITS = 16.0
@@ -38,13 +39,18 @@ class Order:
             raise UsageError(f"{self.bits} is no number of bits per weight; write one such as 2.5")
 
     def settle(
-        self, source: Source, sensitivities: Sensitivities | None, *, jobs: int, progress: Progress
+        self, source: Source, calibration: CalibrationFile | None, *, jobs: int, progress: Progress
     ) -> tuple[Recipe, Choice | None]:
-        """The recipe, and how it was chosen if it was. Raises UsageError as `choose` does."""
+        """The recipe, and how it was chosen if it was.
+
+        Raises UsageError as `choose` does, and naming the recipe file if it does not fit the model.
+        """
         if self.fixed is not None:
-            return self.fixed, None
+            return self._fitting(self.fixed, source), None
         wish = Wish(self.method or DEFAULT_METHOD, self.bits, self.budget, self.trunk)
-        choice = choose(source, wish, sensitivities, jobs=jobs, progress=progress)
+        known = calibration.sensitivities if calibration is not None else None
+        named = None if wish.method in DATA_FREE_METHODS else calibration
+        choice = choose(source, wish, known, jobs=jobs, progress=progress, calibration=named)
         return choice.recipe, choice
 
     @cached_property
@@ -56,6 +62,15 @@ class Order:
             return None
         names = (self.expert_format or DEFAULT_FORMAT.name, self.method or DEFAULT_METHOD, self.trunk or "source")
         return Recipe.parse(*names)
+
+    def _fitting(self, recipe: Recipe, source: Source) -> Recipe:
+        try:
+            recipe.codings(source.model)
+        except UsageError as error:
+            if self.recipe is None:
+                raise
+            raise UsageError(f"{self.recipe}: {error}") from None
+        return recipe
 
     def _require_compatible(self) -> None:
         ways: dict[str, object] = {"--expert-format": self.expert_format, "--recipe": self.recipe}

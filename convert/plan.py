@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ..layout.formats import Format
-from ..layout.plan import PackPlan, expert_shape
+from ..layout.plan import PackPlan, expert_shape, told_bytes
 from ..layout.record import PROJECTIONS, RecordLayout
 from ..manifests import schema
 from ..manifests.errors import StorageError, UsageError
@@ -95,6 +95,11 @@ def lay_out(source: Source, recipe: Recipe, calibration: CalibrationFile | None 
         source=_manifest_source(source),
     )
     return Packing(source, recipe, codings, trunk, plan, calibration)
+
+
+def told_of_experts(model: schema.Model, codings: Codings) -> int:
+    """Bytes by which manifests differ that differ only in their experts' codings, from a number that is all others'."""
+    return told_bytes(_records(model, codings), of_manifest(codings, ""))
 
 
 def _records(model: schema.Model, codings: Codings) -> tuple[RecordLayout, ...]:

@@ -1,7 +1,7 @@
 """The plan of a pack: every file, every size and every byte's place, known before the first byte is written."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -15,12 +15,20 @@ from .formats import AffineFormat
 from .record import ExpertShape, RecordLayout
 from .tensorheader import DTYPE_BITS, TensorSpec, render
 
-__all__ = ["PackPlan", "TensorSpec", "expert_shape"]
+__all__ = ["PackPlan", "TensorSpec", "expert_shape", "told_bytes"]
+
+BLANK = "0" * 2 * digest.DIGEST_BYTES  # a digest not known yet
 
 
 def expert_shape(model: schema.Model) -> ExpertShape:
     """The shape of every routed expert of `model`."""
     return ExpertShape(model.hidden_size, model.moe_intermediate_size)
+
+
+def told_bytes(records: Sequence[RecordLayout], recipe: schema.Recipe) -> int:
+    """Bytes of a manifest that say how experts are stored, in the recipe and of each layer; nothing else does."""
+    layers = (_expert_layer(index, layout, _blank_digests(layout)) for index, layout in enumerate(records))
+    return len(canonical.encode(recipe)) + sum(len(canonical.encode(layer)) for layer in layers)
 
 
 @dataclass(frozen=True)
@@ -150,16 +158,13 @@ class PackPlan:
 
     def layer(self, index: int, digests: Mapping[str, str]) -> schema.ExpertLayer:
         """What the manifest says about layer `index`, given its component digests by name."""
-        layout = self.records[index]
-        components = [schema.Component(c.name, c.offset, c.size, digests[c.name]) for c in layout.components]
-        return schema.ExpertLayer(self.layer_file(index), layout.stride, _format_names(layout), components)
+        return _expert_layer(index, self.records[index], digests)
 
     @cached_property
     def _blank_manifest(self) -> bytes:
         """The manifest if all digests were zero."""
-        none = "0" * 2 * digest.DIGEST_BYTES
-        components = {index: {c.name: none for c in layout.components} for index, layout in enumerate(self.records)}
-        files = dict.fromkeys((names.TRUNK_FILE, names.DIGESTS_FILE, *self.copied_files), none)
+        components = {index: _blank_digests(layout) for index, layout in enumerate(self.records)}
+        files = dict.fromkeys((names.TRUNK_FILE, names.DIGESTS_FILE, *self.copied_files), BLANK)
         return canonical.encode(self.manifest(components, files))
 
     def _check_manifest(self) -> None:
@@ -179,6 +184,15 @@ class PackPlan:
         if stem not in self.trunk_formats:
             return count
         return count * 32 // AffineFormat.parse(self.trunk_formats[stem]).bits if role == "weight" else 0
+
+
+def _expert_layer(index: int, layout: RecordLayout, digests: Mapping[str, str]) -> schema.ExpertLayer:
+    components = [schema.Component(c.name, c.offset, c.size, digests[c.name]) for c in layout.components]
+    return schema.ExpertLayer(names.layer_file(index), layout.stride, _format_names(layout), components)
+
+
+def _blank_digests(layout: RecordLayout) -> dict[str, str]:
+    return dict.fromkeys((component.name for component in layout.components), BLANK)
 
 
 def _format_names(layout: RecordLayout) -> dict[Any, str]:

@@ -16,7 +16,7 @@ from ran import Ran
 from moepack.convert import choice as choices
 from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.choice import Wish, choose
-from moepack.convert.plan import plan_pack, understand
+from moepack.convert.plan import plan_pack, told_of_experts, understand
 from moepack.convert.recipe import Coding, Recipe
 from moepack.convert.sensitivities import Sensitivities
 from moepack.convert.tensors import Source
@@ -86,24 +86,43 @@ def test_no_recipe_that_fits_costs_less(measured: bool, source: Source, monkeypa
     errors = weigh(source, FOUR, "mse", jobs=2, progress=Silent())
     recipes = list(every_recipe(source))
     costs = [cost_of(recipe, source, known, errors) for recipe in recipes]
-    for padded in (False, True):
-        sizes = [recipe_bytes(recipe, source, padded=padded) for recipe in recipes]
-        for share in (0.0, 0.2, 0.5, 0.9):
-            most = min(sizes) + int(share * (max(sizes) - min(sizes)))
-            wish = Wish("mse", budget=most + fixed_bytes(source), trunk="source")
-            found = chosen(
-                source, wish if padded else Wish("mse", bits=most * 8 / WEIGHTS), known if measured else None
-            )
-            fitting = [cost for cost, size in zip(costs, sizes, strict=True) if size <= most]
-            assert found.cost == pytest.approx(min(fitting), rel=1e-12)
-            assert found.size == recipe_bytes(found.recipe, source, padded=padded) <= most
-            assert cost_of(found.recipe, source, known, errors) == pytest.approx(found.cost)
+    sizes = [recipe_bytes(recipe, source, padded=False) for recipe in recipes]
+    for share in (0.0, 0.2, 0.5, 0.9):
+        most = min(sizes) + int(share * (max(sizes) - min(sizes)))
+        found = chosen(source, Wish("mse", bits=most * 8 / WEIGHTS), known if measured else None)
+        fitting = [cost for cost, size in zip(costs, sizes, strict=True) if size <= most]
+        assert found.cost == pytest.approx(min(fitting), rel=1e-12)
+        assert found.size == recipe_bytes(found.recipe, source, padded=False) <= most
+        assert cost_of(found.recipe, source, known, errors) == pytest.approx(found.cost)
 
 
-def fixed_bytes(source: Source) -> int:
-    """What a pack has besides its experts, with the room that a manifest may need."""
-    plan = plan_pack(source, Recipe(Coding(FOUR[0]))).plan
-    return plan.total_bytes - plan.expert_bytes + plan.manifest_bytes + choices.LONGEST_OVERRIDE * 2
+@pytest.mark.parametrize("measured", [False, True])
+def test_no_recipe_within_a_budget_costs_less(measured: bool, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budgets are the very sizes of packs; what a shorter manifest could save, and no more, may be left unspent."""
+    monkeypatch.setattr(choices, "candidates", lambda *_: FOUR)
+    known = uneven(2) if measured else Sensitivities.equal(2)
+    errors = weigh(source, FOUR, "mse", jobs=2, progress=Silent())
+    recipes = list(every_recipe(source))
+    costs = [cost_of(recipe, source, known, errors) for recipe in recipes]
+    told = [told_of_experts(source.model, recipe.codings(source.model)) for recipe in recipes]
+    sizes = every_pack_bytes(source, recipes, told)
+    smallest, *steps = sorted(set(sizes))
+    for budget in (smallest, *steps[:: len(steps) // 20]):
+        found = chosen(source, Wish("mse", budget=budget, trunk="source"), known if measured else None)
+        assert pack_bytes(plan_pack(source, found.recipe).plan) <= budget
+        surely = budget - (max(told) - min(told)) if budget > smallest else smallest
+        fitting = [cost for cost, size in zip(costs, sizes, strict=True) if size <= max(surely, smallest)]
+        assert found.cost <= min(fitting) * (1 + 1e-12)
+    below = refusal(source, Wish("mse", budget=smallest - 1, trunk="source"))
+    assert f"whose pack has {smallest} bytes" in below
+
+
+def every_pack_bytes(source: Source, recipes: list[Recipe], told: list[int]) -> list[int]:
+    """The sizes of the packs of many recipes whose trunk is the source's, and of whose experts so much is told."""
+    plan = plan_pack(source, recipes[0]).plan
+    others = pack_bytes(plan) - plan.expert_bytes - told[0]
+    records = [recipe_bytes(recipe, source, padded=True) for recipe in recipes]
+    return [others + one + other for one, other in zip(records, told, strict=True)]
 
 
 def pack_bytes(plan: PackPlan) -> int:
@@ -115,12 +134,13 @@ def test_a_budget_holds_for_every_byte_of_the_pack(make_checkpoint: CheckpointMa
     with Checkpoint.open(str(checkpoint)) as opened:
         source = understand(opened)
         smallest = int(re.findall(r"has (\d+) bytes", refusal(source, Wish("mse", budget=1)))[0])
-        for index, budget in enumerate((smallest, smallest + 150_000, smallest + 400_000, 2 * smallest)):
+        for index, budget in enumerate((smallest, smallest + 1, smallest + 150_000, smallest + 400_000, 2 * smallest)):
             choice = chosen(source, Wish("mse", budget=budget), uneven(2))
             target = tmp_path / f"pack{index}"
             packing = build_with(checkpoint, target, choice.recipe)
             size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
             assert size == pack_bytes(packing.plan) <= budget
+            assert index or size == budget
             assert verify(target, threads=2, progress=Silent()).ok
         assert "below the smallest recipe" in refusal(source, Wish("mse", budget=smallest - 1))
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,18 @@ def test_a_calibrated_method_uses_the_file_for_both(
     assert recipe["method"] == "imatrix"
     with CalibrationFile.open(calibration) as opened:
         assert recipe["calibration"]["digest"] == opened.digest
+
+
+def test_a_budget_counts_what_the_manifest_says_of_the_calibration(
+    moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path
+) -> None:
+    options = ("--method", "imatrix", "--calibration", calibration)
+    refused = moe_pack("build", source, tmp_path / "pack", "--budget", "10KB", *options)
+    smallest = int(re.findall(r"whose pack has (\d+) bytes", refused.err)[0])
+    moe_pack("build", source, tmp_path / "pack", "--budget", f"{smallest - 1}B", *options).refused(2, str(smallest))
+    built = moe_pack("build", source, tmp_path / "pack", "--budget", f"{smallest}B", *options)
+    assert built.code == 0, built.err
+    assert sum(path.stat().st_size for path in (tmp_path / "pack").rglob("*") if path.is_file()) == smallest
 
 
 def test_without_them_a_calibration_says_nothing_about_formats(
