@@ -317,7 +317,7 @@ class _Chooser:
             smallest = min(trunk.size for trunk in self._trunks) + self._smallest.size + self._told(self._smallest)
             return UsageError(
                 f"a budget of {self._wish.budget} bytes is below the smallest recipe, whose pack has {smallest} bytes"
-                f" ({smallest / 1e9:.3f} GB); give --budget {smallest}B or more"
+                f" ({smallest / 1e9:.3f} GB); give --budget {smallest} or more"
             )
         least = math.ceil(self._knapsack.smallest * 8 / self._weights * 10_000) / 10_000
         wished = f"{self._wish.bits} bits per expert weight"

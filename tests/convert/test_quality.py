@@ -156,7 +156,7 @@ def test_the_picture(moe_pack: MoePack, folder: Path, tmp_path: Path, suffix: st
         (("--text", "{text}", "--limit", 20), "too short: it gives 19 positions"),
         (("--text", "{text}", "--picture", "{text}.pdf"), "is neither .svg nor .png"),
         (("--text", "{text}", "--picture", "{none}/a.svg"), "is not a folder to write into"),
-        (("--text", "{text}", "--memory", "much"), "is not an amount of memory"),
+        (("--text", "{text}", "--memory", "much"), "is not a size"),
         (("--text", "{text}", "--threads", 0), "0 threads are outside"),
         (("--text", "{text}", "--layer-tokens", -1), "give 0 for none"),
         (("--tools", "{text}"), "line 1"),

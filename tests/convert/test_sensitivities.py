@@ -90,8 +90,8 @@ def test_a_budget_counts_what_the_manifest_says_of_the_calibration(
     options = ("--method", "imatrix", "--calibration", calibration)
     refused = moe_pack("build", source, tmp_path / "pack", "--budget", "10KB", *options)
     smallest = int(re.findall(r"whose pack has (\d+) bytes", refused.err)[0])
-    moe_pack("build", source, tmp_path / "pack", "--budget", f"{smallest - 1}B", *options).refused(2, str(smallest))
-    built = moe_pack("build", source, tmp_path / "pack", "--budget", f"{smallest}B", *options)
+    moe_pack("build", source, tmp_path / "pack", "--budget", smallest - 1, *options).refused(2, f"--budget {smallest}")
+    built = moe_pack("build", source, tmp_path / "pack", "--budget", smallest, *options)
     assert built.code == 0, built.err
     assert sum(path.stat().st_size for path in (tmp_path / "pack").rglob("*") if path.is_file()) == smallest
 

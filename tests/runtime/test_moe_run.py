@@ -319,7 +319,7 @@ def test_a_terminal_that_is_not_utf8_gets_what_it_can_show(pack: Path) -> None:
         (["-p", "x", "--top-p", "1.5"], "top-p 1.5"),
         (["-p", "x", "--stop", ""], "a stop string is empty"),
         (["-p", "x", "-n", "0"], "max-tokens 0"),
-        (["-p", "x", "--memory", "8"], "not an amount of memory"),
+        (["-p", "x", "--memory", "8"], "is not a size"),
         (["-p", "x", "--memory", "1MB"], "too few"),
         (["-p", "x", "--slots", "0"], "0 expert slots"),
         (["-p", "x", "--context", "9999999"], "context of 9999999"),

@@ -1,4 +1,4 @@
-"""From what a person gives to tokens: chats, files, and what counts as empty; and amounts of memory."""
+"""From what a person gives to tokens: chats, files, and what counts as empty; and sizes."""
 
 import json
 from decimal import Decimal
@@ -101,24 +101,44 @@ def test_an_empty_raw_prompt_is_refused_and_a_blank_one_is_text() -> None:
         ("2.3GB", 2_300_000_000),
         ("8.123456789 GB", 8_123_456_789),
         ("8123456789 bytes", 8_123_456_789),
+        ("121000000000", 121_000_000_000),
+        (" 1000 ", 1000),
         ("999999999999999TB", (10**15 - 1) * 10**12),
     ],
 )
-def test_amounts_of_memory(text: str, size: int) -> None:
+def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize(
-    "text", ["8", "", "GB", "-1GB", "0GB", "8G", "8 GBs", "1e3MB", "8,5GB", "0.4B", "8 byte", "9" * 40 + "GB"]
+    "text",
+    [
+        "8",
+        "999",
+        "0008",
+        "12000.5",
+        "",
+        "GB",
+        "-1GB",
+        "0GB",
+        "8G",
+        "8 GBs",
+        "1e3MB",
+        "8,5GB",
+        "0.4B",
+        "8 byte",
+        "9" * 40 + "GB",
+    ],
 )
-def test_amounts_that_are_none_are_usage_errors(text: str) -> None:
-    with pytest.raises(UsageError, match="such as 8GB"):
+def test_sizes_that_are_none_are_usage_errors(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is not a size; .* such as 8GB, or bytes alone, .* such as 8000000000$"):
         parse_size(text)
 
 
 @given(st.integers(1, 10**15), st.sampled_from(["KB", "MB", "GB", "TB"]))
 def test_every_amount_of_bytes_can_be_written_in_every_unit(size: int, unit: str) -> None:
     assert parse_size(f"{Decimal(size) / UNITS[unit]:f}{unit}") == size
+    assert size < 1000 or parse_size(str(size)) == size
 
 
 def test_sizes_in_sentences() -> None:
