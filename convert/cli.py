@@ -308,7 +308,8 @@ def calibrate(
             reference = ExpertsFrom(reference, packed)
         corpus = windows.corpus
         digest = pack_digest(through) if through is not None else None
-        plan = plan_calibration(checkpoint, corpus.starts, windows.digest, options, through=digest)
+        whole = whole_text.corpus.sequences
+        plan = plan_calibration(checkpoint, corpus.starts, whole, windows.digest, options, through=digest)
         say(calibration_report.planned(plan))
         sweep = Sweep(reference, backend)
         room = Room(options.spill_bytes, out.parent)

@@ -112,12 +112,19 @@ class Options:
 
 
 def plan_calibration(
-    checkpoint: Checkpoint, starts: Sequence[int], text_digest: str, options: Options, *, through: str | None
+    checkpoint: Checkpoint,
+    starts: Sequence[int],
+    whole: int,
+    text_digest: str,
+    options: Options,
+    *,
+    through: str | None,
 ) -> CalibrationPlan:
-    """Plan to calibrate on windows that begin at `starts`, of a text with `text_digest`.
+    """Plan to calibrate on windows that begin at `starts`, of a text with `text_digest` that gives `whole` of them.
 
     `through` is the digest of the pack whose experts the text goes through, if any. Raises UsageError if the text is
-    too short, the checkpoint has no tokenizer or there is no such device, and as `understand` does.
+    too short or too few of its tokens are used, the checkpoint has no tokenizer or there is no such device, and as
+    `understand` does.
     """
     source = understand(checkpoint)
     model = source.model
@@ -125,7 +132,7 @@ def plan_calibration(
     text = Text(
         digest=text_digest,
         window=options.window,
-        windows=require_windows(starts, options.held_out),
+        windows=require_windows(starts, whole, options),
         held_out=options.held_out,
         tokens=len(held_out),
         held_out_tokens=int(np.count_nonzero(held_out)),
@@ -158,12 +165,22 @@ def held_out_tokens(starts: Sequence[int], every: int) -> NDArray[np.bool_]:
     return np.repeat(windows, lengths)
 
 
-def require_windows(starts: Sequence[int], every: int) -> int:
-    """How many windows there are. Raises UsageError if they are too few to fit to some and judge by others."""
-    windows = len(starts) - 1
-    least = max(LEAST_WINDOWS, every)
+def require_windows(starts: Sequence[int], whole: int, options: Options) -> int:
+    """How many windows there are, of `whole` in the text.
+
+    Raises UsageError, saying whose fault it is, if they are too few to fit to some and judge by others.
+    """
+    windows, least = len(starts) - 1, max(LEAST_WINDOWS, options.held_out)
+    if whole < least:
+        raise UsageError(
+            f"the text is too short: it gives {whole} windows of up to {options.window} tokens, and at least {least}"
+            " are needed; give a longer one, or a smaller --window"
+        )
     if windows < least:
-        raise UsageError(f"the text is too short: it gives {windows} windows, and at least {least} are needed")
+        raise UsageError(
+            f"--tokens is too small: it takes {windows} of the text's {whole} windows of up to {options.window} tokens,"
+            f" and at least {least} are needed; give --tokens {least * options.window} or more, or a smaller --window"
+        )
     return windows
 
 

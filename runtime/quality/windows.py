@@ -86,7 +86,7 @@ def read_text(path: Path, tokenizer: Tokenizer, *, window: int = WINDOW, limit: 
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text") from error
     documents = (tokenizer.encode(text, add_special_tokens=False) for text in texts if text)
-    return _checked(_limited(_cut(documents, window), limit), 0, path, digest.of_bytes(content).hex())
+    return _checked(_cut(documents, window), limit, 0, path, digest.of_bytes(content).hex())
 
 
 def read_tokens(path: Path, *, limit: int | None = None) -> Windows:
@@ -108,8 +108,7 @@ def read_tokens(path: Path, *, limit: int | None = None) -> Windows:
     scored_from = value.get("scored_from", 0)
     if type(scored_from) is not int or scored_from < 0:
         raise UsageError(f"{path}: scored_from is {scored_from!r:.40}, not a position in a window")
-    numbered = _limited(list(enumerate(value["windows"])), limit)
-    return _checked(numbered, scored_from, path, digest.of_bytes(content).hex())
+    return _checked(list(enumerate(value["windows"])), limit, scored_from, path, digest.of_bytes(content).hex())
 
 
 Numbered = list[tuple[int, Sequence[int]]]  # windows, each after the number of its document
@@ -138,14 +137,21 @@ def _limited(windows: Numbered, limit: int | None) -> Numbered:
     return [(number, tokens) for number, tokens in cut if len(tokens) >= 2]
 
 
-def _checked(windows: Numbered, scored_from: int, path: Path, content_digest: str) -> Windows:
-    positions = sum(max(0, len(tokens) - 1 - scored_from) for _, tokens in windows)
+def _checked(whole: Numbered, limit: int | None, scored_from: int, path: Path, content_digest: str) -> Windows:
+    windows = _limited(whole, limit)
+    positions = _positions(windows, scored_from)
     if positions < LEAST_POSITIONS:
+        enough = _positions(whole, scored_from) >= LEAST_POSITIONS
+        at_fault = f"a limit of {limit} tokens is too small for {path}" if enough else f"{path} is too short"
         raise UsageError(
-            f"{path} is too short: it gives {positions} positions to score, and at least {LEAST_POSITIONS} are needed"
+            f"{at_fault}: it gives {positions} positions to score, and at least {LEAST_POSITIONS} are needed"
         )
     corpus = Corpus.of([tokens for _, tokens in windows])
     return Windows(corpus, tuple(number for number, _ in windows), scored_from, content_digest)
+
+
+def _positions(windows: Numbered, scored_from: int) -> int:
+    return sum(max(0, len(tokens) - 1 - scored_from) for _, tokens in windows)
 
 
 def _are_ids(value: Any) -> bool:

@@ -44,7 +44,7 @@ def calibrated(
     """Calibrate; `around` may wrap the step that takes the states through a layer."""
     with Checkpoint.open(str(checkpoint)) as opened:
         chosen = Options(WINDOW, **options)
-        plan = plan_calibration(opened, corpus.starts, TEXT_DIGEST, chosen, through=None)
+        plan = plan_calibration(opened, corpus.starts, corpus.sequences, TEXT_DIGEST, chosen, through=None)
         sweep = Sweep(Reference(opened), CPU)
         stream = sweep.embed(corpus)
 

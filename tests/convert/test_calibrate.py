@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -370,7 +371,7 @@ def test_numbers_that_no_statistic_can_be_are_refused(whole: Path, tmp_path: Pat
     [
         (["--held-out", "1"], "held out"),
         (["--window", "1"], "windows of 1 tokens"),
-        (["--tokens", "100"], "too short: it gives"),
+        (["--tokens", "100"], "--tokens is too small: it takes"),
         (["--expert-hessians", "most"], "'most'"),
         (["--hessian-bytes", "much"], "much"),
         (["--device", "tpu"], "'tpu'"),
@@ -384,6 +385,15 @@ def test_options_that_cannot_be_met(
     ran = moe_pack(*command(source, text, tmp_path / "c"), *options)
     ran.refused(3 if culprit == "nowhere" else 2, culprit)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_tokens_it_says_are_enough_are(
+    moe_pack: Callable[..., Ran], source: Path, text: Path, tmp_path: Path
+) -> None:
+    asked = (*command(source, text, tmp_path / "c"), "--window", "20", "--tokens")
+    refused = moe_pack(*asked, "40")
+    enough = re.findall(r"give --tokens (\d+) or more", refused.err)[0]
+    assert moe_pack(*asked, enough).code == 0
 
 
 def test_texts_that_cannot_be_used(moe_pack: Callable[..., Ran], source: Path, tmp_path: Path) -> None:

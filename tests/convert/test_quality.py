@@ -153,7 +153,7 @@ def test_the_picture(moe_pack: MoePack, folder: Path, tmp_path: Path, suffix: st
         (("--text", "{text}", "-k", 4), "4 experts per token are outside the model's 1 to 3"),
         (("--text", "{text}", "--reference-experts-per-token", 0), "outside the model's 1 to 3"),
         (("--text", "{text}", "--window", 1), "windows of 1 tokens"),
-        (("--text", "{text}", "--limit", 20), "too short: it gives 19 positions"),
+        (("--text", "{text}", "--limit", 20), "a limit of 20 tokens is too small for {text}: it gives 19 positions"),
         (("--text", "{text}", "--picture", "{text}.pdf"), "is neither .svg nor .png"),
         (("--text", "{text}", "--picture", "{none}/a.svg"), "is not a folder to write into"),
         (("--text", "{text}", "--memory", "much"), "is not a size"),
@@ -171,7 +171,7 @@ def test_requests_that_cannot_be_met(
     filled = [str(option).format(**names) for option in options]
     ran = moe_pack("quality", folder / "two", "--reference", folder / "four", *filled)
     assert ran.code == 2
-    assert sentence in ran.err
+    assert sentence.replace("{text}", str(folder / "text")) in ran.err
     assert ran.out == ""
     assert "Traceback" not in ran.err
 
