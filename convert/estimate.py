@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,8 @@ SAMPLE_ROWS = 32
 SAMPLE_COLUMNS = 2048
 REPEATS = 3
 SEED = 20260
+
+Kind: TypeAlias = tuple[AffineFormat | None, Coding]  # from which codes (None: floats), and to what
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,29 @@ def estimate(packing: Packing, jobs: int, folder: Path) -> Estimate:
 
 def _quantizing(packing: Packing) -> tuple[float | None, float]:
     """Expert weights per second of one thread, and the seconds that one thread would take for everything."""
-    rate, seconds = None, 0.0
-    if matrices := Counter((format_of(encoding), coding) for encoding, coding in packing.recoded):
-        weights = {kind: count * packing.projection_weights for kind, count in matrices.items()}
-        seconds = sum(count / measure(*kind) for kind, count in weights.items())
-        rate = sum(weights.values()) / seconds
-    if recoded := [item for item in packing.trunk if isinstance(item.target, AffineFormat)]:
-        trunk = sum(math.prod(item.entry.tensor.shape) for item in recoded)
-        target = Coding(AffineFormat.parse(packing.recipe.trunk_format), TRUNK_METHOD)
-        seconds += trunk / measure(format_of(recoded[0].entry.encoding), target)
-    return rate, seconds
+    experts, trunk = _recoded_experts(packing), _recoded_trunk(packing)
+    rates = {kind: measure(*kind) for kind in experts | trunk}
+    of_experts = sum(count / rates[kind] for kind, count in experts.items())
+    of_trunk = sum(count / rates[kind] for kind, count in trunk.items())
+    return experts.total() / of_experts if experts else None, of_experts + of_trunk
+
+
+def _recoded_experts(packing: Packing) -> Counter[Kind]:
+    """How many of the experts' weights are quantized from what to what."""
+    found: Counter[Kind] = Counter()
+    for encoding, coding in packing.recoded:
+        found[format_of(encoding), coding] += packing.projection_weights
+    return found
+
+
+def _recoded_trunk(packing: Packing) -> Counter[Kind]:
+    """The same of the trunk's, where one recipe gives several formats."""
+    found: Counter[Kind] = Counter()
+    for item in packing.trunk:
+        if isinstance(item.target, AffineFormat):
+            kind = format_of(item.entry.encoding), Coding(item.target, TRUNK_METHOD)
+            found[kind] += math.prod(item.entry.tensor.shape)
+    return found
 
 
 def measure(stored: AffineFormat | None, target: Coding) -> float:

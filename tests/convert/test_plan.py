@@ -1,18 +1,21 @@
 """What plan promises is what build writes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from checkpoints import NARROW, ODD, CheckpointMaker, Variant
 from packs import build_pack
 
+from moepack.convert import estimate as estimates
 from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.estimate import estimate
 from moepack.convert.facts import of_plan
 from moepack.convert.plan import Packing, plan_pack, understand
 from moepack.convert.recipe import Recipe
 from moepack.convert.report import plan_table
+from moepack.layout.formats import parse
 from moepack.manifests.errors import UsageError
 
 
@@ -62,6 +65,26 @@ def test_passing_through_takes_as_long_as_the_disks(make_checkpoint: CheckpointM
     assert coding.expert_weights_per_second is not None
     assert coding.seconds >= coding.quantizing_seconds > 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("trunk", ["affine4-g64", "affine8-g64"])
+def test_each_trunk_matrix_is_timed_as_what_it_becomes(
+    trunk: str, make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing = planned(make_checkpoint(Variant()), Recipe.parse("affine2-g64", "mse", trunk))
+    rates = {"affine2-g64": 7.0, "affine4-g64": 5.0, "affine8-g64": 3.0}
+    monkeypatch.setattr(estimates, "measure", lambda _, target: rates[target.format.name])
+    found = estimate(packing, 1, tmp_path)
+    weights = dict.fromkeys(rates, 0)
+    for tensor in packing.plan.trunk:
+        if (stem := tensor.name.removesuffix(".weight")) in packing.plan.trunk_formats:
+            name = packing.plan.trunk_formats[stem]
+            weights[name] += math.prod(tensor.shape) * 32 // parse(name).bits
+    assert (weights["affine4-g64"] > 0) == (trunk == "affine4-g64")
+    assert weights["affine8-g64"] > 0
+    weights["affine2-g64"] = 3 * packing.projection_weights * packing.source.model.num_layers
+    assert found.quantizing_seconds == pytest.approx(sum(count / rates[name] for name, count in weights.items()))
+    assert found.expert_weights_per_second == pytest.approx(7.0)
 
 
 def test_where_nothing_may_be_written_reading_counts(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
