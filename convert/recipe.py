@@ -176,7 +176,8 @@ def _require(what: str, name: str, choices: Sequence[str]) -> None:
 
 def _require_layers(layers: Sequence[int], count: int) -> None:
     if layers and not 0 <= max(layers) < count:
-        raise UsageError(f"the recipe names layer {max(layers)}; this model has layers 0 to {count - 1}")
+        there = f"this model has layers 0 to {count - 1}"
+        raise UsageError(f"an override names layer {max(layers)}, and {there}; name only these")
 
 
 def _require_fitting(layer: Mapping[str, Coding], shape: ExpertShape) -> None:

@@ -95,7 +95,10 @@ def test_toml_is_read_too(tmp_path: Path) -> None:
         ({"format": "affine2-g64", "method": "best"}, ["'best'", "minmax, mse"]),
         ({"format": "book2-g8", "method": "minmax"}, ["minmax", "book2-g8", "mse"]),
         ({"format": "affine2-g64", "trunk": "q4"}, ["'q4'", "source, bf16"]),
-        ({"format": "affine2-g64", "overrides": [{"layers": "4", "format": "affine3-g64"}]}, ["layer 4", "0 to 3"]),
+        (
+            {"format": "affine2-g64", "overrides": [{"layers": "4", "format": "affine3-g64"}]},
+            ["layer 4", "0 to 3; name only"],
+        ),
         ({"format": "affine2-g64", "overrides": [{"layers": "3-1"}]}, ["3-1", "ends before it begins"]),
         ({"format": "affine2-g64", "overrides": [{"layers": "first"}]}, ["'first'", "0-9,12"]),
         ({"format": "affine2-g64", "overrides": [{"layers": 2}]}, ["overrides[0].layers"]),
@@ -109,7 +112,7 @@ def test_a_recipe_that_cannot_be_is_refused(
 ) -> None:
     checkpoint = make_checkpoint(Variant(TINY))
     for command in (("plan", checkpoint), ("build", checkpoint, tmp_path / "pack"), ("recipe", checkpoint)):
-        moe_pack(*command, "--recipe", saved(tmp_path, recipe)).refused(2, *culprits)
+        moe_pack(*command, "--recipe", file := saved(tmp_path, recipe)).refused(2, file, *culprits)
     assert not (tmp_path / "pack").exists()
     assert not (tmp_path / "pack.partial").exists()
 
