@@ -12,6 +12,8 @@ from ..corpus import Room
 from ..language import Language
 from ..prompt import chat_tokens
 from ..sweep import Sweep
+from ..template import ChatTemplate
+from ..tokenizer import Tokenizer
 from .bootstrap import Difference, Outcomes, Rate, paired_difference
 from .greedy import answers
 from .toolcalls import ABSTENTION, CHECKS, Case, check_schemas, judge
@@ -34,10 +36,8 @@ class Examination:
         if language.template is None:
             raise UsageError("tool calls need a chat template, and this pack has none")
         check_schemas(cases)
-        prompts = [chat_tokens(case.chat, language.template, language.tokenizer) for case in cases]
-        room = context - max(map(len, prompts))
-        if not 1 <= longest <= room:
-            raise UsageError(f"answers of {longest} tokens are outside 1 to {room}, what the longest case leaves")
+        prompts = [_prompt(case, language.template, language.tokenizer) for case in cases]
+        _require_room(cases, prompts, longest, context)
         return cls(cases, prompts, language, longest)
 
     def of_model(self, sweep: Sweep, title: str, room: Room, progress: Progress) -> "Answers":
@@ -72,6 +72,23 @@ class Answers:
             return found
         differences = self.differences(reference)
         return {name: {**found[name], "to_reference": differences[name].document()} for name in found}
+
+
+def _prompt(case: Case, template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
+    try:
+        return chat_tokens(case.chat, template, tokenizer)
+    except UsageError as error:
+        raise case.failure(error) from error
+
+
+def _require_room(cases: Sequence[Case], prompts: Sequence[Sequence[int]], longest: int, context: int) -> None:
+    size, case = max(zip(map(len, prompts), cases, strict=True), key=lambda pair: pair[0])
+    if size >= context:
+        fault = f"it has {size} tokens, which leave no room for an answer in the model's context of {context}"
+        raise case.failure(UsageError(fault))
+    if not 1 <= longest <= context - size:
+        room = f"1 to {context - size}, what the longest case, {case.where}, leaves"
+        raise UsageError(f"answers of {longest} tokens are outside {room}")
 
 
 def _outcomes(judged: Sequence[Mapping[str, bool]], name: str) -> Outcomes:

@@ -6,6 +6,7 @@ is an `Evaluation`; how it looks is `report`'s and `picture`'s affair.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ...manifests.progress import Progress
@@ -82,6 +83,15 @@ class Evaluation:
     verdicts: Sequence[Verdict]
     weights: Mapping[str, WeightFacts] = field(default_factory=dict)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What to call each pack, by its path: its folder, and of those above it as many as tell it from the others."""
+        paths = {where: Path(where).parts for where in self.weights}
+        return {
+            where: _distinct(parts, [other for other in paths.values() if other != parts])
+            for where, parts in paths.items()
+        }
+
 
 class Evaluator:
     """Judges subjects against a reference. Raises UsageError unless all are the same model with the same tokens."""
@@ -156,6 +166,12 @@ class Evaluator:
                     task=task,
                 )
         return WeightFacts(noise, layers)
+
+
+def _distinct(parts: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    """The shortest end of a path that no other one has."""
+    count = next(n for n in range(1, len(parts) + 2) if all(other[-n:] != parts[-n:] for other in others))
+    return str(Path(*parts[-count:]))
 
 
 def _with_text(

@@ -29,8 +29,8 @@ def draw(evaluation: Evaluation, path: Path) -> None:
         figure = figures.Figure(figsize=(9, 6), layout="constrained")
         upper, lower = figure.subplots(2, sharex=True)
         for number, (where, facts) in enumerate(evaluation.weights.items()):
-            _draw_layers(upper, facts, Path(where).name, f"C{number}")
-            _draw_noise(lower, facts, Path(where).name, f"C{number}")
+            _draw_layers(upper, facts, evaluation.names[where], f"C{number}")
+            _draw_noise(lower, facts, evaluation.names[where], f"C{number}")
         upper.set(ylabel="KL of the text, nats", title="Only this layer's experts from the pack")
         lower.set(xlabel="layer", ylabel="SQNR, dB", title="Experts' weights against the reference")
         for axes in (upper, lower):

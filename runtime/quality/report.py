@@ -17,7 +17,7 @@ def table(evaluation: Evaluation) -> Table:
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown.add_column("", style="dim", no_wrap=True)
     for verdict in evaluation.verdicts:
-        name = f"{verdict.subject.source.pack.path.name}\nK {verdict.experts_per_token}"
+        name = f"{evaluation.names[verdict.subject.source.where]}\nK {verdict.experts_per_token}"
         shown.add_column(name, justify="right", no_wrap=True)
     for name, cells in _rows(evaluation):
         shown.add_row(name, *cells)
@@ -26,7 +26,8 @@ def table(evaluation: Evaluation) -> Table:
 
 def width(evaluation: Evaluation) -> int:
     """Columns of text that the table may take, whatever the terminal: a figure is never broken or cut."""
-    return 40 + sum(max(28, len(v.subject.source.pack.path.name) + 2) for v in evaluation.verdicts)
+    names = evaluation.names
+    return 40 + sum(max(28, len(names[verdict.subject.source.where]) + 2) for verdict in evaluation.verdicts)
 
 
 def _rows(evaluation: Evaluation) -> Iterator[Row]:

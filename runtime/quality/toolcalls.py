@@ -10,7 +10,7 @@ Of an answer that should not call one, abstention: no <tool_call> in it.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,24 @@ class Call:
 
 @dataclass(frozen=True)
 class Case:
-    """A chat with tools, and the one call that answers it; None where the right answer calls nothing."""
+    """A chat with tools, and the one call that answers it; None where the right answer calls nothing.
+
+    `where` is the file and line that a complaint names.
+    """
 
     chat: Chat
     expected: Call | None
+    where: str = field(default="a tool case", compare=False)
+
+    def failure(self, error: UsageError) -> UsageError:
+        """The same error, with its place."""
+        return UsageError(f"{self.where}: {error}")
 
 
 def read_cases(path: Path) -> list[Case]:
     """Cases from JSON lines: {"messages": [...], "tools": [...], "expected": {"name", "arguments"} or null}.
 
-    Raises UsageError naming the line that is anything else, and for a file without cases.
+    Raises UsageError naming the file and line that is anything else, and for a file without cases.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -71,16 +79,29 @@ def read_cases(path: Path) -> list[Case]:
 
 def _case(line: bytes, where: str) -> Case:
     try:
-        value = canonical.decode(line, where)
-        if not isinstance(value, dict) or value.keys() != {"messages", "tools", "expected"}:
-            raise UsageError(f'{where} is not {{"messages": [...], "tools": [...], "expected": {{...}}}}')
-        expected = None if value["expected"] is None else Call.of(value["expected"])
-        if expected is None and value["expected"] is not None:
-            raise UsageError(f'{where}: "expected" is neither null nor {{"name": ..., "arguments": {{...}}}}')
-        if not isinstance(value["messages"], list) or not isinstance(value["tools"], list):
-            raise UsageError(f"{where}: messages and tools are JSON lists")
-        return Case(Chat(value["messages"], value["tools"]), expected)
+        return _case_of(_json(line), where)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _case_of(value: Any, where: str) -> Case:
+    if not isinstance(value, dict) or value.keys() != {"messages", "tools", "expected"}:
+        raise UsageError('it is not {"messages": [...], "tools": [...], "expected": {...}}')
+    expected = None if value["expected"] is None else Call.of(value["expected"])
+    if expected is None and value["expected"] is not None:
+        raise UsageError('"expected" is neither null nor {"name": ..., "arguments": {...}}')
+    if not isinstance(value["messages"], list) or not isinstance(value["tools"], list):
+        raise UsageError("messages and tools are JSON lists")
+    return Case(Chat(value["messages"], value["tools"]), expected, where)
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return canonical.decode(line, "it")
     except CorruptInputError as error:
+        cause = error.__cause__
+        if isinstance(cause, json.JSONDecodeError):  # whose own line number is that within the line
+            raise UsageError(f"it is not acceptable JSON: {cause.msg}, column {cause.colno}") from error
         raise UsageError(str(error)) from error
 
 
@@ -148,16 +169,18 @@ def _valid(arguments: Mapping[str, Any], schema: Any) -> bool:
 
 
 def check_schemas(cases: Sequence[Case]) -> None:
-    """Raise UsageError if a tool's parameters are no JSON schema, or if there is nothing to check them with."""
+    """Raise UsageError if a tool's parameters are no JSON schema, naming the case, or if nothing can check them."""
     library, _ = _jsonschema()
-    seen = {
-        json.dumps(function.get("parameters", {})) for case in cases for function in _functions(case.chat.tools or ())
-    }
-    for text in sorted(seen):
+    seen: dict[str, Case] = {}
+    for case in cases:
+        for function in _functions(case.chat.tools or ()):
+            seen.setdefault(json.dumps(function.get("parameters", {})), case)
+    for text, case in seen.items():
         try:
             library.Draft202012Validator.check_schema(json.loads(text))
         except library.SchemaError as error:
-            raise UsageError(f"the parameters {text:.80} of a tool are no JSON schema: {error.message:.100}") from error
+            fault = f"the parameters {text:.80} of a tool are no JSON schema: {error.message:.100}"
+            raise case.failure(UsageError(fault)) from error
 
 
 def _jsonschema() -> tuple[Any, Any]:

@@ -15,8 +15,8 @@ def require_same_model(reference: Source, other: Source) -> None:
     for name in reference.model.__struct_fields__:
         wanted, found = getattr(reference.model, name), getattr(other.model, name)
         if wanted != found:
-            both = f"{other.where} and {reference.where}"
-            raise UsageError(f"{both} are not the same model: {name} is {found!r:.60} and {wanted!r:.60}")
+            both = f"{found!r:.60} in {other.where}, but {wanted!r:.60} in {reference.where}"
+            raise UsageError(f"they are not the same model: {name} is {both}")
     require_same_vocabulary(Path(reference.where), Path(other.where))
 
 

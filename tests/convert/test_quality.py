@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ def folder(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFa
     case = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL]}
     cases = [{**case, "expected": {"name": "f", "arguments": {}}}, {**case, "expected": None}]
     (folder / "tools").write_text("".join(json.dumps(case) + "\n" for case in cases))
+    bad_cases = {
+        "long": {**cases[1], "messages": [{"role": "user", "content": "long " * 5000}]},
+        "refused": {**cases[1], "messages": [{"role": "nobody", "content": "hi"}]},
+        "schema": {**cases[1], "tools": [{"name": "f", "parameters": {"type": "strnig"}}]},
+    }
+    for name, bad in bad_cases.items():
+        (folder / name).write_text(json.dumps(cases[0]) + "\n" + json.dumps(bad) + "\n")
     return folder
 
 
@@ -111,6 +119,17 @@ def test_the_table_has_a_column_for_each_pack_and_k(moe_pack: MoePack, folder: P
     assert "text, reference" in ran.err
 
 
+def test_packs_of_one_name_are_told_apart(moe_pack: MoePack, folder: Path, tmp_path: Path) -> None:
+    for name in ("a/x/pack", "b/x/pack", "b/other"):
+        shutil.copytree(folder / "two", tmp_path / name)
+    packs = [tmp_path / name for name in ("a/x/pack", "b/x/pack", "b/other")]
+    ask = ("quality", *packs, "--reference", folder / "four", "--text", folder / "text", "--no-weights")
+    ran = moe_pack(*ask, "--picture", tmp_path / "p.svg", "--layer-tokens", 64)
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines()[1].split() == ["a/x/pack", "b/x/pack", "other"]
+    assert "<!-- a/x/pack -->" in (tmp_path / "p.svg").read_text()
+
+
 def test_no_figure_of_the_table_is_cut_on_a_narrow_terminal(moe_pack: MoePack, folder: Path) -> None:
     packs = [folder / "two"] * 4
     ran = moe_pack("quality", *packs, "--reference", folder / "four", "--text", folder / "text", "--no-weights")
@@ -162,25 +181,42 @@ def test_the_picture(moe_pack: MoePack, folder: Path, tmp_path: Path, suffix: st
         (("--tools", "{text}"), "line 1"),
         (("--tools", "{tools}", "-n", 0), "answers of 0 tokens are outside 1 to"),
         (("--tools", "{tools}", "-n", 5000), "answers of 5000 tokens are outside 1 to"),
+        (("--tools", "{tools}", "-n", 5000), "what the longest case, {tools}, line 1, leaves"),
+        (("--tools", "{long}"), "{long}, line 2: it has"),
+        (("--tools", "{schema}"), "{schema}, line 2: the parameters"),
     ],
 )
 def test_requests_that_cannot_be_met(
     moe_pack: MoePack, folder: Path, options: tuple[object, ...], sentence: str
 ) -> None:
-    names = {"text": folder / "text", "tools": folder / "tools", "none": folder / "none"}
+    names = {name: folder / name for name in ("text", "tools", "none", "long", "schema")}
     filled = [str(option).format(**names) for option in options]
     ran = moe_pack("quality", folder / "two", "--reference", folder / "four", *filled)
     assert ran.code == 2
-    assert sentence.replace("{text}", str(folder / "text")) in ran.err
+    for name, path in names.items():
+        sentence = sentence.replace(f"{{{name}}}", str(path))
+    assert sentence in ran.err
     assert ran.out == ""
     assert "Traceback" not in ran.err
+
+
+def test_a_case_that_the_template_refuses_is_named(
+    moe_pack: MoePack, folder: Path, make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint.copy(Variant(), tmp_path / "checkpoint")
+    refusing = "{% if messages[0].role == 'nobody' %}{{ raise_exception('nobody speaks') }}{% endif %}hi"
+    (checkpoint / "chat_template.jinja").write_text(refusing)
+    build_pack(checkpoint, tmp_path / "pack")
+    ran = moe_pack("quality", tmp_path / "pack", "--reference", folder / "two", "--tools", folder / "refused")
+    ran.refused(2, f"{folder / 'refused'}, line 2: ", "nobody speaks")
 
 
 def test_another_model_is_refused(moe_pack: MoePack, folder: Path, make_checkpoint: CheckpointMaker) -> None:
     other = make_checkpoint(Variant(ODD))
     ran = moe_pack("quality", folder / "two", "--reference", other, "--text", folder / "text")
     assert ran.code == 2
-    assert "are not the same model: hidden_size is 128 and 384" in ran.err
+    sentence = f"they are not the same model: hidden_size is 128 in {folder / 'two'}, but 384 in {other}"
+    assert sentence in ran.err
 
 
 def test_a_damaged_pack_is_never_scored(

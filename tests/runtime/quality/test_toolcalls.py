@@ -113,12 +113,17 @@ def test_any_whole_call_parses(arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("", "has no tool cases"),
-        ("{", "line 1"),
-        ('{"messages": []}', 'line 1 is not {"messages"'),
-        ('{"messages": [], "tools": [], "expected": null}', "no messages"),
-        ('{"messages": {}, "tools": [], "expected": null}', "are JSON lists"),
-        ('\n{"messages": [], "tools": [], "expected": {"name": "f"}}', 'line 2: "expected" is neither null nor'),
+        ("", "cases has no tool cases"),
+        ("{", "cases, line 1: it is not acceptable JSON: Expecting property name enclosed in double quotes, column 2"),
+        ('\n\n{"a": 1, "a": 2}', "cases, line 3: it is not acceptable JSON: key 'a' appears twice"),
+        ('{"messages": []}', 'cases, line 1: it is not {"messages"'),
+        ('\n{"messages": [], "tools": [], "expected": null}', "cases, line 2: the chat has no messages"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}], "tools": [1], "expected": null}',
+            "cases, line 1: a tool is",
+        ),
+        ('{"messages": {}, "tools": [], "expected": null}', "cases, line 1: messages and tools are JSON lists"),
+        ('\n{"messages": [], "tools": [], "expected": {"name": "f"}}', 'cases, line 2: "expected" is neither null nor'),
         ('{"messages": [], "tools": [], "expected": false}', '"expected" is neither'),
     ],
 )
@@ -144,8 +149,8 @@ def test_cases_are_read(tmp_path: Path) -> None:
 def test_tools_without_a_schema_are_refused() -> None:
     check_schemas([CASE])
     wrong = Chat(CHAT.messages, [{"name": "f", "parameters": {"type": "strnig"}}])
-    with pytest.raises(UsageError, match="are no JSON schema"):
-        check_schemas([Case(wrong, None)])
+    with pytest.raises(UsageError, match=r"^f, line 7: the parameters .* are no JSON schema"):
+        check_schemas([CASE, Case(wrong, None, "f, line 7")])
 
 
 def test_a_rate_and_its_error() -> None:
