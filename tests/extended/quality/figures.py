@@ -1,8 +1,9 @@
 """`make quality`: build packs by every recipe, score them with `moe-pack quality`, and write docs/quality.md.
 
-Everything is kept under build/quality: packs, calibration files, and each score as JSON, which is not made again while
-it is there. With LLAMA_CPP naming a build directory of llama.cpp (see ../peers/llama.py), its formats are measured
-with its own tools, and packs of no more bits are scored on the same tokens.
+Everything is kept under build/quality: packs, calibration files, and each score as JSON, made anew when its command or
+a file that it reads is another (see kept.py). With LLAMA_CPP naming a build directory of llama.cpp (see
+../peers/llama.py), its formats are measured with its own tools, and packs of no more bits are scored on the same
+tokens.
 """
 
 import argparse
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import page
+from kept import keep
 from subjects import FOUR_BITS, RECIPES, ROOT, SMALL, STRICT, Recipe, Subject, subjects, uniform
 
 PLACE = ROOT / "build" / "quality"
 MOE_PACK = Path(sys.executable).parent / "moe-pack"
 LLAMA = ROOT / "tests" / "extended" / "peers" / "llama.py"
 CALIBRATION_TOKENS = 262144
+PICTURE = ".svg"
 FEWER = (FOUR_BITS.name, "book2-g8 mse")
 PEERS = (uniform("book2-g16", "mse"), SMALL, uniform("book2-g8", "mse"), STRICT, uniform("book2-g8", "gptq"))
 
@@ -44,27 +47,30 @@ class Bench:
         return self.place / "packs" / recipe.name.replace(" ", "_").lstrip("-")
 
     def calibrate(self) -> None:
-        """Measure the calibration text, once."""
-        if not self.calibration.exists():
-            text = ("--text", self.subject.calibration, "--tokens", CALIBRATION_TOKENS, "--sensitivities")
-            run(MOE_PACK, "calibrate", self.subject.checkpoint, *text, "-o", self.calibration)
+        """Measure the calibration text."""
+        text = ("--text", self.subject.calibration, "--tokens", CALIBRATION_TOKENS, "--sensitivities")
+        command = (MOE_PACK, "calibrate", self.subject.checkpoint, *text, "-o", self.calibration)
+        inputs = (self.subject.checkpoint, self.subject.calibration)
+        keep(self.calibration, command, inputs, lambda: run(*command))
 
     def build(self, recipe: Recipe) -> Path:
-        """The pack of a recipe, made anew unless it is there."""
+        """The pack of a recipe."""
         target = self.pack(recipe)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            used = ("--calibration", self.calibration) if recipe.calibrated else ()
-            run(MOE_PACK, "build", self.subject.checkpoint, target, *recipe.options, *used)
+        used = (self.calibration,) if recipe.calibrated else ()
+        given = ("--calibration", *used) if used else ()
+        command = (MOE_PACK, "build", self.subject.checkpoint, target, *recipe.options, *given)
+        keep(target, command, (self.subject.checkpoint, *used), lambda: run(*command))
         return target
 
     def score(self, name: str, recipes: tuple[Recipe, ...], *options: object) -> Scores:
-        """`moe-pack quality` of some packs, kept as NAME.json."""
-        kept = self.place / f"{name}.json"
-        if not kept.exists():
-            packs = [self.pack(recipe) for recipe in recipes]
-            command = (MOE_PACK, "quality", *packs, "--reference", self.subject.checkpoint, "--json", *options)
-            kept.write_text(run(*command, capture=True))
+        """`moe-pack quality` of some packs, kept as NAME.json. Paths in the options are read, but for the picture's."""
+        kept, packs = self.place / f"{name}.json", [self.pack(recipe) for recipe in recipes]
+        command = (MOE_PACK, "quality", *packs, "--reference", self.subject.checkpoint, "--json", *options)
+        read = [option for option in options if isinstance(option, Path) and option.suffix != PICTURE]
+        manifests = (pack / "manifest.json" for pack in packs)  # which have the digests of all the rest
+        inputs = (*manifests, self.subject.checkpoint, *read)
+        keep(kept, command, inputs, lambda: kept.write_text(run(*command, capture=True)))
         scores: Scores = json.loads(kept.read_text())
         names = {str(self.pack(recipe)): recipe.name for recipe in recipes}
         return {
@@ -101,7 +107,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     few = ("--text", first, "--limit", bench.limit // 2, "--no-weights", "--tools")
     results["tools"] = bench.score("tools", called, *few, subject.tools)
     results["fewer"] = bench.score("fewer", fewer, *few[:-1], "-k", subject.fewer)
-    drawn = ROOT / "docs" / f"quality-{subject.name}.svg"
+    drawn = ROOT / "docs" / f"quality-{subject.name}{PICTURE}"
     shown = tuple(recipe for recipe in called if recipe != FOUR_BITS)
     results["layers"] = bench.score("layers", shown, "--text", first, "--limit", 4096, "--picture", drawn)
     return results
@@ -111,9 +117,10 @@ def measure_llama(bench: Bench, build: Path) -> dict[str, Any]:
     """llama.cpp's figures, and ours on its very tokens."""
     work, kept = bench.place / "llama", bench.place / "llama.json"
     texts = list(bench.subject.texts.values())
-    if not kept.exists():
-        files = ("--calibration", bench.subject.calibration, "--text", *texts, "--work", work, "-o", kept)
-        run(sys.executable, LLAMA, build, bench.subject.checkpoint, *files)
+    files = ("--calibration", bench.subject.calibration, "--text", *texts, "--work", work, "-o", kept)
+    command = (sys.executable, LLAMA, build, bench.subject.checkpoint, *files)
+    inputs = (bench.subject.checkpoint, bench.subject.calibration, *texts)
+    keep(kept, command, inputs, lambda: run(*command))
     theirs = json.loads(kept.read_text())
     first = theirs["texts"]["val_text"]["windows_file"]
     return {"theirs": theirs, "ours": bench.score("windows", PEERS, "--tokens", work / first, "--no-weights")}
