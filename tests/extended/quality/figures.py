@@ -14,19 +14,25 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import page
 from kept import keep
-from subjects import FOUR_BITS, RECIPES, ROOT, SMALL, STRICT, Recipe, Subject, subjects, uniform
+from subjects import FOUR_BITS, MIXED, RECIPES, ROOT, SMALL, STRICT, Recipe, Subject, subjects, uniform
+
+from moepack.layout.formats import bits_per_weight
+from moepack.layout.reader import Pack
+from moepack.layout.record import ExpertShape
 
 PLACE = ROOT / "build" / "quality"
 MOE_PACK = Path(sys.executable).parent / "moe-pack"
 LLAMA = ROOT / "tests" / "extended" / "peers" / "llama.py"
 CALIBRATION_TOKENS = 262144
 PICTURE = ".svg"
+WIDE_SHAPE = ExpertShape(hidden=4096, intermediate=1024)  # of Qwen3.5-397B-A17B
 FEWER = (FOUR_BITS.name, "book2-g8 mse")
-PEERS = (uniform("book2-g16", "mse"), SMALL, uniform("book2-g8", "mse"), STRICT, uniform("book2-g8", "gptq"))
+PEERS = (uniform("book2-g16", "mse"), SMALL, uniform("book2-g8", "mse"), STRICT, MIXED, uniform("book2-g8", "gptq"))
 
 Scores = dict[str, Any]
 
@@ -75,9 +81,18 @@ class Bench:
         names = {str(self.pack(recipe)): recipe.name for recipe in recipes}
         return {
             "scores": scores,
-            "packs": [(names[row["pack"]], row) for row in scores["packs"]],
+            "packs": [
+                (names[row["pack"]], row | {"wide_bits": wide_bits(Path(row["pack"]))}) for row in scores["packs"]
+            ],
             "weights": {names[path]: value for path, value in scores["weights"].items()},
         }
+
+
+def wide_bits(path: Path) -> float:
+    """Bits per expert weight that a pack's formats have at the widths of Qwen3.5-397B-A17B."""
+    with Pack.open(path) as pack:
+        formats = [(name, format_) for layout in pack.records for name, format_ in layout.formats.items()]
+    return fmean(bits_per_weight(format_, *WIDE_SHAPE.of(name)) for name, format_ in formats)
 
 
 def run(*command: object, capture: bool = False) -> str:
@@ -104,9 +119,8 @@ def measure(bench: Bench) -> dict[str, Any]:
         name: bench.score(name, RECIPES, "--text", path, *text, *() if name == "text" else ("--no-weights",))
         for name, path in subject.texts.items()
     }
-    few = ("--text", first, "--limit", bench.limit // 2, "--no-weights", "--tools")
-    results["tools"] = bench.score("tools", called, *few, subject.tools)
-    results["fewer"] = bench.score("fewer", fewer, *few[:-1], "-k", subject.fewer)
+    results["tools"] = bench.score("tools", called, "--no-weights", "--tools", subject.tools)
+    results["fewer"] = bench.score("fewer", fewer, "--text", first, *text, "--no-weights", "-k", subject.fewer)
     drawn = ROOT / "docs" / f"quality-{subject.name}{PICTURE}"
     shown = tuple(recipe for recipe in called if recipe != FOUR_BITS)
     results["layers"] = bench.score("layers", shown, "--text", first, "--limit", 4096, "--picture", drawn)
@@ -116,20 +130,21 @@ def measure(bench: Bench) -> dict[str, Any]:
 def measure_llama(bench: Bench, build: Path) -> dict[str, Any]:
     """llama.cpp's figures, and ours on its very tokens."""
     work, kept = bench.place / "llama", bench.place / "llama.json"
-    texts = list(bench.subject.texts.values())
-    files = ("--calibration", bench.subject.calibration, "--text", *texts, "--work", work, "-o", kept)
-    command = (sys.executable, LLAMA, build, bench.subject.checkpoint, *files)
-    inputs = (bench.subject.checkpoint, bench.subject.calibration, *texts)
+    text = bench.subject.texts["text"]
+    files = ("--calibration", bench.subject.calibration, "--text", text, "--work", work)
+    sizes = ("--windows", 120, "--calibration-windows", CALIBRATION_TOKENS // 512)
+    command = (sys.executable, LLAMA, build, bench.subject.checkpoint, *files, *sizes, "-o", kept)
+    inputs = (bench.subject.checkpoint, bench.subject.calibration, text)
     keep(kept, command, inputs, lambda: run(*command))
     theirs = json.loads(kept.read_text())
-    first = theirs["texts"]["val_text"]["windows_file"]
-    return {"theirs": theirs, "ours": bench.score("windows", PEERS, "--tokens", work / first, "--no-weights")}
+    windows = theirs["texts"][text.stem]["windows_file"]
+    return {"theirs": theirs, "ours": bench.score("windows", PEERS, "--tokens", work / windows, "--no-weights")}
 
 
 def main() -> None:
     """Measure every subject and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--limit", type=int, default=49152, help="tokens scored of each text")
+    parser.add_argument("--limit", type=int, default=32768, help="tokens scored of each text")
     parser.add_argument("--cases", type=int, default=300, help="tool cases")
     parser.add_argument("--fresh", action="store_true", help="forget what build/quality holds")
     parser.add_argument("--only", help="one subject, and the page is not written")

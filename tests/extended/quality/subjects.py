@@ -40,6 +40,7 @@ def uniform(format_: str, method: str, *, tools: bool = False) -> Recipe:
 BASELINE = uniform("affine2-g64", "minmax", tools=True)
 FOUR_BITS = uniform("affine4-g64", "minmax", tools=True)
 STRICT = Recipe("--bits 2.51 gptq", ("--bits", "2.51", "--method", "gptq"), calibrated=True, tools=True)
+MIXED = Recipe("--bits 2.54 gptq", ("--bits", "2.54", "--method", "gptq"), calibrated=True, tools=True)
 SMALL = uniform("book2-g16", "gptq")
 RECIPES = (
     BASELINE,
@@ -54,10 +55,12 @@ RECIPES = (
     uniform("affine2-g16s", "gptq"),
     uniform("book2-g8", "gptq", tools=True),
     STRICT,
+    MIXED,
     uniform("affine3-g64", "mse"),
     uniform("affine3-g32s", "mse"),
     uniform("book3-g16", "mse"),
-    Recipe("--bits 3.3 mse", ("--bits", "3.3", "--method", "mse")),
+    Recipe("--bits 3.33 mse", ("--bits", "3.33", "--method", "mse")),
+    Recipe("--bits 3.33 --calibration mse", ("--bits", "3.33", "--method", "mse"), calibrated=True),
     uniform("book3-g16", "gptq"),
 )
 
