@@ -1,4 +1,4 @@
-"""What a manifest must say beyond having the right fields: FORMAT.md's M6 to M19.
+"""What a manifest must say beyond having the right fields: FORMAT.md's M6 to M20.
 
 Each rule is one function that yields a sentence per violation; its number is in the message and in FORMAT.md.
 """
@@ -6,7 +6,9 @@ Each rule is one function that yields a sentence per violation; its number is in
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, product
+
+from msgspec import UNSET
 
 from . import names
 from .digest import DIGEST_BYTES
@@ -146,6 +148,18 @@ def _own_files(manifest: Manifest) -> Iterator[str]:
         yield f"{names.DIGESTS_FILE!r} has {sizes[names.DIGESTS_FILE]} bytes instead of {expected}"
 
 
+def _overrides(manifest: Manifest) -> Iterator[str]:
+    recipe, layers = manifest.recipe, manifest.model.num_layers
+    seen: set[tuple[int, str]] = set()
+    for override in () if recipe.overrides is UNSET else recipe.overrides:
+        for layer, projection in product(override.layers, override.projections):
+            if layer >= layers:
+                yield f"the recipe overrides layer {layer} of a model of {layers} layers"
+            if (layer, projection) in seen:
+                yield f"the recipe overrides {projection} of layer {layer} twice"
+            seen.add((layer, projection))
+
+
 def used_bytes(layer: ExpertLayer) -> int:
     """Bytes of a record before its padding."""
     return sum(component.size for component in layer.components)
@@ -171,4 +185,5 @@ RULES: dict[str, Rule] = {
     "M17": _safe_names,
     "M18": _distinct_names,
     "M19": _own_files,
+    "M20": _overrides,
 }

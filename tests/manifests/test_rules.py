@@ -53,6 +53,24 @@ def four_thousand_layers(fields: Any) -> None:
     fields["layers"] = fields["layers"][:1] * 4096
 
 
+def overriding(*parts: list[Any]) -> Callable[[Any], None]:
+    """Overrides for layers and projections in turn."""
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    coding = {"expert_format": "affine4-g32", "method": "mse"}
+    return put("recipe.overrides", [{"layers": layers, "projections": names, **coding} for layers, names in pairs])
+
+
+def parts_of(projection: str, *names: str) -> Callable[[Any], None]:
+    """The three components of a projection of layer 0, renamed."""
+    first = 3 * rules.PROJECTIONS.index(projection)
+
+    def edit(fields: Any) -> None:
+        for component, name in zip(fields["layers"][0]["components"][first:], names, strict=False):
+            component["name"] = f"{projection}.{name}"
+
+    return edit
+
+
 UNSAFE_NAMES = (
     *("", ".", "..", "../config.json", "/etc/passwd", "a/b", "experts/layer_02.bin", "a\\b", "C:x", "a\0b", "a\nb"),
     *(".hidden", "-x", "a.", "a ", "con", "NUL.txt", "com1", "ä", "x" * 65, "~", "a:b", "config.json\n"),
@@ -75,6 +93,9 @@ BROKEN: list[tuple[str, Callable[[Any], Any], str]] = [
     ("M13", lambda m: m["layers"][1]["components"].pop(), "layer_01.bin has components that no formats"),
     ("M13", lambda m: m["layers"][1]["components"].reverse(), "layer_01.bin has components that no formats"),
     ("M13", put("layers.0.components.3.name", "side.weight"), "layer_00.bin has components that no formats"),
+    ("M13", parts_of("up", "weight", "grids", "biases"), "layer_00.bin has components that no formats"),
+    ("M13", parts_of("up", "weight", "scales", "grids"), "layer_00.bin has components that no formats"),
+    ("M13", parts_of("down", "grids", "weight", "scales"), "layer_00.bin has components that no formats"),
     ("M14", put("layers.0.components.1.offset", 260), "gate.scales of 64 bytes at 260, which do not follow byte 256"),
     ("M14", put("layers.0.components.1.offset", 0), "gate.scales of 64 bytes at 0, which do not follow byte 256"),
     ("M14", put("layers.0.components.8.size", 0), "down.biases of 0 bytes"),
@@ -90,6 +111,9 @@ BROKEN: list[tuple[str, Callable[[Any], Any], str]] = [
     ("M19", lambda m: m["files"].pop(1), "'digests.bin' is not among the files"),
     ("M19", lambda m: m["files"].pop(2), "'trunk.safetensors' is not among the files"),
     ("M19", put("files.1.size", 191), "'digests.bin' has 191 bytes instead of 192"),
+    ("M20", overriding([2], ["gate"]), "the recipe overrides layer 2 of a model of 2 layers"),
+    ("M20", overriding([0, 1, 0], ["gate"]), "the recipe overrides gate of layer 0 twice"),
+    ("M20", overriding([0], ["up", "down"], [1, 0], ["gate", "down"]), "overrides down of layer 0 twice"),
 ]  # fmt: skip
 
 
@@ -111,6 +135,9 @@ NEAR_MISSES: list[Callable[[Any], Any]] = [
     swap("console.json"),
     swap("a" * 64),
     lambda m: m["files"].pop(0),
+    parts_of("gate", "weight", "grids", "scales"),
+    parts_of("down", "weight", "grids", "scales"),
+    overriding([0, 1], ["gate"], [1], ["up", "down"]),
 ]
 
 
