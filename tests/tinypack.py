@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moepack.layout.formats import AffineFormat
+from moepack.layout.formats import parse
 from moepack.layout.plan import PackPlan, TensorSpec, expert_shape
 from moepack.layout.record import RecordLayout
 from moepack.layout.tensorfile import ARRAY_DTYPES
@@ -49,7 +49,7 @@ def tiny_plan(folder: Path, model: schema.Model | None = None, formats: dict[str
     model = model or tiny_model()
     config = folder / "config.json"
     config.write_text('{"model_type": "tiny"}')
-    parsed = {projection: AffineFormat.parse(name) for projection, name in (formats or FORMATS).items()}
+    parsed = {projection: parse(name) for projection, name in (formats or FORMATS).items()}
     layout = RecordLayout.of(expert_shape(model), parsed)
     return PackPlan(
         model=model,

@@ -55,6 +55,43 @@ def test_component_sizes_must_follow_from_the_formats(pack: Path) -> None:
     refused(pack, CorruptInputError, r"layer_01.bin: its components have other sizes than its formats give \(F3\)")
 
 
+@pytest.mark.parametrize("name", ["book2-g8", "affine2-g32s", "affine3-g16s"])
+def test_grid_formats_are_for_experts_only(pack: Path, name: str) -> None:
+    """F1"""
+    edit_manifest(pack, lambda m: m["trunk"]["formats"].update(lm_head=name))
+    refused(pack, UnsupportedError, rf"trunk.safetensors: {name} is a format of experts, not of the trunk \(F1\)")
+
+
+GRIDS = {"gate": "book2-g8", "up": "affine2-g16s", "down": "book3-g16"}
+
+
+@pytest.fixture
+def grid_pack(tmp_path: Path) -> Path:
+    build(tmp_path / "grids", tiny_plan(tmp_path, formats=GRIDS))
+    return tmp_path / "grids"
+
+
+def test_rows_of_grids_must_fill_whole_words(grid_pack: Path) -> None:
+    """F2"""
+    edit_manifest(grid_pack, lambda m: m["model"].update(hidden_size=40))  # whole groups of 8, and half a word
+    refused(grid_pack, CorruptInputError, r"layer_00.bin: gate has 40 inputs, which groups of 32 do not .* \(F2\)")
+
+
+@pytest.mark.parametrize(
+    ("projection", "name"),
+    [
+        ("gate", "book2-g16"),  # half as many grids
+        ("gate", "affine2-g32"),  # biases where grids are
+        ("up", "book3-g8"),  # as many bytes of grids, more of codes
+        ("down", "affine3-g16s"),  # twice as many grids
+    ],
+)
+def test_components_must_be_those_of_their_grid_format(grid_pack: Path, projection: str, name: str) -> None:
+    """F3"""
+    edit_manifest(grid_pack, lambda m: m["layers"][1]["formats"].update({projection: name}))
+    refused(grid_pack, CorruptInputError, r"layer_01.bin: its components .* than its formats give \(F3\)")
+
+
 def test_a_damaged_record_is_never_returned(pack: Path) -> None:
     """P3"""
     layer = pack / "experts/layer_01.bin"
