@@ -1,11 +1,11 @@
 """The command line `moe-pack`. Thin: it parses, calls the rooms, and shows what they return."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -13,42 +13,73 @@ from ..layout.reader import Pack
 from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import ConsoleProgress, print_json, say
-from ..manifests.errors import MismatchError, StorageError, UsageError
-from ..manifests.manifest import pack_digest
+from ..manifests.errors import UsageError
 from ..manifests.names import MANIFEST_FILE
-from ..manifests.report import Report
+from ..manifests.report import require_intact
 from ..manifests.verify import verify as verify_pack
 from ..runtime.backends.base import Backend
 from ..runtime.corpus import Room
 from ..runtime.engine import cpus, open_backend
-from ..runtime.language import Language
-from ..runtime.packfiles import LooseFiles
-from ..runtime.quality import picture as quality_picture
+from ..runtime.passage import Passage, read_whole
 from ..runtime.quality import report as quality_report
 from ..runtime.quality.asked import LAYER_TOKENS, LONGEST_ANSWER, Asked
-from ..runtime.quality.evaluation import Evaluator, Subject, document
-from ..runtime.quality.vocabulary import require_same_model
-from ..runtime.quality.windows import WINDOW, Windows, read_text
+from ..runtime.quality.evaluation import document
+from ..runtime.quality.windows import WINDOW, Windows
 from ..runtime.quantities import parse_size
 from ..runtime.sensitivity import measure as measure_sensitivities
-from ..runtime.source import ExpertsFrom, PackSource, Source
-from ..runtime.sweep import Sweep
-from ..runtime.tokenizer import Tokenizer
+from ..runtime.source import PackSource, Source
 from . import facts, report
 from .calibration import report as calibration_report
-from .calibration.collector import Collector
 from .calibration.file import CalibrationFile
-from .calibration.matching import require_same
 from .calibration.plan import Options, plan_calibration
 from .calibration.run import calibrate as calibrate_checkpoint
 from .checkpoint import TOKENIZER, Checkpoint
 from .choice import Choice
 from .coarse import coarsened, coarsest
 from .estimate import estimate
-from .options import BitsOption, BudgetOption, FormatOption, MethodOption, RecipeOption, TrunkOption
+from .options import (
+    AnswerOption,
+    BitsOption,
+    BudgetOption,
+    CalibrationOption,
+    CalibrationOutOption,
+    CalibrationTextOption,
+    CalibrationWindowOption,
+    DeviceOption,
+    FormatOption,
+    HeldOutOption,
+    HessianBytesOption,
+    HessiansOption,
+    JobsOption,
+    JsonOption,
+    KsOption,
+    LimitOption,
+    MemoryOption,
+    MethodOption,
+    OutOption,
+    PackArgument,
+    PacksArgument,
+    PictureOption,
+    RecipeOption,
+    ReferenceKOption,
+    ReferenceOption,
+    SampleOption,
+    ScratchOption,
+    SensitivitiesOption,
+    SensitivityTokensOption,
+    SourceArgument,
+    TextOption,
+    ThreadsOption,
+    ThroughOption,
+    TokensOption,
+    ToolsOption,
+    TrunkOption,
+    WeightsOption,
+    WindowOption,
+)
 from .order import Order
 from .pipeline import build as build_pack
-from .plan import Packing, default_jobs, plan_pack, require_new, require_outside, understand
+from .plan import Packing, default_jobs, require_new, require_outside
 from .recipefile import written
 from .reference import Reference
 from .sensitivities import Sensitivities
@@ -68,27 +99,7 @@ JOBS = default_jobs()
 CPUS = cpus()
 HERE = Path()
 
-SourceArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SRC",
-        help="A checkpoint: a directory, or org/name or org/name@revision on the Hugging Face Hub (downloaded first).",
-    ),
-]
-PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
-CalibrationOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="What moe-pack calibrate has written; imatrix and gptq need it."),
-]
-JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="the cores, at most 16")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-OutOption = Annotated[
-    Path,
-    typer.Option(
-        help="Where the pack would go: the disk whose free space and speed count.",
-        show_default="the current directory",
-    ),
-]
+T = TypeVar("T")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -108,8 +119,8 @@ def plan(
 ) -> None:
     """Say what build would write: bytes per part, bits per weight, record size, free space, estimated time."""
     order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
-    with Checkpoint.open(source) as checkpoint, _calibration(calibration) as calibrated:
-        packing, choice = _planned(checkpoint, order, calibrated, jobs)
+    with Checkpoint.open(source) as checkpoint, _opened(CalibrationFile.open, calibration) as calibrated:
+        packing, choice = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
         _say_what_is_missing(packing)
         expected = estimate(packing, jobs, facts.existing(out))
         _show(facts.of_plan(packing, choice, expected, out), report.plan_table, json=json)
@@ -150,8 +161,8 @@ def print_recipe(
 ) -> None:
     """Print a recipe as JSON, to be edited and given back with --recipe; say on stderr how it was chosen."""
     order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
-    with Checkpoint.open(source) as checkpoint, _calibration(calibration) as calibrated:
-        packing, choice = _planned(checkpoint, order, calibrated, jobs)
+    with Checkpoint.open(source) as checkpoint, _opened(CalibrationFile.open, calibration) as calibrated:
+        packing, choice = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
     _say_choice(choice)
     print_json(written(packing.recipe))
 
@@ -178,7 +189,7 @@ def verify(pack: PackArgument, jobs: JobsOption = JOBS, json: JsonOption = False
     """Read a whole pack and check every byte; name layer, expert and component of any damage."""
     checked = verify_pack(pack, threads=jobs, progress=ConsoleProgress())
     _show(facts.of_report(checked, pack), report.verify_table, json=json)
-    _require_intact(checked, pack)
+    require_intact(checked, pack)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -190,7 +201,7 @@ def demo(
 ) -> None:
     """Pack the small model that is shipped with moe-pack to 2 bits, verify it, and say what to run next."""
     built = _build(str(CHECKPOINT), target, Order(), None, jobs)
-    _require_intact(verify_pack(target, threads=jobs, progress=ConsoleProgress()), target)
+    require_intact(verify_pack(target, threads=jobs, progress=ConsoleProgress()), target)
     _show(built, report.build_table, json=json)
     say(f"verified. Next: moe-run generate {target} --messages {QUESTION} --temp 0")
 
@@ -198,62 +209,35 @@ def demo(
 @app.command(epilog=EXIT_CODES)
 @reported
 def quality(
-    packs: Annotated[list[Path], typer.Argument(metavar="PACK...", help="Packs of one model.")],
-    reference: Annotated[
-        str, typer.Option(metavar="SRC", help="What they are judged against: a checkpoint or a pack.")
-    ],
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text to predict; NUL between documents that are apart.")
-    ] = None,
-    tokens: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help='Instead: {"windows": [[token, ...], ...], "scored_from": position}.'),
-    ] = None,
-    tools: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help='Tool cases, JSON lines of {"messages", "tools", "expected"}.'),
-    ] = None,
-    experts_per_token: Annotated[
-        list[int] | None,
-        typer.Option("--experts-per-token", "-k", help="The packs' K; may be repeated.", show_default="the model's"),
-    ] = None,
-    reference_experts_per_token: Annotated[
-        int | None, typer.Option(help="The reference's K.", show_default="the model's")
-    ] = None,
-    window: Annotated[int, typer.Option(help="Tokens predicted from one another.")] = WINDOW,
-    limit: Annotated[int | None, typer.Option(help="Most tokens, from all over the text.", show_default="all")] = None,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Longest answer to a tool case.")
-    ] = LONGEST_ANSWER,
-    weights: Annotated[bool, typer.Option(help="Compare the experts' weights too.")] = True,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw KL and SQNR per layer: .svg, .png.")
-    ] = None,
+    packs: PacksArgument,
+    reference: ReferenceOption,
+    text: TextOption = None,
+    tokens: TokensOption = None,
+    tools: ToolsOption = None,
+    experts_per_token: KsOption = None,
+    reference_experts_per_token: ReferenceKOption = None,
+    window: WindowOption = WINDOW,
+    limit: LimitOption = None,
+    max_tokens: AnswerOption = LONGEST_ANSWER,
+    weights: WeightsOption = True,
+    picture: PictureOption = None,
     layer_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens for each layer's own KL.", show_default=f"{LAYER_TOKENS} if drawn, else 0"),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads.", show_default="the cores")] = CPUS,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Hidden states above this go to disk.")] = "2GB",
-    scratch: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where on disk.", show_default="the system's")
-    ] = None,
+    threads: ThreadsOption = CPUS,
+    memory: MemoryOption = "2GB",
+    scratch: ScratchOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure what packs lose: KL and agreement on a text, tool calls, weight error, against a reference."""
-    asked = Asked(text, tokens, tools, window, limit, max_tokens, weights, layer_tokens, picture)
-    if picture is not None:
-        quality_picture.check(picture)
+    ks = tuple(experts_per_token or ()), reference_experts_per_token
+    asked = Asked(text, tokens, tools, window, limit, max_tokens, weights, layer_tokens, picture, *ks)
     room = Room(parse_size(memory), scratch)
     with ExitStack() as opened:
-        sources = [opened.enter_context(_pack_source(path)) for path in packs]
-        subjects = [Subject(source, k) for source in sources for k in experts_per_token or (None,)]
+        sources = [opened.enter_context(PackSource.open(path)) for path in packs]
         against = opened.enter_context(_reference(reference))
-        evaluator = Evaluator(against, subjects, open_backend(threads), ConsoleProgress(), reference_experts_per_token)
-        plan = asked.plan(Language.of(sources[0].pack), against.model, room)
-        evaluation = evaluator.evaluate(plan)
-    if picture is not None:
-        quality_picture.draw(evaluation, picture)
+        evaluation = asked.evaluate(against, sources, open_backend(threads), room, ConsoleProgress())
     if json:
         print_json(document(evaluation))
     else:
@@ -265,28 +249,19 @@ def quality(
 @reported
 def calibrate(
     source: SourceArgument,
-    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text; NUL between documents that are apart.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The calibration file to write.")],
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens used, from all over the text.")] = 262144,
-    window: Annotated[int, typer.Option(help="Tokens that the model sees together.")] = WINDOW,
-    held_out: Annotated[int, typer.Option(help="Every n-th window is not fitted to, but judges what was fitted.")] = 8,
-    expert_hessians: Annotated[
-        str,
-        typer.Option(help="Whose correlations are kept for each expert: none, inner (down's inputs), all or auto."),
-    ] = "auto",
-    hessian_bytes: Annotated[
-        str, typer.Option(metavar="SIZE", help="Auto keeps what fits into this, before compression.")
-    ] = "8GB",
-    through: Annotated[
-        Path | None, typer.Option(metavar="PACK", help="Use this pack's experts instead of the checkpoint's.")
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Threads.", show_default="the cores")] = CPUS,
-    sensitivities: Annotated[
-        bool, typer.Option("--sensitivities", help="Measure too how much each layer's projections matter.")
-    ] = False,
-    sensitivity_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text for that.")] = 2048,
-    device: Annotated[str, typer.Option(help="Where sums are gathered: cpu, cuda (needs torch) or auto.")] = "auto",
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Hidden states above this go to disk.")] = "2GB",
+    text: CalibrationTextOption,
+    out: CalibrationOutOption,
+    tokens: SampleOption = 262144,
+    window: CalibrationWindowOption = WINDOW,
+    held_out: HeldOutOption = 8,
+    expert_hessians: HessiansOption = "auto",
+    hessian_bytes: HessianBytesOption = "8GB",
+    through: ThroughOption = None,
+    threads: ThreadsOption = CPUS,
+    sensitivities: SensitivitiesOption = False,
+    sensitivity_tokens: SensitivityTokensOption = 2048,
+    device: DeviceOption = "auto",
+    memory: MemoryOption = "2GB",
     json: JsonOption = False,
 ) -> None:
     """Measure what each expert sees of a text, for the methods imatrix and gptq. When interrupted, the same goes on."""
@@ -295,38 +270,17 @@ def calibrate(
     require_new(out)
     if _is_pack(source):
         raise UsageError(f"{source} is a pack; give the checkpoint it was made from, and the pack as --through")
-    with Checkpoint.open(source) as checkpoint, ExitStack() as opened:
-        reference: Source = Reference(checkpoint)
-        backend = open_backend(threads)
-        tokenizer = Tokenizer.open(LooseFiles(checkpoint.origin.directory), reference.model.vocab_size)
-        whole_text = read_text(text, tokenizer, window=window)
-        windows = whole_text.sample(tokens)
-        windows.require_within(reference.model.max_position_embeddings)
-        if through is not None:
-            packed = opened.enter_context(_pack_source(through))
-            require_same_model(reference, packed)
-            reference = ExpertsFrom(reference, packed)
-        corpus = windows.corpus
-        digest = pack_digest(through) if through is not None else None
-        whole = whole_text.corpus.sequences
-        plan = plan_calibration(checkpoint, corpus.starts, whole, windows.digest, options, through=digest)
+    with Checkpoint.open(source) as checkpoint, _opened(PackSource.open, through) as packed:
+        model, backend, room = Reference(checkpoint), open_backend(threads), Room(options.spill_bytes, out.parent)
+        whole = read_whole(model, checkpoint.origin.directory, text, window=window)
+        passage = Passage(model, whole.sample(tokens), backend, room, through=packed)
+        starts, available = passage.windows.corpus.starts, whole.corpus.sequences
+        plan = plan_calibration(checkpoint, starts, available, whole.digest, options, through=passage.through)
         say(calibration_report.planned(plan))
-        sweep = Sweep(reference, backend)
-        room = Room(options.spill_bytes, out.parent)
-        stream = sweep.embed(corpus, room)
-
-        def advance(layer: int, observer: Collector) -> None:
-            sweep.advance(layer, stream, observer=observer)
-
-        def measure() -> Sensitivities | None:
-            sample = whole_text.sample(sensitivity_tokens)
-            return _sensitivities(Reference(checkpoint), sample, backend, room) if sensitivities else None
-
-        try:
-            calibrate_checkpoint(plan, checkpoint, out, stream.rows, advance, ConsoleProgress(), measure)
-        except KeyboardInterrupt:
-            say("interrupted; the same command goes on at the layer where this one stopped")
-            raise
+        sample = whole.sample(sensitivity_tokens)
+        measure = partial(_sensitivities, model, sample, backend, room) if sensitivities else None
+        with _resumable("at the layer where this one stopped"):
+            calibrate_checkpoint(plan, checkpoint, out, passage.rows, passage.advance, ConsoleProgress(), measure)
     with CalibrationFile.open(out) as written:
         found = calibration_report.document(written, time.monotonic() - start)
         _show(found, calibration_report.calibration_table, json=json)
@@ -342,16 +296,20 @@ def _sensitivities(source: Reference, windows: Windows, backend: Backend, room: 
 
 
 @contextmanager
-def _pack_source(path: Path) -> Iterator[PackSource]:
-    with Pack.open(path) as pack, PackSource(pack) as source:
-        yield source
+def _resumable(where: str) -> Iterator[None]:
+    """Work that goes on `where` it was interrupted; whoever interrupts it is told so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; the same command goes on {where}")
+        raise
 
 
 @contextmanager
 def _reference(source: str) -> Iterator[Source]:
     """A pack's directory or a checkpoint, wherever it is."""
     if _is_pack(source):
-        with _pack_source(Path(source)) as opened:
+        with PackSource.open(Path(source)) as opened:
             yield opened
     else:
         with Checkpoint.open(source) as checkpoint:
@@ -362,48 +320,13 @@ def _is_pack(source: str) -> bool:
     return (Path(source) / MANIFEST_FILE).is_file()
 
 
-def _require_intact(checked: Report, pack: Path) -> None:
-    if checked.ok:
-        return
-    of_kind = Counter(finding.kind for finding in checked.findings)
-    if of_kind["damage"]:
-        raise MismatchError(f"{pack} is damaged: {_findings(of_kind['damage'])}; pack the checkpoint again")
-    if of_kind["unreadable"]:
-        raise StorageError(f"{pack} cannot be read: {_findings(of_kind['unreadable'])}; look after the disk")
-    stray = [finding.file for finding in checked.findings]
-    what = f"{stray[0]} does not belong there; remove it"
-    if len(stray) > 1:
-        what = f"{stray[0]} and {len(stray) - 1} more do not belong there; remove them"
-    raise MismatchError(f"{pack} is intact, but {what}")
-
-
-def _findings(count: int) -> str:
-    return f"{count} finding{'s' if count > 1 else ''}"
-
-
 def _size(budget: str | None) -> int | None:
     return None if budget is None else parse_size(budget)
 
 
-@contextmanager
-def _calibration(path: Path | None) -> Iterator[CalibrationFile | None]:
-    if path is None:
-        yield None
-    else:
-        with CalibrationFile.open(path) as opened:
-            yield opened
-
-
-def _planned(
-    checkpoint: Checkpoint, order: Order, calibration: CalibrationFile | None, jobs: int
-) -> tuple[Packing, Choice | None]:
-    understood = understand(checkpoint)
-    if calibration is not None:
-        require_same(calibration, understood)
-    recipe, choice = order.settle(understood, calibration, jobs=jobs, progress=ConsoleProgress())
-    measured = calibration is not None and calibration.sensitivities is not None
-    only_chose = choice is not None and measured and not recipe.calibrated  # the pack's bytes come without it
-    return plan_pack(understood, recipe, None if only_chose else calibration), choice
+def _opened(opener: Callable[[Path], AbstractContextManager[T]], path: Path | None) -> AbstractContextManager[T | None]:
+    """What a path opens, or None where there is no path."""
+    return nullcontext() if path is None else opener(path)
 
 
 def _say_choice(choice: Choice | None) -> None:
@@ -414,17 +337,14 @@ def _say_choice(choice: Choice | None) -> None:
 def _build(source: str, target: Path, order: Order, calibration: Path | None, jobs: int) -> dict[str, Any]:
     start = time.monotonic()
     require_new(target)
-    with Checkpoint.open(source) as checkpoint, _calibration(calibration) as calibrated:
-        packing, choice = _planned(checkpoint, order, calibrated, jobs)
+    with Checkpoint.open(source) as checkpoint, _opened(CalibrationFile.open, calibration) as calibrated:
+        packing, choice = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
         require_outside(target, packing.source)
         _say_choice(choice)
         _say_what_is_left_out(packing)
         _say_what_is_missing(packing)
-        try:
+        with _resumable("where this one stopped"):
             build_pack(packing, target, jobs=jobs, progress=ConsoleProgress())
-        except KeyboardInterrupt:
-            say("interrupted; the same command goes on where this one stopped")
-            raise
         return facts.of_build(packing.plan, target, time.monotonic() - start)
 
 

@@ -1,4 +1,4 @@
-"""The options of `moe-pack` that say which recipe is wanted, shared by the commands that take one."""
+"""The arguments and options of `moe-pack`: what each is called and says of itself. Defaults stand in the commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,28 @@ import typer
 from ..quantize.methods import METHODS
 from .recipe import DEFAULT_FORMAT, DEFAULT_METHOD, TRUNK_FORMATS
 
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="A checkpoint: a directory, or org/name or org/name@revision on the Hugging Face Hub (downloaded first).",
+    ),
+]
+PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
+PacksArgument = Annotated[list[Path], typer.Argument(metavar="PACK...", help="Packs of one model.")]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="What moe-pack calibrate has written; imatrix and gptq need it."),
+]
+JobsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads.", show_default="the cores, at most 16")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        help="Where the pack would go: the disk whose free space and speed count.",
+        show_default="the current directory",
+    ),
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(
@@ -40,3 +62,54 @@ BudgetOption = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Choose the best formats for a pack of at most this size, such as 121GB."),
 ]
+ReferenceOption = Annotated[
+    str, typer.Option(metavar="SRC", help="What they are judged against: a checkpoint or a pack.")
+]
+TextOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text to predict; NUL between documents that are apart.")
+]
+TokensOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help='Instead: {"windows": [[token, ...], ...], "scored_from": position}.'),
+]
+ToolsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help='Tool cases, JSON lines of {"messages", "tools", "expected"}.'),
+]
+KsOption = Annotated[
+    list[int] | None,
+    typer.Option("--experts-per-token", "-k", help="The packs' K; may be repeated.", show_default="the model's"),
+]
+ReferenceKOption = Annotated[int | None, typer.Option(help="The reference's K.", show_default="the model's")]
+WindowOption = Annotated[int, typer.Option(help="Tokens predicted from one another.")]
+LimitOption = Annotated[int | None, typer.Option(help="Most tokens, from all over the text.", show_default="all")]
+AnswerOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer to a tool case.")]
+WeightsOption = Annotated[bool, typer.Option(help="Compare the experts' weights too.")]
+PictureOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw KL and SQNR per layer: .svg, .png.")]
+ThreadsOption = Annotated[int, typer.Option(help="Threads.", show_default="the cores")]
+MemoryOption = Annotated[str, typer.Option(metavar="SIZE", help="Hidden states above this go to disk.")]
+ScratchOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Where on disk.", show_default="the system's")]
+CalibrationTextOption = Annotated[
+    Path, typer.Option(metavar="FILE", help="UTF-8 text; NUL between documents that are apart.")
+]
+CalibrationOutOption = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", help="The calibration file to write.")
+]
+SampleOption = Annotated[int, typer.Option(min=1, help="Tokens used, from all over the text.")]
+CalibrationWindowOption = Annotated[int, typer.Option(help="Tokens that the model sees together.")]
+HeldOutOption = Annotated[int, typer.Option(help="Every n-th window is not fitted to, but judges what was fitted.")]
+HessiansOption = Annotated[
+    str,
+    typer.Option(help="Whose correlations are kept for each expert: none, inner (down's inputs), all or auto."),
+]
+HessianBytesOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="Auto keeps what fits into this, before compression.")
+]
+ThroughOption = Annotated[
+    Path | None, typer.Option(metavar="PACK", help="Use this pack's experts instead of the checkpoint's.")
+]
+SensitivitiesOption = Annotated[
+    bool, typer.Option("--sensitivities", help="Measure too how much each layer's projections matter.")
+]
+SensitivityTokensOption = Annotated[int, typer.Option(min=2, help="Tokens of the text for that.")]
+DeviceOption = Annotated[str, typer.Option(help="Where sums are gathered: cpu, cuda (needs torch) or auto.")]

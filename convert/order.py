@@ -8,7 +8,10 @@ from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
 from ..quantize.methods import DATA_FREE_METHODS
 from .calibration.file import CalibrationFile
+from .calibration.matching import require_same
+from .checkpoint import Checkpoint
 from .choice import Choice, Wish, choose
+from .plan import Packing, plan_pack, understand
 from .recipe import DEFAULT_FORMAT, DEFAULT_METHOD, Recipe, checked_method, checked_trunk_format
 from .recipefile import read_recipe
 from .tensors import Source
@@ -37,6 +40,21 @@ class Order:
         checked_trunk_format(self.trunk or "source")
         if self.bits is not None and not 0 < self.bits <= MOST_BITS:
             raise UsageError(f"{self.bits} is no number of bits per weight; write one such as 2.5")
+
+    def plan(
+        self, checkpoint: Checkpoint, calibration: CalibrationFile | None, *, jobs: int, progress: Progress
+    ) -> tuple[Packing, Choice | None]:
+        """The pack to be made of a checkpoint, and how its recipe was chosen if it was.
+
+        Raises what `understand`, `settle` and `plan_pack` raise, and UsageError if the calibration is another model's.
+        """
+        understood = understand(checkpoint)
+        if calibration is not None:
+            require_same(calibration, understood)
+        recipe, choice = self.settle(understood, calibration, jobs=jobs, progress=progress)
+        measured = calibration is not None and calibration.sensitivities is not None
+        only_chose = choice is not None and measured and not recipe.calibrated  # the pack's bytes come without it
+        return plan_pack(understood, recipe, None if only_chose else calibration), choice
 
     def settle(
         self, source: Source, calibration: CalibrationFile | None, *, jobs: int, progress: Progress

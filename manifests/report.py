@@ -1,8 +1,12 @@
 """What a verification found, as data for `--json` and as sentences for a person."""
 
+from collections import Counter
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
+
+from .errors import MismatchError, StorageError
 
 Kind = Literal["damage", "stray", "unreadable"]
 
@@ -39,3 +43,23 @@ class Report(Struct, frozen=True):
     findings: list[Finding]
     bytes_checked: int
     seconds: float
+
+
+def require_intact(checked: Report, pack: Path) -> None:
+    """Raise MismatchError for damage or strays, StorageError where reading failed, saying in a sentence what to do."""
+    if checked.ok:
+        return
+    of_kind = Counter(finding.kind for finding in checked.findings)
+    if of_kind["damage"]:
+        raise MismatchError(f"{pack} is damaged: {_findings(of_kind['damage'])}; pack the checkpoint again")
+    if of_kind["unreadable"]:
+        raise StorageError(f"{pack} cannot be read: {_findings(of_kind['unreadable'])}; look after the disk")
+    stray = [finding.file for finding in checked.findings]
+    what = f"{stray[0]} does not belong there; remove it"
+    if len(stray) > 1:
+        what = f"{stray[0]} and {len(stray) - 1} more do not belong there; remove them"
+    raise MismatchError(f"{pack} is intact, but {what}")
+
+
+def _findings(count: int) -> str:
+    return f"{count} finding{'s' if count > 1 else ''}"

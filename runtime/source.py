@@ -4,6 +4,8 @@ A pack is one such source; a checkpoint presents itself as another (convert/refe
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from ..layout.matrix import Array, ExpertMatrices, expert_matrices
@@ -37,6 +39,13 @@ class PackSource:
         self.where = str(pack.path)
         self.formats = trunk_formats(pack)
         self._stream = ExpertStream(pack, SLOTS, experts_per_token=SLOTS + 1, check_digests=check_digests)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator["PackSource"]:
+        """The pack in the directory `path`, opened for a block. Raises as Pack.open does too."""
+        with Pack.open(path) as pack, cls(pack) as source:
+            yield source
 
     def tensor(self, name: str) -> Array | None:
         """See Tensors.tensor."""

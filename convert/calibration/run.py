@@ -20,7 +20,7 @@ from .plan import CalibrationPlan
 from .workspace import Workspace
 
 Advance = Callable[[int, Collector], None]  # take the states through a layer, observed
-Measure = Callable[[], Sensitivities | None]
+Measure = Callable[[], Sensitivities]
 
 
 def calibrate(
@@ -30,12 +30,12 @@ def calibrate(
     rows: Floats,
     advance: Advance,
     progress: Progress,
-    measure: Measure = lambda: None,
+    measure: Measure | None = None,
 ) -> str:
     """Write the calibration file `target`, or finish what an interrupted run has left of it; the file's digest.
 
     `rows` float32 [tokens, hidden] are the states before layer 0; `advance` changes them in place. `measure` gives the
-    sensitivities to store, if any, once all layers are finished. Raises UsageError
+    sensitivities to store, if they are wanted, once all layers are finished. Raises UsageError
     if the target exists, StorageError if the disk fails or fills, CorruptInputError if an activation is not finite or
     the checkpoint changed meanwhile. After any other error, or a kill, the same call goes on at the next layer.
     """
@@ -60,4 +60,4 @@ def calibrate(
             raise CorruptInputError(
                 f"{checkpoint.origin.directory} changed while it was read; remove {workspace.partial} and start again"
             )
-        return workspace.commit(measure())
+        return workspace.commit(measure() if measure is not None else None)

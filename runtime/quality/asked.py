@@ -1,14 +1,19 @@
-"""What a person asked to have measured, as a plan: files read, options that exclude each other refused."""
+"""What a person asked to have measured: options that exclude each other refused, files read, the plan carried out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...manifests.errors import UsageError
+from ...manifests.progress import Progress
 from ...manifests.schema import Model
+from ..backends.base import Backend
 from ..corpus import Room
 from ..language import Language
+from ..source import PackSource, Source
+from . import picture
 from .calling import Examination
-from .evaluation import Plan
+from .evaluation import Evaluation, Evaluator, Plan, Subject
 from .structure import token_classes
 from .toolcalls import read_cases
 from .windows import WINDOW, Windows, read_text, read_tokens
@@ -19,7 +24,11 @@ LONGEST_ANSWER = 256
 
 @dataclass(frozen=True)
 class Asked:
-    """The options. `layer_tokens` is by default LAYER_TOKENS if a picture is wanted, else none."""
+    """The options. `layer_tokens` is by default LAYER_TOKENS if a picture is wanted, else none.
+
+    `experts_per_token` are the packs' K, each with every pack; none stands for the model's own.
+    Raises UsageError for options that contradict each other, and for a picture that cannot be drawn.
+    """
 
     text: Path | None = None
     tokens: Path | None = None
@@ -30,6 +39,8 @@ class Asked:
     weights: bool = True
     layer_tokens: int | None = None
     picture: Path | None = None
+    experts_per_token: tuple[int, ...] = ()
+    reference_experts_per_token: int | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None and self.tokens is not None:
@@ -38,6 +49,20 @@ class Asked:
             raise UsageError("there is nothing to score: give --text FILE, --tokens FILE or --tools FILE")
         if self.layer_tokens is not None and self.layer_tokens < 0:
             raise UsageError(f"{self.layer_tokens} tokens for each layer's divergence; give 0 for none, or more")
+        if self.picture is not None:
+            picture.check(self.picture)
+
+    def evaluate(
+        self, reference: Source, sources: Sequence[PackSource], backend: Backend, room: Room, progress: Progress
+    ) -> Evaluation:
+        """Measure the packs against a reference, and draw the picture. Raises what `plan`, Evaluator and reading do."""
+        subjects = [Subject(source, k) for source in sources for k in self.experts_per_token or (None,)]
+        evaluator = Evaluator(reference, subjects, backend, progress, self.reference_experts_per_token)
+        plan = self.plan(Language.of(sources[0].pack), reference.model, room)
+        evaluation = evaluator.evaluate(plan)
+        if self.picture is not None:
+            picture.draw(evaluation, self.picture)
+        return evaluation
 
     def plan(self, language: Language, model: Model, room: Room) -> Plan:
         """Read the files. Raises UsageError for what they cannot give, see windows, toolcalls and calling."""
