@@ -344,8 +344,8 @@ def _build(source: str, target: Path, order: Order, calibration: Path | None, jo
         _say_what_is_left_out(packing)
         _say_what_is_missing(packing)
         with _resumable("where this one stopped"):
-            build_pack(packing, target, jobs=jobs, progress=ConsoleProgress())
-        return facts.of_build(packing.plan, target, time.monotonic() - start)
+            built = build_pack(packing, target, jobs=jobs, progress=ConsoleProgress())
+        return facts.of_build(packing.plan, built, target, time.monotonic() - start)
 
 
 def _say_what_is_left_out(packing: Packing) -> None:

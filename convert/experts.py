@@ -5,6 +5,7 @@ by a fixed number of slots, whatever the number of experts.
 """
 
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..quantize.affine import AffineMatrix
 from ..quantize.calibration import InputStatistics
 from ..quantize.feedback import HessianError
 from ..quantize.grids import Matrix
-from ..quantize.methods import NonFiniteWeightError, quantize
+from ..quantize.methods import NonFiniteWeightError, quantize_into
 from .calibration.statistics import LayerStatistics
 from .checkpoint import Checkpoint
 from .finite import not_finite, require_finite
@@ -26,13 +27,25 @@ from .recipe import passes_through
 from .tensors import LayerExperts, Scratch, Weights
 
 
+@dataclass(frozen=True)
+class Taken:
+    """The method that was asked for a matrix, and the one whose result was taken: gptq may keep a simpler one's."""
+
+    asked: str
+    kept: str
+
+
 class Slot:
-    """One record being made: its bytes, the three matrices as views of them, and room for what is read."""
+    """One record being made: its bytes, the three matrices as views of them, and room for what is read.
+
+    `taken` has an entry for each matrix that was quantized anew.
+    """
 
     def __init__(self, layout: RecordLayout) -> None:
         self.record = np.zeros(layout.stride, np.uint8)  # what no component covers stays zero: the padding
         self.matrices = {name: as_quantized(stored) for name, stored in expert_matrices(self.record, layout).items()}
         self.scratch = Scratch()
+        self.taken: list[Taken] = []
 
 
 class ExpertPacker:
@@ -48,10 +61,10 @@ class ExpertPacker:
         self._jobs = jobs
         self._slots = [Slot(layout) for _ in range(in_flight(jobs))]
 
-    def records(
+    def packed(
         self, experts: LayerExperts, count: int, statistics: LayerStatistics | None = None
-    ) -> Generator[np.ndarray, None, None]:
-        """The records of experts 0, 1, ... of a layer, uint8 [stride]; each is valid until the next is asked for.
+    ) -> Generator[Slot, None, None]:
+        """The records of experts 0, 1, ... of a layer; each slot is valid until the next is asked for.
 
         `statistics` are what its methods go by, if they need any. Raises CorruptInputError naming tensor and expert if
         a weight is not finite, or if second moments are none.
@@ -64,7 +77,7 @@ class ExpertPacker:
             return self._pack(experts, expert, statistics, free.get())
 
         for slot in in_order(pack, range(count), jobs=self._jobs):
-            yield slot.record
+            yield slot
             free.put(slot)
 
     def _pack(self, experts: LayerExperts, expert: int, statistics: LayerStatistics | None, slot: Slot) -> Slot:
@@ -76,18 +89,20 @@ class ExpertPacker:
         }
         recoded = {name: method for name, method in self.methods.items() if name not in into}
         inputs = statistics.of(expert, recoded) if statistics is not None else {}
+        slot.taken = []
         for name, weights in experts.read(expert, slot.scratch, into).items():
             what = self._name(experts, expert, name)
             if name in into:
                 require_finite(into[name].scales, what)
                 require_finite(into[name].biases, what)
             else:
-                self._quantize(weights, self.methods[name], slot.matrices[name], inputs.get(name), what)
+                found = self._quantize(weights, self.methods[name], slot.matrices[name], inputs.get(name), what)
+                slot.taken.append(Taken(self.methods[name], found))
         return slot
 
-    def _quantize(self, weights: Weights, method: str, out: Matrix, inputs: InputStatistics | None, what: str) -> None:
+    def _quantize(self, weights: Weights, method: str, out: Matrix, inputs: InputStatistics | None, what: str) -> str:
         try:
-            quantize(weights, out.format, method, out, inputs)
+            return quantize_into(out, weights, method, inputs)
         except NonFiniteWeightError as error:
             raise not_finite(f"{what}, row {error.row},") from None
         except HessianError as error:

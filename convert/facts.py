@@ -4,6 +4,7 @@ Sizes are in bytes, times in seconds.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from ..layout.record import ALIGNMENT, PROJECTIONS, RecordLayout
 from ..manifests.manifest import pack_digest
 from ..manifests.report import Report
 from ..manifests.schema import Model
+from ..quantize.methods import METHODS
 from .choice import Choice, Formats, Step
 from .estimate import Estimate
+from .experts import Taken
+from .pipeline import Built
 from .plan import Packing
 from .recipefile import runs, written
 from .weighing import SAMPLED_EXPERTS
@@ -154,8 +158,8 @@ def of_model(model: Model) -> dict[str, Any]:
     }
 
 
-def of_build(plan: PackPlan, target: Path, seconds: float) -> dict[str, Any]:
-    """What a build has written, and how long this run took."""
+def of_build(plan: PackPlan, built: Built, target: Path, seconds: float) -> dict[str, Any]:
+    """What a build has written, how long this run took, and which methods the matrices that it quantized took."""
     return {
         "pack": str(target),
         "pack_digest": pack_digest(target),
@@ -164,7 +168,16 @@ def of_build(plan: PackPlan, target: Path, seconds: float) -> dict[str, Any]:
         "total_bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
         "bits_per_weight": plan.bits_per_weight,
         "seconds": seconds,
+        "this_run": {"layers": built.layers, "of_layers": plan.model.num_layers, "quantized": _of_taken(built.taken)},
     }
+
+
+def _of_taken(taken: Counter[Taken]) -> dict[str, dict[str, int]]:
+    """Numbers of matrices, by the method that was asked for and by the one whose result was taken."""
+    found: dict[str, dict[str, int]] = {}
+    for each, count in sorted(taken.items(), key=lambda pair: METHODS.index(pair[0].kept), reverse=True):
+        found.setdefault(each.asked, {})[each.kept] = count
+    return found
 
 
 def of_report(report: Report, pack: Path) -> dict[str, Any]:

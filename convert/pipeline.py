@@ -1,7 +1,9 @@
 """The pipeline: from an opened checkpoint to a committed pack, layer by layer, resumable at any moment."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,21 @@ import numpy as np
 from ..layout.writer import PackWriter
 from ..manifests.errors import CorruptInputError
 from ..manifests.progress import Progress, Task
-from ..manifests.schema import Manifest
-from .experts import ExpertPacker
+from .experts import ExpertPacker, Taken
 from .fingerprint import fingerprint
 from .plan import Packing
 from .trunk import Blocks, trunk_blocks
 
 
-def build(packing: Packing, target: Path, *, jobs: int, progress: Progress) -> Manifest:
+@dataclass(frozen=True)
+class Built:
+    """What a run has done: how many layers it packed itself, and which methods their matrices took."""
+
+    layers: int
+    taken: Counter[Taken]
+
+
+def build(packing: Packing, target: Path, *, jobs: int, progress: Progress) -> Built:
     """Write the pack `target`, on `jobs` threads, or finish what an interrupted run has left of it.
 
     Raises UsageError if the target exists, StorageError if the disk fails or fills, CorruptInputError naming the
@@ -31,12 +40,13 @@ def build(packing: Packing, target: Path, *, jobs: int, progress: Progress) -> M
             if writer.trunk_missing:
                 task.note("trunk")
                 _write_trunk(packing, writer, jobs, task)
-            _write_layers(packing, writer, layers, jobs, task)
+            taken = _write_layers(packing, writer, layers, jobs, task)
         if fingerprint(checkpoint) != begun:
             raise CorruptInputError(
                 f"{checkpoint.origin.directory} changed while it was read; remove {writer.partial} and build again"
             )
-        return writer.commit()
+        writer.commit()
+        return Built(len(layers), taken)
 
 
 def _total(packing: Packing) -> int:
@@ -48,7 +58,8 @@ def _missing(packing: Packing, writer: PackWriter) -> int:
     return trunk + sum(map(packing.plan.layer_bytes, writer.missing_layers()))
 
 
-def _write_layers(packing: Packing, writer: PackWriter, layers: list[int], jobs: int, task: Task) -> None:
+def _write_layers(packing: Packing, writer: PackWriter, layers: list[int], jobs: int, task: Task) -> Counter[Taken]:
+    taken: Counter[Taken] = Counter()
     packer: ExpertPacker | None = None
     for layer in layers:
         task.note(f"layer {layer + 1} of {packing.source.model.num_layers}")
@@ -56,12 +67,20 @@ def _write_layers(packing: Packing, writer: PackWriter, layers: list[int], jobs:
         methods = {name: coding.method for name, coding in packing.codings[layer].items()}
         if packer is None or (packer.layout, packer.methods) != (layout, methods):
             packer = ExpertPacker(packing.source.checkpoint, layout, methods, jobs)
-        statistics = packing.calibration.layer(layer) if packing.calibration is not None else None
-        records = packer.records(packing.source.experts[layer], packing.source.model.num_experts, statistics)
-        with writer.layer(layer) as sink, closing(records):
-            for record in records:
-                sink.append(record)
-                task.advance(len(record))
+        taken += _write_layer(packing, writer, packer, layer, task)
+    return taken
+
+
+def _write_layer(packing: Packing, writer: PackWriter, packer: ExpertPacker, layer: int, task: Task) -> Counter[Taken]:
+    taken: Counter[Taken] = Counter()
+    statistics = packing.calibration.layer(layer) if packing.calibration is not None else None
+    packed = packer.packed(packing.source.experts[layer], packing.source.model.num_experts, statistics)
+    with writer.layer(layer) as sink, closing(packed):
+        for slot in packed:
+            sink.append(slot.record)
+            taken.update(slot.taken)
+            task.advance(len(slot.record))
+    return taken
 
 
 def _write_trunk(packing: Packing, writer: PackWriter, jobs: int, task: Task) -> None:

@@ -121,9 +121,20 @@ def build_table(facts: dict[str, Any]) -> Text:
         ("trunk", amount(facts["trunk_bytes"])),
         ("total", f"{amount(facts['total_bytes'])}, {facts['bits_per_weight']:.2f} bits per weight"),
         ("digest", facts["pack_digest"]),
+        *_choosing_rows(facts["this_run"]),
         ("time", _duration(facts["seconds"])),
     ]
     return table(facts["pack"], rows)
+
+
+def _choosing_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """For a method that may take a simpler one's result, how often this run's matrices did."""
+    if not (taken := run["quantized"].get("gptq")):
+        return []
+    counts = ", ".join(f"{found} for {count}" for found, count in taken.items())
+    partly = run["layers"] < run["of_layers"]
+    where = f", in the {run['layers']} of {run['of_layers']} layers that this run packed" if partly else ""
+    return [("gptq", f"of {sum(taken.values())} matrices, took {counts}{where}")]
 
 
 def verify_table(facts: dict[str, Any]) -> Text:

@@ -118,6 +118,21 @@ def quantize(
     return result
 
 
+def quantize_into(
+    out: Matrix, weights: np.ndarray | AffineMatrix, method: str, statistics: InputStatistics | None = None
+) -> str:
+    """`quantize` to the format and into the arrays of `out`; the method whose result was taken.
+
+    That is `method` itself, but for gptq, which takes a simpler one's where that is better.
+    """
+    if method != "gptq":
+        quantize(weights, out.format, method, out, statistics)
+        return method
+    choice = choose_by_feedback(weights, out.format, statistics)
+    _copied(choice.matrix, out)
+    return choice.method
+
+
 def suits(method: str, format: Format) -> bool:
     """Whether a method can choose codes for a format."""
     return method not in PLAIN_METHODS or isinstance(format, AffineFormat)

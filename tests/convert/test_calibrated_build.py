@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from moepack.convert.tensors import Scratch
 from moepack.layout.formats import parse
 from moepack.layout.reader import Pack
 from moepack.layout.record import PROJECTIONS
+from moepack.layout.writer import PackWriter
 from moepack.manifests.digest import of_file
+from moepack.manifests.errors import StorageError
 from moepack.manifests.manifest import pack_digest
 from moepack.quantize.grids import Matrix
-from moepack.quantize.methods import quantize
+from moepack.quantize.methods import choose_by_feedback, quantize
 
 FORMATS = ("affine2-g64", "book2-g8")
 VARIANTS = {"bf16": Variant(TINY), "mlx 4-bit": Variant(TINY, dialect="mlx", bits=4)}
@@ -94,6 +97,53 @@ def test_calibrated_packs_differ_from_those_without(
         options = ["--calibration", calibration] if method != "mse" else []
         moe_pack("build", source, tmp_path / method, "--method", method, *options)
     assert len({of_file(tmp_path / method / "digests.bin") for method in (*CALIBRATED, "mse")}) == 3
+
+
+def kept_by_gptq(source: Path, calibration: Path, format_: str, layers: range) -> Counter[str]:
+    """The methods whose results gptq takes, over the matrices of some layers."""
+    with Checkpoint.open(str(source)) as checkpoint, CalibrationFile.open(calibration) as opened:
+        experts = understand(checkpoint).experts
+        return Counter(
+            choose_by_feedback(matrices[name], parse(format_), given[name]).method
+            for layer in layers
+            for expert in range(TINY.experts)
+            for matrices in [experts[layer].read(expert, Scratch(), {})]
+            for given in [opened.layer(layer).of(expert, dict.fromkeys(PROJECTIONS, "gptq"))]
+            for name in PROJECTIONS
+        )
+
+
+def test_a_build_says_how_often_gptq_kept_its_own_result(
+    moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path
+) -> None:
+    kept = kept_by_gptq(source, calibration, "affine2-g64", range(TINY.layers))
+    assert len(kept) > 1, "no matrix for which feedback was no gain"
+    options = ["--method", "gptq", "--expert-format", "affine2-g64", "--calibration", calibration]
+    told = json.loads(moe_pack("build", source, tmp_path / "a", *options, "--json").out)["this_run"]
+    assert told == {"layers": TINY.layers, "of_layers": TINY.layers, "quantized": {"gptq": dict(kept)}}
+    shown = moe_pack("build", source, tmp_path / "b", *options).out
+    assert f"of {kept.total()} matrices, took gptq for {kept['gptq']}, " in shown
+    assert "this run" not in shown
+
+
+def test_a_build_that_went_on_tells_only_of_its_own_layers(
+    moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--method", "gptq", "--expert-format", "book2-g8", "--calibration", calibration]
+    open_layer = PackWriter.layer
+
+    def full(writer: PackWriter, index: int) -> object:
+        if index == 1:
+            raise StorageError("the disk is full")
+        return open_layer(writer, index)
+
+    monkeypatch.setattr(PackWriter, "layer", full)
+    moe_pack("build", source, tmp_path / "pack", *options).refused(4, "the disk is full")
+    monkeypatch.undo()
+    kept = kept_by_gptq(source, calibration, "book2-g8", range(1, TINY.layers))
+    shown = moe_pack("build", source, tmp_path / "pack", *options).out
+    assert f"of {kept.total()} matrices, took gptq for {kept['gptq']}" in shown
+    assert f"in the {TINY.layers - 1} of {TINY.layers} layers that this run packed" in shown
 
 
 def test_the_manifest_names_the_calibration(
