@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blake3 import blake3
-from calibrating import FEW_VISITS, TEXT_DIGEST, WINDOW, WINDOWS, Oracle, by_transformers, calibrated, windows_of
+from calibrating import FEW_VISITS, TEXT_DIGEST, WINDOW, WINDOWS, calibrated, windows_of
 from checkpoints import TINY, CheckpointMaker, Variant
+from expert_oracle import Oracle, by_transformers
 
 from moepack.convert.calibration.file import CalibrationFile
 from moepack.convert.calibration.sections import EXPERT_HESSIANS, FIT, HELD_OUT, Shape, choose
