@@ -19,7 +19,7 @@ from typing import Any
 
 import page
 from kept import keep
-from subjects import FOUR_BITS, MIXED, RECIPES, ROOT, SMALL, STRICT, Recipe, Subject, subjects, uniform
+from subjects import FOUR_BITS, MIXED, RECIPES, ROOT, SMALL, STRICT, THREE, Recipe, Subject, subjects, uniform
 
 from moepack.layout.formats import bits_per_weight
 from moepack.layout.reader import Pack
@@ -116,9 +116,10 @@ def measure(bench: Bench) -> dict[str, Any]:
     first, *_ = subject.texts.values()
     text = ("--limit", bench.limit)
     results: dict[str, Any] = {
-        name: bench.score(name, RECIPES, "--text", path, *text, *() if name == "text" else ("--no-weights",))
+        name: bench.score(name, RECIPES, "--text", path, *text, *() if path == first else ("--no-weights",))
         for name, path in subject.texts.items()
     }
+    results["three"] = bench.score("three", THREE, "--text", first, *text, "--no-weights")
     results["tools"] = bench.score("tools", called, "--no-weights", "--tools", subject.tools)
     results["fewer"] = bench.score("fewer", fewer, "--text", first, *text, "--no-weights", "-k", subject.fewer)
     drawn = ROOT / "docs" / f"quality-{subject.name}{PICTURE}"

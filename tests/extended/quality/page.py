@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from subjects import BASELINE, FOUR_BITS
+from aims import aims
+from subjects import BASELINE
 
-TWO_BITS, THREE_BITS = 2.51, 3.3  # bits per weight at the 397B model's widths
 HEAD = """# Quality
 
 What 2 and 3 bits cost, measured by `moe-pack quality`. `make quality` builds every pack below and writes this page.
@@ -44,6 +44,8 @@ def render(results: dict[str, Any]) -> str:
 
 def _subject(name: str, result: dict[str, Any]) -> Iterator[str]:
     texts = [text for text in ("text", "chat") if text in result]
+    yield "### Aims"
+    yield _table("measure|aim|measured|", (aim.row() for aim in aims(result, texts)))
     for text in texts:
         scored = result[text]["scores"]["text"]
         yield f"### KL on {text}: {scored['positions']:,} positions of {scored['documents']} documents"
@@ -51,13 +53,10 @@ def _subject(name: str, result: dict[str, Any]) -> Iterator[str]:
     yield "### Tool calls"
     yield _tools(result["tools"])
     yield "### Weights: signal to quantization noise, dB"
-    yield _weights(result[texts[0]] if result[texts[0]]["weights"] else result["layers"])
+    yield _weights(result[texts[0]])
     yield f"KL of each layer's experts alone, and their noise:\n\n![KL and SQNR per layer](quality-{name}.svg)"
     yield "### Fewer experts per token"
     yield _fewer(result)
-    if name == "trained-66m":
-        yield "### Aims"
-        yield _aims(result)
     if "llama" in result:
         yield "### Beside llama.cpp"
         yield _llama(result["llama"])
@@ -127,71 +126,6 @@ def _fewer(result: dict[str, Any]) -> str:
     return _table("experts|KL, the model's own K|KL, fewer experts", rows)
 
 
-def _aims(result: dict[str, Any]) -> str:
-    text, calls = dict(result["text"]["packs"]), dict(result["tools"]["packs"])
-    free, free3 = _best(text, ("mse",), TWO_BITS), _best(text, ("mse",), THREE_BITS)
-    best = _best(text, ("imatrix", "gptq"), TWO_BITS)
-    affine = "affine2-g64 mse"
-    gain = _noise(result, affine) - _noise(result, BASELINE.name)
-    parsed = calls[affine]["tool_calls"]["parse"]["rate"]
-    rows = [
-        [f"`{affine}`: KL to the baseline's", "at most 0.70", _over(text, affine, BASELINE.name)],
-        [f"`{affine}`: SQNR over the baseline's", "at least 2.6 dB", f"{gain:.2f} dB"],
-        [f"`{affine}`: tool calls that parse", "all", f"{100 * parsed:.1f} %"],
-        [
-            f"best data-free at 2.51 bits, `{free}`: KL to the baseline's",
-            "at most 0.42",
-            _over(text, free, BASELINE.name),
-        ],
-        [
-            f"best calibrated at 2.51 bits, `{best}`: KL to the baseline's",
-            "at most 0.28",
-            _over(text, best, BASELINE.name),
-        ],
-        *_aims_of_calls(best, calls),
-        *_aims_of_quotes(best, result),
-        [f"best data-free at 3.3 bits, `{free3}`: KL to `{free}`'s", "at most 0.35", _over(text, free3, free)],
-    ]
-    return _table("measure|aim|measured", rows)
-
-
-def _over(packs: dict[str, Any], name: str, other: str) -> str:
-    return f"{packs[name]['text']['kl']['mean'] / packs[other]['text']['kl']['mean']:.3f}"
-
-
-def _aims_of_calls(best: str, calls: dict[str, Any]) -> Iterator[list[str]]:
-    ours, theirs = calls[best]["tool_calls"], calls[FOUR_BITS.name]["tool_calls"]
-    for measure in ("parse", "schema", "arguments"):
-        error = max(ours[measure]["standard_error"], theirs[measure]["standard_error"])
-        aim = f"within {100 * error:.1f} points of 4 bits, {100 * theirs[measure]['rate']:.1f} %"
-        yield [f"`{best}`: tool calls, {measure}", aim, f"{100 * ours[measure]['rate']:.1f} %"]
-
-
-def _aims_of_quotes(best: str, result: dict[str, Any]) -> Iterator[list[str]]:
-    for name in ("text", "chat"):
-        packs = dict(result[name]["packs"])
-        quotes = packs[best]["structural"]["classes"]["quote"]["positions"]
-        aim = f"no more than 4 bits, {_flips(packs[FOUR_BITS.name])}"
-        yield [f"`{best}`: quote flips of {quotes:,} quotes in {name}", aim, str(_flips(packs[best]))]
-
-
-def _best(packs: dict[str, Any], methods: tuple[str, ...], most: float) -> str:
-    """The pack of least KL that has at most so many bits at the 397B model's widths, and needed no more than it may."""
-    fitting = [n for n, row in packs.items() if n.split()[-1] in methods and row["wide_bits"] <= most]
-    free = [n for n in fitting if methods != ("mse",) or "--calibration" not in n]
-    return min(free, key=lambda name: packs[name]["text"]["kl"]["mean"])
-
-
-def _flips(row: dict[str, Any]) -> int:
-    flips: int = row["structural"]["quote_flips"]
-    return flips
-
-
-def _noise(result: dict[str, Any], name: str) -> float:
-    decibels: float = result["text"]["weights"][name]["sqnr_db"]["overall"]["experts"]
-    return decibels
-
-
 def _llama(both: dict[str, Any]) -> str:
     rows = []
     for row in both["theirs"]["rows"]:
@@ -204,7 +138,8 @@ def _llama(both: dict[str, Any]) -> str:
     positions = both["theirs"]["texts"]["val_text"]["positions"]
     said = (
         f"The same {positions:,} positions, each side by its own tool; only experts are quantized on either side"
-        f" (llama.cpp {both['theirs']['llama_cpp']}, its importance matrix from the same calibration text).\n\n"
+        f" (llama.cpp {both['theirs']['llama_cpp']}, its importance matrix from the same calibration text)."
+        " ± is clustered by window for ours, and is not for llama.cpp's.\n\n"
     )
     lines = (
         [name, f"{bits:.3f}", f"{kl[0]:.4f} ± {kl[1]:.4f}", f"{top:.2f} %"] for bits, name, kl, top in sorted(rows)

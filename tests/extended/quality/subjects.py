@@ -42,6 +42,8 @@ FOUR_BITS = uniform("affine4-g64", "minmax", tools=True)
 STRICT = Recipe("--bits 2.51 gptq", ("--bits", "2.51", "--method", "gptq"), calibrated=True, tools=True)
 MIXED = Recipe("--bits 2.54 gptq", ("--bits", "2.54", "--method", "gptq"), calibrated=True, tools=True)
 SMALL = uniform("book2-g16", "gptq")
+FREE = uniform("book2-g8", "mse", tools=True)
+THREE = (FREE, uniform("book3-g16", "mse"), Recipe("--bits 3.33 mse", ("--bits", "3.33", "--method", "mse")))
 RECIPES = (
     BASELINE,
     FOUR_BITS,
@@ -49,7 +51,7 @@ RECIPES = (
     uniform("affine2-g32s", "mse"),
     uniform("affine2-g16s", "mse"),
     uniform("book2-g16", "mse"),
-    uniform("book2-g8", "mse", tools=True),
+    FREE,
     uniform("book2-g8", "imatrix"),
     SMALL,
     uniform("affine2-g16s", "gptq"),
@@ -58,8 +60,7 @@ RECIPES = (
     MIXED,
     uniform("affine3-g64", "mse"),
     uniform("affine3-g32s", "mse"),
-    uniform("book3-g16", "mse"),
-    Recipe("--bits 3.33 mse", ("--bits", "3.33", "--method", "mse")),
+    *THREE[1:],
     Recipe("--bits 3.33 --calibration mse", ("--bits", "3.33", "--method", "mse"), calibrated=True),
     uniform("book3-g16", "gptq"),
 )
