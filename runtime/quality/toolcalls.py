@@ -17,6 +17,7 @@ from typing import Any
 from ...manifests import canonical
 from ...manifests.errors import CorruptInputError, UsageError
 from ..prompt import Chat
+from .schemas import allows, libraries, require_sound
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 LEAST_CASES = 200  # for rates that can be told apart
@@ -115,7 +116,7 @@ def judge(case: Case, answer: str) -> dict[str, bool]:
     tool = len(calls) == 1 and calls[0].name == case.expected.name
     return {
         "parse": True,
-        "schema": all(_allowed(call, case.chat.tools or ()) for call in calls),
+        "schema": all(_allowed(call, case) for call in calls),
         "tool": tool,
         "arguments": tool and same_json(calls[0].arguments, case.expected.arguments),
     }
@@ -151,11 +152,13 @@ def same_json(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _allowed(call: Call, tools: Sequence[Mapping[str, Any]]) -> bool:
-    schema = next(
-        (function.get("parameters", {}) for function in _functions(tools) if function.get("name") == call.name), None
-    )
-    return schema is not None and _valid(call.arguments, schema)
+def _allowed(call: Call, case: Case) -> bool:
+    functions = _functions(case.chat.tools or ())
+    schema = next((each.get("parameters", {}) for each in functions if each.get("name") == call.name), None)
+    try:
+        return schema is not None and allows(schema, call.arguments)
+    except UsageError as error:
+        raise case.failure(error) from error
 
 
 def _functions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -163,33 +166,16 @@ def _functions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [tool["function"] if isinstance(tool.get("function"), dict) else tool for tool in tools]
 
 
-def _valid(arguments: Mapping[str, Any], schema: Any) -> bool:
-    library, registry = _jsonschema()
-    return bool(library.Draft202012Validator(schema, registry=registry).is_valid(arguments))
-
-
 def check_schemas(cases: Sequence[Case]) -> None:
-    """Raise UsageError if a tool's parameters are no JSON schema, naming the case, or if nothing can check them."""
-    library, _ = _jsonschema()
+    """Raise UsageError if a tool's parameters are no sound schema, naming the case, or if nothing can check them."""
+    libraries()
     seen: dict[str, Case] = {}
     for case in cases:
         for function in _functions(case.chat.tools or ()):
             seen.setdefault(json.dumps(function.get("parameters", {})), case)
     for text, case in seen.items():
         try:
-            library.Draft202012Validator.check_schema(json.loads(text))
-        except library.SchemaError as error:
-            fault = f"the parameters {text:.80} of a tool are no JSON schema: {error.message:.100}"
+            require_sound(json.loads(text))
+        except UsageError as error:
+            fault = f"the parameters {text:.80} of a tool are no JSON schema that can be checked: {error}"
             raise case.failure(UsageError(fault)) from error
-
-
-def _jsonschema() -> tuple[Any, Any]:
-    """The library, and an empty registry: a schema may refer to itself and to nothing that would have to be fetched."""
-    try:
-        import jsonschema
-        import referencing
-    except ImportError as error:
-        raise UsageError(
-            "scoring tool calls needs jsonschema; install it with `pip install moepack[quality]`"
-        ) from error
-    return jsonschema, referencing.Registry()

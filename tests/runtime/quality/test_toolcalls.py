@@ -153,6 +153,67 @@ def test_tools_without_a_schema_are_refused() -> None:
         check_schemas([CASE, Case(wrong, None, "f, line 7")])
 
 
+@pytest.mark.parametrize(
+    ("schema", "sentence"),
+    [
+        ({"$ref": "http://x/y"}, "'http://x/y' leads nowhere in it"),
+        ({"$ref": "#"}, "'#' leads back to itself"),
+        ({"$ref": "#/$defs/none"}, "'#/$defs/none' leads nowhere in it"),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}}, "'#/properties/a' leads back to itself"),
+        ({"allOf": [{"anyOf": [True, {"$ref": "#"}]}]}, "'#' leads back to itself"),
+        ({"dependentSchemas": {"a": {"if": {"$ref": "#"}}}}, "'#' leads back to itself"),
+        ({"items": {"$dynamicRef": "#none"}}, "'#none' leads nowhere in it"),
+        ({"$ref": "#/allOf/x", "allOf": [{}]}, "'#/allOf/x' leads nowhere in it"),
+        ({"$ref": "#/title", "title": "text"}, "'text' is not of type 'object', 'boolean'"),
+        ({"$ref": "#/x", "x": {"type": "strnig"}}, "'strnig' is not valid"),
+        ({"$ref": "#/x", "x": {"items": {"$ref": "#/y"}}}, "'#/y' leads nowhere in it"),
+        (json.loads('{"not": ' * 500 + "{}" + "}" * 500), "it is nested too deeply"),
+    ],
+)
+def test_schemas_that_cannot_be_checked_against(schema: dict[str, Any], sentence: str) -> None:
+    case = Case(Chat(CHAT.messages, [{"name": "f", "parameters": schema}]), Call("f", {"a": 1}), "f, line 7")
+    with pytest.raises(UsageError) as raised:
+        check_schemas([case])
+    assert str(raised.value).startswith("f, line 7: the parameters ")
+    assert sentence in str(raised.value)
+
+
+TREE = {
+    "$defs": {"tree": {"type": "object", "additionalProperties": {"$ref": "#/$defs/tree"}}},
+    "properties": {"a": {"$ref": "#/$defs/tree"}, "n": {"multipleOf": 0.1}},
+}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"b": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        ({"a": nested(5)}, True),
+        ({"a": {"b": {"c": 1}}}, False),
+        ({"a": nested(600)}, False),
+        ({"n": 0.5}, True),
+        ({"n": 10**400}, False),
+    ],
+)
+def test_references_within_a_schema_are_followed_as_deep_as_can_be(arguments: dict[str, Any], allowed: bool) -> None:
+    case = Case(Chat(CHAT.messages, [{"name": "f", "parameters": TREE}]), Call("f", {}))
+    check_schemas([case])
+    assert judge(case, answer("f", **arguments))["schema"] == allowed
+
+
+def test_a_schema_that_fails_an_answer_names_its_case() -> None:
+    parameters = {"properties": {"a": {"$ref": "#/$defs/none"}}}
+    case = Case(Chat(CHAT.messages, [{"name": "f", "parameters": parameters}]), Call("f", {}), "f, line 7")
+    with pytest.raises(UsageError, match=r"^f, line 7: arguments cannot be checked against their schema"):
+        judge(case, answer("f", a=1))
+
+
 def test_a_rate_and_its_error() -> None:
     rate = Rate.of(np.array([True] * 30 + [False] * 10))
     assert (rate.value, rate.error) == (0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 40)))
