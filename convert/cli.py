@@ -243,6 +243,7 @@ def quality(
     else:
         console.out.width = quality_report.width(evaluation)  # a narrower terminal wraps lines, and loses no figure
         console.out.print(quality_report.table(evaluation))
+    asked.draw(evaluation)  # last: a disk that is full costs the picture and no figure
 
 
 @app.command(epilog=EXIT_CODES)

@@ -55,14 +55,15 @@ class Asked:
     def evaluate(
         self, reference: Source, sources: Sequence[PackSource], backend: Backend, room: Room, progress: Progress
     ) -> Evaluation:
-        """Measure the packs against a reference, and draw the picture. Raises what `plan`, Evaluator and reading do."""
+        """Measure the packs against a reference. Raises what `plan`, Evaluator and reading do."""
         subjects = [Subject(source, k) for source in sources for k in self.experts_per_token or (None,)]
         evaluator = Evaluator(reference, subjects, backend, progress, self.reference_experts_per_token)
-        plan = self.plan(Language.of(sources[0].pack), reference.model, room)
-        evaluation = evaluator.evaluate(plan)
+        return evaluator.evaluate(self.plan(Language.of(sources[0].pack), reference.model, room))
+
+    def draw(self, evaluation: Evaluation) -> None:
+        """Draw the picture that was asked for, if any. Raises StorageError if it cannot be written."""
         if self.picture is not None:
             picture.draw(evaluation, self.picture)
-        return evaluation
 
     def plan(self, language: Language, model: Model, room: Room) -> Plan:
         """Read the files. Raises UsageError for what they cannot give, see windows, toolcalls and calling."""

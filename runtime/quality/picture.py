@@ -1,5 +1,6 @@
 """One picture of an evaluation: the divergence that each layer's experts cause, and SQNR per projection and layer."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ def check(path: Path) -> None:
         raise UsageError(f"{path} is neither {' nor '.join(SUFFIXES)}; name the picture so")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder to write into; make it or choose another")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is there and is no file; name another for the picture")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} may not be written by you; name another for the picture")
     _matplotlib()
 
 
@@ -70,5 +75,5 @@ def _matplotlib() -> tuple[Any, Any]:
         import matplotlib
         import matplotlib.figure
     except ImportError as error:
-        raise UsageError("the picture needs matplotlib; install it with `pip install moepack[quality]`") from error
+        raise UsageError("the picture needs matplotlib; install it with `pip install '.[quality]'`") from error
     return matplotlib, matplotlib.figure

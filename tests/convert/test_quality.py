@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ def folder(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFa
     build_pack(make_checkpoint(), folder / "two")
     build_pack(make_checkpoint(), folder / "four", expert_format="affine4-g64")
     (folder / "text").write_text(TEXT)
+    (folder / "text.svg").mkdir()
     case = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL]}
     cases = [{**case, "expected": {"name": "f", "arguments": {}}}, {**case, "expected": None}]
     (folder / "tools").write_text("".join(json.dumps(case) + "\n" for case in cases))
@@ -163,6 +165,36 @@ def test_the_picture(moe_pack: MoePack, folder: Path, tmp_path: Path, suffix: st
     assert suffix == "png" or first == second
 
 
+@pytest.mark.parametrize("path", ["locked.svg", "locked/new.svg"])
+def test_a_picture_that_may_not_be_written_is_refused_first(
+    moe_pack: MoePack, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked.svg").touch()
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)  # whoever runs the tests, root too
+    ask = ("quality", folder / "two", "--reference", folder / "four", "--text", folder / "text")
+    ran = moe_pack(*ask, "--picture", tmp_path / path)
+    ran.refused(2, tmp_path / path, "may not be written")
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_picture_that_cannot_be_written_costs_no_figure(
+    moe_pack: MoePack, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    measured = evaluation.Evaluator.evaluate
+
+    def evaluate(*given: Any) -> evaluation.Evaluation:
+        (tmp_path / "gone").rmdir()
+        return measured(*given)
+
+    monkeypatch.setattr(evaluation.Evaluator, "evaluate", evaluate)
+    ask = ("quality", folder / "two", "--reference", folder / "four", "--text", folder / "text", "--layer-tokens", 2)
+    ran = moe_pack(*ask, "--no-weights", "--picture", tmp_path / "gone" / "a.svg", *form)
+    ran.refused(4, tmp_path / "gone" / "a.svg", "cannot be written")
+    assert '"mean"' in ran.out if form else "KL, mean" in ran.out
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -175,6 +207,7 @@ def test_the_picture(moe_pack: MoePack, folder: Path, tmp_path: Path, suffix: st
         (("--text", "{text}", "--limit", 20), "a limit of 20 tokens is too small for {text}: it gives 19 positions"),
         (("--text", "{text}", "--picture", "{text}.pdf"), "is neither .svg nor .png"),
         (("--text", "{text}", "--picture", "{none}/a.svg"), "is not a folder to write into"),
+        (("--text", "{text}", "--picture", "{text}.svg"), "{text}.svg is there and is no file"),
         (("--text", "{text}", "--memory", "much"), "is not a size"),
         (("--text", "{text}", "--threads", 0), "0 threads are outside"),
         (("--text", "{text}", "--layer-tokens", -1), "give 0 for none"),
