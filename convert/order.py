@@ -8,7 +8,7 @@ from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
 from ..quantize.methods import DATA_FREE_METHODS
 from .calibration.file import CalibrationFile
-from .calibration.matching import require_same
+from .calibration.matching import require_for_choosing, require_same
 from .checkpoint import Checkpoint
 from .choice import Choice, Wish, choose
 from .plan import Packing, plan_pack, understand
@@ -36,7 +36,7 @@ class Order:
     def __post_init__(self) -> None:
         self._require_compatible()
         _ = self.fixed
-        checked_method(self.method or DEFAULT_METHOD)
+        checked_method(self._method)
         checked_trunk_format(self.trunk or "source")
         if self.bits is not None and not 0 < self.bits <= MOST_BITS:
             raise UsageError(f"{self.bits} is no number of bits per weight; write one such as 2.5")
@@ -46,8 +46,11 @@ class Order:
     ) -> tuple[Packing, Choice | None]:
         """The pack to be made of a checkpoint, and how its recipe was chosen if it was.
 
-        Raises what `understand`, `settle` and `plan_pack` raise, and UsageError if the calibration is another model's.
+        Raises what `understand`, `settle` and `plan_pack` raise, and UsageError if the calibration is another model's
+        or, before anything is read, if choosing needs one and there is none, or none of use.
         """
+        if self.fixed is None:
+            require_for_choosing(calibration, self._method)
         understood = understand(checkpoint)
         if calibration is not None:
             require_same(calibration, understood)
@@ -65,7 +68,7 @@ class Order:
         """
         if self.fixed is not None:
             return self._fitting(self.fixed, source), None
-        wish = Wish(self.method or DEFAULT_METHOD, self.bits, self.budget, self.trunk)
+        wish = Wish(self._method, self.bits, self.budget, self.trunk)
         known = calibration.sensitivities if calibration is not None else None
         named = None if wish.method in DATA_FREE_METHODS else calibration
         choice = choose(source, wish, known, jobs=jobs, progress=progress, calibration=named)
@@ -78,8 +81,12 @@ class Order:
             return read_recipe(self.recipe)
         if self.bits is not None or self.budget is not None:
             return None
-        names = (self.expert_format or DEFAULT_FORMAT.name, self.method or DEFAULT_METHOD, self.trunk or "source")
+        names = (self.expert_format or DEFAULT_FORMAT.name, self._method, self.trunk or "source")
         return Recipe.parse(*names)
+
+    @property
+    def _method(self) -> str:
+        return self.method or DEFAULT_METHOD
 
     def _fitting(self, recipe: Recipe, source: Source) -> Recipe:
         try:

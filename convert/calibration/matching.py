@@ -15,9 +15,7 @@ def require_calibration(calibration: CalibrationFile | None, source: Source, met
     needed = [method for method in methods if method in CALIBRATED]
     if calibration is None:
         if needed:
-            raise UsageError(
-                f"{needed[0]} needs a calibration: make one with moe-pack calibrate, and give it as --calibration"
-            )
+            raise _missing(needed[0])
         return
     if not needed:
         raise UsageError(
@@ -25,6 +23,18 @@ def require_calibration(calibration: CalibrationFile | None, source: Source, met
             f" {' and '.join(CALIBRATED)}"
         )
     require_same(calibration, source)
+
+
+def require_for_choosing(calibration: CalibrationFile | None, method: str) -> None:
+    """Raise UsageError unless a recipe of `method` can be chosen with this: before all formats are weighed for it."""
+    if calibration is None:
+        if method in CALIBRATED:
+            raise _missing(method)
+    elif method not in CALIBRATED and calibration.sensitivities is None:
+        raise UsageError(
+            f"{calibration.path} has no sensitivities; calibrate with --sensitivities, or leave it out: {method} uses"
+            " nothing else of it"
+        )
 
 
 def recorded(calibration: CalibrationFile) -> schema.Calibration:
@@ -43,3 +53,7 @@ def require_same(calibration: CalibrationFile, source: Source) -> None:
         )
     if described.tokenizer_digest != tokenizer_digest(source.checkpoint):
         raise UsageError(f"{calibration.path} was made with another tokenizer than {where} has now; calibrate it again")
+
+
+def _missing(method: str) -> UsageError:
+    return UsageError(f"{method} needs a calibration: make one with moe-pack calibrate, and give it as --calibration")

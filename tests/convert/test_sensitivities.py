@@ -11,6 +11,7 @@ import pytest
 from checkpoints import TINY, CheckpointMaker, Shape, Variant
 from ran import Ran
 
+from moepack.convert import choice
 from moepack.convert.calibration import header as headers
 from moepack.convert.calibration.file import CalibrationFile
 from moepack.convert.sensitivities import Sensitivities
@@ -97,12 +98,25 @@ def test_a_budget_counts_what_the_manifest_says_of_the_calibration(
 
 
 def test_without_them_a_calibration_says_nothing_about_formats(
-    moe_pack: Callable[..., Ran], source: Path, text: Path, tmp_path: Path
+    moe_pack: Callable[..., Ran], source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert moe_pack("calibrate", source, "--text", text, "-o", tmp_path / "c.moecal", *SMALL).code == 0
     assert json.loads(moe_pack("inspect", tmp_path / "c.moecal", "--json").out)["sensitivities"] is None
-    refused = moe_pack("plan", source, "--bits", "2.9", "--calibration", tmp_path / "c.moecal")
-    refused.refused(2, "no matrix is quantized by a method that uses one")
+    with monkeypatch.context() as patched:
+        patched.setattr(choice, "weigh", lambda *_, **__: pytest.fail("formats were weighed"))
+        refused = moe_pack("plan", source, "--bits", "2.9", "--calibration", tmp_path / "c.moecal")
+    refused.refused(2, f"{tmp_path / 'c.moecal'} has no sensitivities; calibrate with --sensitivities")
+    chosen = moe_pack("plan", source, "--bits", "2.9", "--calibration", tmp_path / "c.moecal", "--method", "imatrix")
+    assert chosen.code == 0, chosen.err
+
+
+@pytest.mark.parametrize("method", ["imatrix", "gptq"])
+@pytest.mark.parametrize("size", [("--bits", "2.9"), ("--budget", "2MB")])
+def test_a_method_that_needs_a_calibration_is_refused_before_formats_are_weighed(
+    moe_pack: Callable[..., Ran], source: Path, monkeypatch: pytest.MonkeyPatch, method: str, size: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(choice, "weigh", lambda *_, **__: pytest.fail("formats were weighed"))
+    moe_pack("plan", source, *size, "--method", method).refused(2, f"{method} needs a calibration")
 
 
 def test_those_of_another_model_are_refused(
