@@ -105,7 +105,8 @@ class Recipe:
         """
         for override in self.overrides:
             _require_layers(override.layers or (), model.num_layers)
-        codings = tuple({name: self._coding(layer, name) for name in PROJECTIONS} for layer in range(model.num_layers))
+        layers = range(model.num_layers)
+        codings: Codings = tuple({name: self._coding(layer, name) for name in PROJECTIONS} for layer in layers)
         for layer in codings:
             _require_fitting(layer, expert_shape(model))
         return codings
@@ -159,6 +160,12 @@ def checked_method(name: str) -> str:
 def checked_trunk_format(name: str) -> str:
     """The name of a trunk format. Raises UsageError, listing the choices, for a name that is none."""
     _require("trunk format", name, TRUNK_FORMATS)
+    return name
+
+
+def checked_projection(name: str) -> str:
+    """The name of a projection. Raises UsageError, listing the choices, for a name that is none."""
+    _require("projection", name, PROJECTIONS)
     return name
 
 

@@ -1,7 +1,7 @@
 """Recipe files: a recipe as JSON or TOML, to be written by hand, or printed by moe-pack, edited and given back.
 
     {"format": "book2-g8", "method": "mse", "trunk": "source",
-     "overrides": [{"layers": "20-29,31", "projections": ["down"], "format": "affine3-g64", "method": "mse"}]}
+     "overrides": [{"layers": "0-2,6", "projections": ["down"], "format": "affine3-g64", "method": "mse"}]}
 
 Every key but `format` may be left out. An override without `layers` or `projections` is for all of them; without
 `format` or `method` it keeps the recipe's own. Of two overrides for one matrix the later counts.
@@ -18,8 +18,7 @@ from msgspec import Meta, Struct
 from ..layout.record import PROJECTIONS
 from ..manifests import canonical
 from ..manifests.errors import CorruptInputError, UsageError
-from ..manifests.schema import Projection
-from .recipe import DEFAULT_METHOD, Coding, Override, Recipe, checked_trunk_format
+from .recipe import DEFAULT_METHOD, Coding, Override, Recipe, checked_projection, checked_trunk_format
 
 MAX_BYTES = 1024 * 1024
 ALL = "all"
@@ -28,7 +27,7 @@ _RUNS = re.compile(r"\d{1,4}(-\d{1,4})?(, ?\d{1,4}(-\d{1,4})?)*")
 
 class _Override(Struct, frozen=True, forbid_unknown_fields=True):
     layers: str = ALL
-    projections: Annotated[tuple[Projection, ...], Meta(min_length=1)] = ("gate", "up", "down")
+    projections: Annotated[tuple[str, ...], Meta(min_length=1)] = PROJECTIONS
     format: str | None = None
     method: str | None = None
 
@@ -110,7 +109,8 @@ def _recipe(written: _Recipe) -> Recipe:
 
 def _override(override: _Override, recipe: _Recipe) -> Override:
     coding = Coding.parse(override.format or recipe.format, override.method or recipe.method)
-    names = tuple(name for name in PROJECTIONS if name in override.projections)
+    wanted = [checked_projection(name) for name in override.projections]
+    names = tuple(name for name in PROJECTIONS if name in wanted)
     return Override(None if override.layers == ALL else _layers(override.layers), names, coding)
 
 

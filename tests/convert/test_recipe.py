@@ -1,6 +1,7 @@
 """Recipes: files read and written, overrides, what they come to in a manifest, and what is refused in a sentence."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from hypothesis import strategies as st
 from packs import build_with
 from ran import Ran
 
+from moepack.convert.checkpoint import Checkpoint
+from moepack.convert.plan import understand
 from moepack.convert.recipe import EXPERT_FORMATS, TRUNK_FORMATS, Coding, Override, Recipe, of_manifest
 from moepack.convert.recipefile import read_recipe, runs, written
+from moepack.convert.shipped import CHECKPOINT
 from moepack.layout.formats import parse
 from moepack.layout.reader import Pack
 from moepack.layout.record import PROJECTIONS
 from moepack.manifests.errors import UsageError
 
+ROOT = Path(__file__).parent.parent.parent
 CODINGS = st.builds(lambda name: Coding(parse(name), "mse"), st.sampled_from(EXPERT_FORMATS))
 LAYERS = st.none() | st.sets(st.integers(0, 3), min_size=1).map(lambda found: tuple(sorted(found)))
 NAMES = st.sets(st.sampled_from(PROJECTIONS), min_size=1).map(lambda found: tuple(sorted(found, key=PROJECTIONS.index)))
@@ -102,7 +107,10 @@ def test_toml_is_read_too(tmp_path: Path) -> None:
         ({"format": "affine2-g64", "overrides": [{"layers": "3-1"}]}, ["3-1", "ends before it begins"]),
         ({"format": "affine2-g64", "overrides": [{"layers": "first"}]}, ["'first'", "0-9,12"]),
         ({"format": "affine2-g64", "overrides": [{"layers": 2}]}, ["overrides[0].layers"]),
-        ({"format": "affine2-g64", "overrides": [{"projections": ["side"]}]}, ["side"]),
+        (
+            {"format": "affine2-g64", "overrides": [{"projections": ["gat"]}]},
+            ["'gat' is no projection", "gate, up, down"],
+        ),
         ({"format": "affine2-g64", "overrides": [{"projections": []}]}, ["projections"]),
         ({"format": "affine2-g128", "overrides": []}, ["affine2-g128", "64 inputs"]),
     ],
@@ -115,6 +123,16 @@ def test_a_recipe_that_cannot_be_is_refused(
         moe_pack(*command, "--recipe", file := saved(tmp_path, recipe)).refused(2, file, *culprits)
     assert not (tmp_path / "pack").exists()
     assert not (tmp_path / "pack.partial").exists()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/recipes.md"])
+def test_the_documents_examples_are_recipes_for_the_demo_model(document: str, tmp_path: Path) -> None:
+    examples = re.findall(r"```json\n(\{\"format\".*?)```", (ROOT / document).read_text(), re.DOTALL)
+    assert examples
+    with Checkpoint.open(str(CHECKPOINT)) as demo:
+        model = understand(demo).model
+    for example in examples:
+        read_recipe(saved(tmp_path, example)).codings(model)
 
 
 def test_a_recipe_file_must_be_there(moe_pack: Callable[..., Ran], tmp_path: Path) -> None:
