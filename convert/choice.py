@@ -32,7 +32,6 @@ TRUNK_CHOICES = ("affine4-g64", "affine8-g64", "source")
 # Of 1.24 nats that Qwen3.5-397B-A17B lost when each tensor alone was cut to one format, all routed experts together
 # lost 0.298 (Thireus, GGUF-Tool-Suite, kld_results): for equal errors, the trunk counts about three times as much.
 TRUNK_WEIGHT = 3.0
-NAMES: tuple[Projection, ...] = ("gate", "up", "down")
 OTHER_SIZES = (0.9, 0.95, 1.05, 1.1)
 
 Formats: TypeAlias = tuple[Format, Format, Format]  # of gate, up and down
@@ -173,8 +172,8 @@ class _Layers:
         self, sensitivity: Mapping[Projection, float], errors: Mapping[str, Mapping[Format, float]]
     ) -> list[tuple[Formats, Option]]:
         shape = expert_shape(self.source.model)
-        options = {name: _of_projection(shape, name, sensitivity[name], errors[name]) for name in NAMES}
-        gate, up, down = (_undominated(options[name]) for name in NAMES)
+        options = {name: _of_projection(shape, name, sensitivity[name], errors[name]) for name in PROJECTIONS}
+        gate, up, down = (_undominated(options[name]) for name in PROJECTIONS)
         joined = {each: self._joined(options, each) for each in product(gate, up, down)}
         kept = _undominated(joined)
         if self.shortest is not None and self.shortest not in kept:
@@ -182,7 +181,7 @@ class _Layers:
         return list(kept.items())
 
     def _joined(self, options: Mapping[Projection, Mapping[Format, Option]], formats: Formats) -> Option:
-        found = [options[name][format_] for name, format_ in zip(NAMES, formats, strict=True)]
+        found = [options[name][format_] for name, format_ in zip(PROJECTIONS, formats, strict=True)]
         size = sum(option.size for option in found)
         size = (size if self.shortest is None else aligned(size)) * self.source.model.num_experts
         return Option(size, sum(option.cost for option in found))

@@ -114,8 +114,10 @@ def _separate(
     def take(expert: int, projection: str) -> Encoding:
         return matrices.take(name.format(expert=expert, projection=projection), shape.of(projection))
 
-    tensors = tuple({projection: take(expert, projection) for projection in PROJECTIONS} for expert in range(experts))
-    return SeparateExperts(checkpoint, shape, tensors)
+    def take_all(expert: int) -> dict[str, Encoding]:
+        return {projection: take(expert, projection) for projection in PROJECTIONS}
+
+    return SeparateExperts(checkpoint, shape, tuple(map(take_all, range(experts))))
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class _Reader:
 
     def experts(self, model: Model, stem: str) -> "StackedExperts":
         shape = expert_shape(model)
-        encodings = {
+        encodings: dict[str, Encoding] = {
             projection: self.encoding(stem.format(projection=projection), (model.num_experts, *shape.of(projection)))
             for projection in PROJECTIONS
         }

@@ -105,7 +105,7 @@ def told_of_experts(model: schema.Model, codings: Codings) -> int:
 def _records(model: schema.Model, codings: Codings) -> tuple[RecordLayout, ...]:
     """A layout for each layer; layers of the same formats share one."""
     layouts: dict[tuple[Format, ...], RecordLayout] = {}
-    formats = [{name: layer[name].format for name in PROJECTIONS} for layer in codings]
+    formats: list[dict[str, Format]] = [{name: layer[name].format for name in PROJECTIONS} for layer in codings]
     for layer in formats:
         if (key := tuple(layer.values())) not in layouts:
             layouts[key] = RecordLayout.of(expert_shape(model), layer)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from ..layout.record import PROJECTIONS
 from ..manifests.errors import UsageError
 from ..manifests.schema import Model, Name, Projection
 
@@ -31,7 +32,7 @@ class Sensitivities(Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def equal(cls, layers: int) -> "Sensitivities":
         """Every matrix counts 1: costs are then sums of relative squared errors, no divergences."""
-        return cls(tuple({"gate": 1.0, "up": 1.0, "down": 1.0} for _ in range(layers)))
+        return cls(tuple(dict.fromkeys(PROJECTIONS, 1.0) for _ in range(layers)))
 
     @property
     def measured(self) -> bool:

@@ -13,11 +13,11 @@ from msgspec import UNSET
 from . import names
 from .digest import DIGEST_BYTES
 from .errors import CorruptInputError
-from .schema import ExpertLayer, Manifest
+from .schema import ExpertLayer, Manifest, Projection
 
 ALIGNMENT = 16 * 1024  # Apple's page; also a multiple of what O_DIRECT wants
 MAX_RECORDS = 2**21  # so that digests.bin stays within 64 MiB
-PROJECTIONS = ("gate", "up", "down")
+PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
 AFFINE_PARTS = ("weight", "scales", "biases")  # the arrays of a matrix in an affine format, in order
 GRID_PARTS = ("weight", "grids", "scales")
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout.formats import parse
-from .calibration import InputStatistics
+from .calibration import OFF_DIAGONAL, InputStatistics
 from .feedback import output_error
 from .gptq import Choice
 from .methods import choose_by_feedback
@@ -20,7 +20,6 @@ from .methods import choose_by_feedback
 FORMATS = ("affine2-g64", "affine2-g16s", "book2-g16", "book2-g8", "affine3-g64")
 KINDS = ("steep", "flat", "down")
 INPUTS, ROWS, FITTED, HELD_OUT = 1024, 256, 4096, 8192
-OFF_DIAGONAL = 0.9  # correlations measured on few samples are too strong
 SEED = 0
 
 Floats = NDArray[np.float32]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..layout.matrix import ExpertMatrices, StoredMatrix
+from ..layout.record import PROJECTIONS
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
 from ..manifests.schema import Projection
@@ -23,7 +24,6 @@ from .quality.windows import Windows
 from .source import Replaced, Source
 from .sweep import Sweep
 
-PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
 ERROR_ROWS = 64  # of every replaced matrix, spread evenly: they tell its relative squared error well enough
 
 Coarsen = Callable[[StoredMatrix], StoredMatrix]
