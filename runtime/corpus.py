@@ -15,6 +15,7 @@ import numpy as np
 
 from ..manifests.errors import StorageError, UsageError
 from .backends.base import Floats, Ids
+from .quantities import megabytes
 from .state import FLOAT_BYTES
 
 MEMORY = 2 * 1024**3  # bytes of one array over all tokens that may be in memory
@@ -57,10 +58,17 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Room:
-    """Where arrays over all tokens go: at most `memory` bytes each in memory, larger ones into files of `folder`."""
+    """Where arrays over all tokens go: at most `memory` bytes each in memory, larger ones into files of `folder`.
+
+    Raises UsageError for a folder that is none or may not be written into.
+    """
 
     memory: int = MEMORY
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and not (self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)):
+            raise UsageError(f"{self.folder} is not a folder to write hidden states into; make it or choose another")
 
     def array(self, rows: int, width: int) -> Floats:
         """A float32 array of zeros [rows, width]. Raises StorageError if a file of that size cannot be had."""
@@ -73,7 +81,7 @@ class Room:
                 return np.frombuffer(mmap.mmap(file.fileno(), size), np.float32).reshape(rows, width)
         except OSError as error:
             where = self.folder or tempfile.gettempdir()
-            what = f"has no room for {size / 1e9:.2f} GB of hidden states ({error.strerror})"
+            what = f"has no room for {megabytes(size)} of hidden states ({error.strerror})"
             raise StorageError(f"{where} {what}; choose another folder") from error
 
 

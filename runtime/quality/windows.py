@@ -44,11 +44,12 @@ class Windows:
         single = len(set(self.documents)) < 2
         return np.repeat(np.arange(len(lengths)) if single else np.asarray(self.documents), lengths).astype(np.int64)
 
-    def require_within(self, context: int) -> None:
-        """Raise UsageError if a window is longer than a model's `context`."""
+    def require_within(self, context: int, remedy: str | None = None) -> None:
+        """Raise UsageError, with a remedy, by default another --window, if a window is longer than the `context`."""
         longest = max(last - first for first, last in self.corpus.bounds())
         if longest > context:
-            raise UsageError(f"windows of {longest} tokens do not fit the model's context of {context}")
+            fault = f"windows of {longest} tokens do not fit the model's context of {context}"
+            raise UsageError(f"{fault}; {remedy or f'give --window {context} or less'}")
 
     def sample(self, tokens: int) -> "Windows":
         """Windows from all over the text, evenly spaced, of about `tokens` tokens together; at least one.
@@ -108,6 +109,7 @@ def read_tokens(path: Path, *, limit: int | None = None) -> Windows:
     scored_from = value.get("scored_from", 0)
     if type(scored_from) is not int or scored_from < 0:
         raise UsageError(f"{path}: scored_from is {scored_from!r:.40}, not a position in a window")
+    _require_reached(value["windows"], scored_from, path)
     return _checked(list(enumerate(value["windows"])), limit, scored_from, path, digest.of_bytes(content).hex())
 
 
@@ -148,6 +150,15 @@ def _checked(whole: Numbered, limit: int | None, scored_from: int, path: Path, c
         )
     corpus = Corpus.of([tokens for _, tokens in windows])
     return Windows(corpus, tuple(number for number, _ in windows), scored_from, content_digest)
+
+
+def _require_reached(windows: Sequence[Sequence[int]], scored_from: int, path: Path) -> None:
+    longest = max(map(len, windows), default=0)
+    if 2 <= longest <= scored_from + 1:
+        raise UsageError(
+            f"{path}: scored_from is {scored_from}, and the longest window has {longest} tokens, so nothing is scored;"
+            f" give {longest - 2} or less, or longer windows"
+        )
 
 
 def _positions(windows: Numbered, scored_from: int) -> int:

@@ -142,4 +142,4 @@ def test_every_amount_of_bytes_can_be_written_in_every_unit(size: int, unit: str
 
 
 def test_sizes_in_sentences() -> None:
-    assert [megabytes(size) for size in (0, 1_230_000, 5 * 10**9)] == ["0.0 MB", "1.2 MB", "5.00 GB"]
+    assert [megabytes(size) for size in (0, 4, 1_230_000, 5 * 10**9)] == ["0.0 MB", "4 bytes", "1.2 MB", "5.00 GB"]

@@ -121,7 +121,7 @@ def test_a_folder_without_room_is_a_sentence(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("moepack.runtime.corpus._reserve", full)
-    with pytest.raises(StorageError, match=r"has no room for 0\.00 GB of hidden states \(No space left on device\)"):
+    with pytest.raises(StorageError, match=r"has no room for 4 bytes of hidden states \(No space left on device\)"):
         Room(0, tmp_path).array(1, 1)
 
 

@@ -112,6 +112,8 @@ def test_another_tools_windows(tmp_path: Path) -> None:
         ({"windows": [[1] * 200], "start": 1}, 'is not {"windows"'),
         ({"windows": [[1] * 200], "scored_from": -1}, "scored_from is -1"),
         ({"windows": [[1] * 200], "scored_from": 150}, "too short: it gives 49 positions"),
+        ({"windows": [[1] * 200], "scored_from": 199}, "and the longest window has 200 tokens, so nothing is scored"),
+        ({"windows": [[1] * 200], "scored_from": 999}, "scored_from is 999, and the longest"),
         ({"windows": []}, "too short: it gives 0 positions"),
     ],
 )
@@ -149,5 +151,9 @@ def test_a_text_that_is_not_there(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_windows_longer_than_the_context_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     windows = read(tmp_path, tokenizer, TEXTS[0], window=60)
     windows.require_within(60)
-    with pytest.raises(UsageError, match="windows of 60 tokens do not fit the model's context of 59"):
+    with pytest.raises(
+        UsageError, match="windows of 60 tokens do not fit the model's context of 59; give --window 59 or less"
+    ):
         windows.require_within(59)
+    with pytest.raises(UsageError, match="context of 59; cut them"):
+        windows.require_within(59, "cut them")
