@@ -38,7 +38,6 @@ from .choice import Choice
 from .coarse import coarsened, coarsest
 from .estimate import estimate
 from .options import (
-    AnswerOption,
     BitsOption,
     BudgetOption,
     CalibrationOption,
@@ -75,7 +74,6 @@ from .options import (
     ToolsOption,
     TrunkOption,
     WeightsOption,
-    WindowOption,
 )
 from .order import Order
 from .pipeline import build as build_pack
@@ -216,9 +214,14 @@ def quality(
     tools: ToolsOption = None,
     experts_per_token: KsOption = None,
     reference_experts_per_token: ReferenceKOption = None,
-    window: WindowOption = WINDOW,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens of the text predicted from one another.", show_default=str(WINDOW))
+    ] = None,
     limit: LimitOption = None,
-    max_tokens: AnswerOption = LONGEST_ANSWER,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", "-n", help="Longest answer to a tool case.", show_default=str(LONGEST_ANSWER)),
+    ] = None,
     weights: WeightsOption = True,
     picture: PictureOption = None,
     layer_tokens: Annotated[
@@ -232,7 +235,7 @@ def quality(
 ) -> None:
     """Measure what packs lose: KL and agreement on a text, tool calls, weight error, against a reference."""
     ks = tuple(experts_per_token or ()), reference_experts_per_token
-    asked = Asked(text, tokens, tools, window, limit, max_tokens, weights, layer_tokens, picture, *ks)
+    asked = Asked(text, tokens, tools, window, limit, max_tokens, weights, layer_tokens, picture, *ks, json)
     room = Room(parse_size(memory), scratch)
     with ExitStack() as opened:
         sources = [opened.enter_context(PackSource.open(path)) for path in packs]

@@ -81,9 +81,7 @@ KsOption = Annotated[
     typer.Option("--experts-per-token", "-k", help="The packs' K; may be repeated.", show_default="the model's"),
 ]
 ReferenceKOption = Annotated[int | None, typer.Option(help="The reference's K.", show_default="the model's")]
-WindowOption = Annotated[int, typer.Option(help="Tokens predicted from one another.")]
 LimitOption = Annotated[int | None, typer.Option(help="Most tokens, from all over the text.", show_default="all")]
-AnswerOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer to a tool case.")]
 WeightsOption = Annotated[bool, typer.Option(help="Compare the experts' weights too.")]
 PictureOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw KL and SQNR per layer: .svg, .png.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads.", show_default="the cores")]
