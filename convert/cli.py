@@ -84,9 +84,9 @@ from .sensitivities import Sensitivities
 from .shipped import CHECKPOINT, QUESTION
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, existing target);"
-    " 3 a checkpoint or pack is malformed; 4 the disk or the network failed, or another process holds the target;"
-    " 5 not supported; 130 interrupted."
+    "Exit codes: 0 done; 1 a pack or calibration file differs from its digests; 2 the request cannot be met (usage,"
+    " existing target); 3 a checkpoint, pack or calibration file is malformed; 4 the disk or the network failed, or"
+    " another process holds the target; 5 not supported; 70 a defect of moe-pack; 130 interrupted."
 )
 
 app = application(

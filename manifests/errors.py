@@ -15,7 +15,7 @@ class MoepackError(Exception):
 
 
 class MismatchError(MoepackError):
-    """Bytes differ from what the manifest promises."""
+    """Bytes differ from what a pack's manifest or a calibration file's digest promises."""
 
     exit_code = 1
 

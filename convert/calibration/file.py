@@ -59,8 +59,8 @@ class CalibrationFile:
     def open(cls, path: Path) -> "CalibrationFile":
         """Open and check a file, all of which is read.
 
-        Raises CorruptInputError if it is no calibration file or has been cut, MismatchError if it was altered,
-        UnsupportedError for another version.
+        Raises CorruptInputError if it is no calibration file, MismatchError if it was altered or cut, UnsupportedError
+        for another version.
         """
         descriptor = open_regular(path, follow_links=True)
         try:
@@ -150,7 +150,7 @@ def _checked_digest(descriptor: int, size: int, path: Path) -> str:
     if not prefix.startswith(MAGIC):
         raise CorruptInputError(f"{path} is not a calibration file")
     if size < PREFIX.size + digest.DIGEST_BYTES:
-        raise CorruptInputError(f"{path} has been cut; calibrate again")
+        raise MismatchError(f"{path} has been cut; calibrate again")
     hasher = blake3(max_threads=blake3.AUTO)
     buffer = memoryview(bytearray(CHUNK_BYTES))
     end = size - digest.DIGEST_BYTES

@@ -249,8 +249,9 @@ def test_every_flipped_bit_is_found(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 1, 8, 15, 16, 40, 1000, -33, -1])
 def test_a_truncated_file_is_found(whole: Path, tmp_path: Path, keep: int) -> None:
     (tmp_path / "cut").write_bytes(whole.read_bytes()[:keep])
-    with pytest.raises(MoepackError, match=r"cut|not a calibration file|damaged"):
+    with pytest.raises(MoepackError, match=r"cut|not a calibration file|damaged") as refused:
         CalibrationFile.open(tmp_path / "cut")
+    assert refused.value.exit_code == (3 if 0 <= keep < 8 else 1)  # without its first bytes it is nothing
 
 
 def test_appended_bytes_are_found(whole: Path, tmp_path: Path) -> None:

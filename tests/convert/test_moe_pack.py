@@ -179,6 +179,7 @@ def test_version_and_help(moe_pack: Callable[..., Ran]) -> None:
     for command in ([], ["plan"], ["build"], ["inspect"], ["verify"], ["demo"]):
         shown = moe_pack(*command, "--help")
         assert shown.code == 0
+        assert "70 a defect" in " ".join(shown.out.split())
         assert "130" in shown.out
     assert "org/name@revision" in " ".join(moe_pack("build", "--help").out.split())
 
