@@ -105,7 +105,10 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.held_out < 2:
-            raise UsageError(f"every {self.held_out}th window held out leaves none to fit to; give 2 or more")
+            raise UsageError(
+                f"--held-out {self.held_out} is out of range: every so many-th window is held out, from 2 (half of"
+                " them) up to the number of windows"
+            )
         if self.expert_hessians not in ("auto", *EXPERT_HESSIANS):
             choices = ", ".join(("auto", *EXPERT_HESSIANS))
             raise UsageError(f"{self.expert_hessians!r} is no choice of experts' Hessians; there are {choices}")

@@ -370,7 +370,8 @@ def test_numbers_that_no_statistic_can_be_are_refused(whole: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "culprit"),
     [
-        (["--held-out", "1"], "held out"),
+        (["--held-out", "1"], "--held-out 1 is out of range: every so many-th window is held out, from 2"),
+        (["--held-out", "0"], "--held-out 0 is out of range"),
         (["--window", "1"], "windows of 1 tokens"),
         (["--tokens", "100"], "--tokens is too small: it takes"),
         (["--expert-hessians", "most"], "'most'"),
