@@ -10,10 +10,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..layout.reader import Pack
+from ..layout.writer import partial_directory
 from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import ConsoleProgress, print_json, say
-from ..manifests.errors import UsageError
+from ..manifests.errors import CorruptInputError, UsageError
 from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import require_intact
 from ..manifests.verify import verify as verify_pack
@@ -31,6 +32,7 @@ from ..runtime.source import PackSource, Source
 from . import facts, report
 from .calibration import report as calibration_report
 from .calibration.file import CalibrationFile
+from .calibration.identity import require_tokenizer
 from .calibration.plan import Options, plan_calibration
 from .calibration.run import calibrate as calibrate_checkpoint
 from .checkpoint import TOKENIZER, Checkpoint
@@ -275,6 +277,8 @@ def calibrate(
     if _is_pack(source):
         raise UsageError(f"{source} is a pack; give the checkpoint it was made from, and the pack as --through")
     with Checkpoint.open(source) as checkpoint, _opened(PackSource.open, through) as packed:
+        require_outside(out, checkpoint)
+        require_tokenizer(checkpoint)
         model, backend, room = Reference(checkpoint), open_backend(threads), Room(options.spill_bytes, out.parent)
         whole = read_whole(model, checkpoint.origin.directory, text, window=window)
         passage = Passage(model, whole.sample(tokens), backend, room, through=packed)
@@ -283,7 +287,7 @@ def calibrate(
         say(calibration_report.planned(plan))
         sample = whole.sample(sensitivity_tokens)
         measure = partial(_sensitivities, model, sample, backend, room) if sensitivities else None
-        with _resumable("at the layer where this one stopped"):
+        with _resumable(out, "at the layer where this one stopped"):
             calibrate_checkpoint(plan, checkpoint, out, passage.rows, passage.advance, ConsoleProgress(), measure)
     with CalibrationFile.open(out) as written:
         found = calibration_report.document(written, time.monotonic() - start)
@@ -300,13 +304,23 @@ def _sensitivities(source: Reference, windows: Windows, backend: Backend, room: 
 
 
 @contextmanager
-def _resumable(where: str) -> Iterator[None]:
-    """Work that goes on `where` it was interrupted; whoever interrupts it is told so."""
+def _resumable(target: Path, where: str) -> Iterator[None]:
+    """Work on `target` that goes on `where` it was interrupted; whoever interrupts it is told so.
+
+    Where malformed input ends it, the error names what is left of it too.
+    """
+    partial = partial_directory(target)
     try:
         yield
     except KeyboardInterrupt:
         say(f"interrupted; the same command goes on {where}")
         raise
+    except CorruptInputError as error:
+        if not partial.exists() or str(partial) in str(error):
+            raise
+        raise CorruptInputError(
+            f"{error}; remove {partial}, or mend the input and give the same command again"
+        ) from error
 
 
 @contextmanager
@@ -342,12 +356,12 @@ def _build(source: str, target: Path, order: Order, calibration: Path | None, jo
     start = time.monotonic()
     require_new(target)
     with Checkpoint.open(source) as checkpoint, _opened(CalibrationFile.open, calibration) as calibrated:
+        require_outside(target, checkpoint)
         packing, choice = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
-        require_outside(target, packing.source)
         _say_choice(choice)
         _say_what_is_left_out(packing)
         _say_what_is_missing(packing)
-        with _resumable("where this one stopped"):
+        with _resumable(target, "where this one stopped"):
             built = build_pack(packing, target, jobs=jobs, progress=ConsoleProgress())
         return facts.of_build(packing.plan, built, target, time.monotonic() - start)
 

@@ -128,9 +128,9 @@ def require_new(target: Path) -> None:
         raise StorageError(f"{target.parent} may not be written into; choose another output")
 
 
-def require_outside(target: Path, source: Source) -> None:
+def require_outside(target: Path, checkpoint: Checkpoint) -> None:
     """Raise UsageError if `target` lies inside the checkpoint's directory, whose files would then not be its own."""
-    if source.checkpoint.origin.directory.resolve() in target.resolve().parents:
+    if checkpoint.origin.directory.resolve() in target.resolve().parents:
         raise UsageError(f"{target} lies inside the checkpoint; choose an output elsewhere")
 
 

@@ -1,5 +1,7 @@
 """Digests that tell which model and which tokenizer statistics belong to."""
 
+from pathlib import Path
+
 from ...manifests import canonical, digest
 from ...manifests.errors import UsageError
 from ...manifests.schema import Model
@@ -17,7 +19,15 @@ def model_digest(checkpoint: Checkpoint, model: Model) -> str:
 
 def tokenizer_digest(checkpoint: Checkpoint) -> str:
     """BLAKE3 of the checkpoint's tokenizer.json. Raises UsageError if it has none."""
-    path = checkpoint.origin.directory / TOKENIZER
-    if not path.is_file():
+    require_tokenizer(checkpoint)
+    return digest.of_file(_tokenizer(checkpoint), follow_links=True)
+
+
+def require_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise UsageError if the checkpoint has no tokenizer.json."""
+    if not _tokenizer(checkpoint).is_file():
         raise UsageError(f"{checkpoint.origin.directory} has no {TOKENIZER}; put the model's own beside config.json")
-    return digest.of_file(path, follow_links=True)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Path:
+    return checkpoint.origin.directory / TOKENIZER

@@ -155,7 +155,8 @@ def test_weights_that_are_no_numbers_are_named(
 ) -> None:
     not_finite(name, value)(checkpoint)
     expert = ("expert 2", "up") if name == EXPERT else ()
-    moe_pack("build", checkpoint, tmp_path / "pack", "--trunk", trunk).refused(3, name, "NaN or infinity", *expert)
+    ran = moe_pack("build", checkpoint, tmp_path / "pack", "--trunk", trunk)
+    ran.refused(3, name, "NaN or infinity", f"; remove {tmp_path / 'pack.partial'}, or mend", *expert)
     assert not (tmp_path / "pack").exists()
 
 

@@ -422,9 +422,11 @@ def test_checkpoints_that_cannot_be_used(
 ) -> None:
     bare = make_checkpoint.copy(VARIANT, tmp_path / "bare")
     (bare / "tokenizer.json").unlink()
-    moe_pack(*command(bare, text, tmp_path / "c")).refused(2, bare, "tokenizer.json")
+    moe_pack(*command(bare, text, tmp_path / "c")).refused(2, bare, "has no tokenizer.json; put the model's own beside")
     build_pack(make_checkpoint(VARIANT), tmp_path / "pack")
     moe_pack(*command(tmp_path / "pack", text, tmp_path / "c")).refused(2, "is a pack")
+    moe_pack(*command(bare, text, bare / "c")).refused(2, "lies inside the checkpoint")
+    assert not list(bare.glob("c.*"))
     assert not (tmp_path / "c").exists()
 
 
@@ -438,7 +440,9 @@ def test_activations_that_are_not_finite_are_one_sentence(
     name = next(name for name in tensors if name.endswith("layers.1.post_attention_layernorm.weight"))
     tensors[name] = tensors[name] + 3e38
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    moe_pack(*command(broken, text, tmp_path / "c")).refused(3, broken, "not finite")
+    ran = moe_pack(*command(broken, text, tmp_path / "c"))
+    ran.refused(3, broken, "not finite", f"; remove {tmp_path / 'c.partial'}, or mend the input")
+    assert (tmp_path / "c.partial").is_dir()
     assert not (tmp_path / "c").exists()
 
 
