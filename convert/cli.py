@@ -248,6 +248,8 @@ def quality(
     else:
         console.out.width = quality_report.width(evaluation)  # a narrower terminal wraps lines, and loses no figure
         console.out.print(quality_report.table(evaluation))
+    for remark in quality_report.remarks(evaluation):
+        say(remark)
     asked.draw(evaluation)  # last: a disk that is full costs the picture and no figure
 
 

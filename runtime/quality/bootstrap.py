@@ -1,4 +1,8 @@
-"""Rates of successes among cases, and how sure a difference between two models on the same cases is.
+"""Rates of successes among cases, how sure they are, and how sure a difference of two models on the same cases is.
+
+A rate's interval is Wilson's score interval (E. B. Wilson, Probable inference, the law of succession, and statistical
+inference, Journal of the American Statistical Association 22, 1927): unlike a standard error it does not shrink to
+nothing when all of a few cases succeed.
 
 The paired bootstrap draws cases with replacement, keeping each case's two outcomes together (Efron, 1979). NumPy's
 PCG64 with a fixed seed: the same outcomes give the same figures everywhere.
@@ -6,6 +10,7 @@ PCG64 with a fixed seed: the same outcomes give the same figures everywhere.
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,6 +19,7 @@ from numpy.typing import NDArray
 SEED = 0
 RESAMPLES = 10_000
 INTERVAL = (0.025, 0.975)
+Z = NormalDist().inv_cdf(INTERVAL[1])
 BATCH = 500  # resamples drawn together
 
 Outcomes = NDArray[np.bool_]  # one per case
@@ -41,9 +47,18 @@ class Rate:
         """sqrt(p (1 - p) / n)."""
         return math.sqrt(self.value * (1 - self.value) / self.cases)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval: rates p that the share of successes is at most Z sqrt(p (1 - p) / n) away from."""
+        spread = Z * Z / self.cases
+        middle = (self.value + spread / 2) / (1 + spread)
+        half = math.sqrt(spread * (self.value * (1 - self.value) + spread / 4)) / (1 + spread)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
     def document(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"cases": self.cases, "successes": self.successes, "rate": self.value, "standard_error": self.error}
+        counts = {"cases": self.cases, "successes": self.successes}
+        return {**counts, "rate": self.value, "standard_error": self.error, "interval_95": list(self.interval)}
 
 
 @dataclass(frozen=True)

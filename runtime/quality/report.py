@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 
 from rich.table import Table
 
+from .bootstrap import Rate
 from .calling import NAMES
 from .evaluation import Evaluation, Verdict
 from .summary import Estimate, Summary
+from .toolcalls import LEAST_CASES
 
 Row = tuple[str, list[str]]
 
@@ -28,6 +30,17 @@ def width(evaluation: Evaluation) -> int:
     """Columns of text that the table may take, whatever the terminal: a figure is never broken or cut."""
     names = evaluation.names
     return 40 + sum(max(28, len(names[verdict.subject.source.where]) + 2) for verdict in evaluation.verdicts)
+
+
+def remarks(evaluation: Evaluation) -> Iterator[str]:
+    """What a person should know about the figures."""
+    examination = evaluation.plan.examination
+    if examination is not None and (cases := len(examination.cases)) < LEAST_CASES:
+        silent = sum(case.expected is None for case in examination.cases)
+        yield (
+            f"tool cases: {cases}, {silent} of them to be answered without a call; give at least {LEAST_CASES},"
+            " or models that differ may look alike"
+        )
 
 
 def _rows(evaluation: Evaluation) -> Iterator[Row]:
@@ -79,9 +92,8 @@ def _tool_rows(evaluation: Evaluation) -> Iterator[Row]:
     for name in NAMES:
         if name in rates:
             own = rates[name]
-            yield f"tool calls: {name}", [_rate(verdict, name) for verdict in evaluation.verdicts]
-            of_reference = f"{100 * own.value:.1f} ± {100 * own.error:.1f} %"
-            yield f"  reference, {own.cases} cases", [of_reference] * len(evaluation.verdicts)
+            yield f"tool calls: {name}, 95 % interval", [_rate(verdict, name) for verdict in evaluation.verdicts]
+            yield f"  reference, {own.cases} cases", [_with_interval(own)] * len(evaluation.verdicts)
             yield (
                 "  difference, 95 % interval",
                 [_difference(verdict, evaluation, name) for verdict in evaluation.verdicts],
@@ -90,8 +102,12 @@ def _tool_rows(evaluation: Evaluation) -> Iterator[Row]:
 
 def _rate(verdict: Verdict, name: str) -> str:
     assert verdict.answers is not None
-    rate = verdict.answers.rates()[name]
-    return f"{100 * rate.value:.1f} ± {100 * rate.error:.1f} %"
+    return _with_interval(verdict.answers.rates()[name])
+
+
+def _with_interval(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{100 * rate.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _difference(verdict: Verdict, evaluation: Evaluation, name: str) -> str:

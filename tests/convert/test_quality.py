@@ -68,6 +68,8 @@ def test_the_document_has_every_figure(moe_pack: MoePack, folder: Path, make_che
     assert two["tool_calls"]["parse"]["cases"] == two["tool_calls"]["abstention"]["cases"] == 1
     assert two["tool_calls"]["abstention"]["rate"] == 1
     assert two["tool_calls"]["abstention"]["to_reference"]["difference"] == 0
+    assert two["tool_calls"]["abstention"]["interval_95"] == pytest.approx([0.2065, 1], abs=1e-4)
+    assert "tool cases: 2, 1 of them to be answered without a call; give at least 200" in ran.err
     sqnr = {Path(where).name: facts["sqnr_db"]["overall"]["experts"] for where, facts in found["weights"].items()}
     assert 8 < sqnr["two"] < 12 < 18 < sqnr["four"]
     assert all(len(facts["kl_per_layer"]) == 4 for facts in found["weights"].values())
@@ -108,6 +110,7 @@ def test_the_table_has_a_column_for_each_pack_and_k(moe_pack: MoePack, folder: P
     assert ran.code == 0, ran.err
     assert "K 3" in ran.out
     assert "K 2" in ran.out
+    assert "100.0 % [20.7, 100.0]" in ran.out
     for row in (
         "KL, mean",
         "same top token",

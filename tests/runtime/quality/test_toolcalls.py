@@ -219,6 +219,24 @@ def test_a_rate_and_its_error() -> None:
     assert (rate.value, rate.error) == (0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 40)))
 
 
+@pytest.mark.parametrize("cases", [1, 4, 37, 300])
+def test_a_rates_interval_ends_where_the_rate_is_1_96_errors_off(cases: int) -> None:
+    """Wilson, 1927: found here by bisection of that condition, there by solving it."""
+
+    def end(share: float, inside: float, outside: float) -> float:
+        for _ in range(80):
+            middle = (inside + outside) / 2
+            near = abs(share - middle) <= 1.959964 * math.sqrt(middle * (1 - middle) / cases)
+            inside, outside = (middle, outside) if near else (inside, middle)
+        return inside
+
+    for successes in {0, 1, cases // 2, cases}:
+        share = successes / cases
+        wanted = end(share, share, 0), end(share, share, 1)
+        assert Rate(cases, successes).interval == pytest.approx(wanted, abs=1e-6)
+    assert Rate(4, 4).document()["interval_95"] == pytest.approx([0.5101, 1], abs=1e-4)
+
+
 def test_the_paired_bootstrap_agrees_with_another_computation() -> None:
     """Counts of the three possible differences are multinomial: drawn so, and by the formula for their variance."""
     random = np.random.default_rng(0)
