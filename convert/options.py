@@ -70,11 +70,15 @@ TextOption = Annotated[
 ]
 TokensOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help='Instead: {"windows": [[token, ...], ...], "scored_from": position}.'),
+    typer.Option(metavar="FILE", help='Instead: {"windows": [[17, 4, ...], ...], "scored_from": position}, of tokens.'),
 ]
 ToolsOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help='Tool cases, JSON lines of {"messages", "tools", "expected"}.'),
+    typer.Option(
+        metavar="FILE",
+        help='Tool cases, a JSON line each: {"messages": [...], "tools": [...], "expected": {"name": "f", "arguments":'
+        ' {...}}}, or "expected": null where no tool should be called. docs/tools.md shows both.',
+    ),
 ]
 KsOption = Annotated[
     list[int] | None,

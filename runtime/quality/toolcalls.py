@@ -90,10 +90,22 @@ def _case_of(value: Any, where: str) -> Case:
         raise UsageError('it is not {"messages": [...], "tools": [...], "expected": {...}}')
     expected = None if value["expected"] is None else Call.of(value["expected"])
     if expected is None and value["expected"] is not None:
-        raise UsageError('"expected" is neither null nor {"name": ..., "arguments": {...}}')
+        raise UsageError('"expected" is neither {"name": ..., "arguments": {...}} nor null, which asks for no call')
     if not isinstance(value["messages"], list) or not isinstance(value["tools"], list):
         raise UsageError("messages and tools are JSON lists")
-    return Case(Chat(value["messages"], value["tools"]), expected, where)
+    chat = Chat(value["messages"], value["tools"])
+    if expected is not None:
+        _require_offered(expected.name, chat)
+    return Case(chat, expected, where)
+
+
+def _require_offered(name: str, chat: Chat) -> None:
+    offered = [str(function.get("name")) for function in _functions(chat.tools or ())]
+    if name not in offered:
+        listed = ", ".join(offered) or "none"
+        raise UsageError(
+            f'"expected" calls {name!r:.60}, and the case has other tools ({listed:.200}); name one of them'
+        )
 
 
 def _json(line: bytes) -> Any:

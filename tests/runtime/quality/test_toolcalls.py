@@ -110,6 +110,15 @@ def test_any_whole_call_parses(arguments: dict[str, Any]) -> None:
         assert calls == [Call("f", arguments)]
 
 
+ANOTHER = json.dumps(
+    {
+        "messages": [{"role": "user", "content": "a"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}, {"name": "h"}],
+        "expected": {"name": "g", "arguments": {}},
+    }
+)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -123,8 +132,12 @@ def test_any_whole_call_parses(arguments: dict[str, Any]) -> None:
             "cases, line 1: a tool is",
         ),
         ('{"messages": {}, "tools": [], "expected": null}', "cases, line 1: messages and tools are JSON lists"),
-        ('\n{"messages": [], "tools": [], "expected": {"name": "f"}}', 'cases, line 2: "expected" is neither null nor'),
+        (
+            '\n{"messages": [], "tools": [], "expected": {"name": "f"}}',
+            'cases, line 2: "expected" is neither {"name": ...,',
+        ),
         ('{"messages": [], "tools": [], "expected": false}', '"expected" is neither'),
+        (ANOTHER, "cases, line 1: \"expected\" calls 'g', and the case has other tools (f, h); name one of them"),
     ],
 )
 def test_files_of_cases_that_are_none(tmp_path: Path, content: str, sentence: str) -> None:
@@ -140,10 +153,19 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_cases_are_read(tmp_path: Path) -> None:
-    lines = [{"messages": CHAT.messages, "tools": TOOLS, "expected": {"name": "f", "arguments": {"a": 1}}}]
+    lines = [{"messages": CHAT.messages, "tools": TOOLS, "expected": {"name": "set_timer", "arguments": {"a": 1}}}]
     lines.append({**lines[0], "expected": None})
     (tmp_path / "cases").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    assert read_cases(tmp_path / "cases") == [Case(CHAT, Call("f", {"a": 1})), Case(CHAT, None)]
+    assert read_cases(tmp_path / "cases") == [Case(CHAT, Call("set_timer", {"a": 1})), Case(CHAT, None)]
+
+
+def test_the_documented_cases_are_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "tools.md").read_text()
+    (tmp_path / "cases").write_text(page.split("```json\n")[1].split("```")[0])
+    called, silent = read_cases(tmp_path / "cases")
+    check_schemas([called, silent])
+    assert called.expected == Call("get_weather", {"city": "Oslo"})
+    assert silent.expected is None
 
 
 def test_tools_without_a_schema_are_refused() -> None:
