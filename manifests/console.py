@@ -4,6 +4,7 @@ Progress is a live bar on a terminal and plain lines elsewhere.
 """
 
 import json
+import math
 import sys
 import threading
 import time
@@ -37,8 +38,16 @@ def say(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """One JSON document on stdout; null stands for the infinite and for what is no number, which JSON cannot say."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ConsoleProgress:

@@ -36,9 +36,9 @@ class Noise:
         return {**dict(zip(PROJECTIONS, sums.tolist(), strict=True)), "experts": whole}
 
     def document(self) -> dict[str, Any]:
-        """For `--json`; null stands for infinity."""
-        layers = [dict(zip(PROJECTIONS, map(_finite, row), strict=True)) for row in self.decibels().tolist()]
-        return {"overall": {name: _finite(value) for name, value in self.overall().items()}, "layers": layers}
+        """For `--json`."""
+        layers = [dict(zip(PROJECTIONS, row, strict=True)) for row in self.decibels().tolist()]
+        return {"overall": self.overall(), "layers": layers}
 
 
 def measure(reference: Source, other: Source, backend: Backend, task: Task) -> Noise:
@@ -72,7 +72,3 @@ def decibels(power: Doubles, error: Doubles) -> Doubles:
     """10 log10 (power / error), elementwise; infinite without error."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(error == 0, math.inf, 10 * np.log10(power / error))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

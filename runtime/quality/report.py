@@ -70,7 +70,7 @@ def _summary_rows(what: str, summaries: list[Summary | None]) -> Iterator[Row]:
     yield row("same top token", lambda s: f"{100 * s.agreement.mean:.2f} ± {100 * s.agreement.error:.2f} %")
     yield row("perplexity of reference", lambda s: f"{s.reference_perplexity:.4f}")
     yield row("perplexity", lambda s: f"{s.perplexity:.4f}")
-    yield row("perplexity ratio", lambda s: f"{s.ratio:.5f} ± {s.ratio * s.log_ratio.error:.5f}")
+    yield row("perplexity ratio", lambda s: f"{s.ratio:.5f} ± {s.ratio_error:.5f}")
 
 
 def with_error(estimate: Estimate, digits: int) -> str:

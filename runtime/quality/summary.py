@@ -18,7 +18,7 @@ Clusters = NDArray[np.int64]  # of each position, the document or window it is f
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean. `clustered` is None with fewer than two clusters; `error` is the larger of both standard errors."""
+    """A mean. `clustered` is None with fewer than two clusters, and `plain` infinite of a single value."""
 
     mean: float
     plain: float
@@ -26,7 +26,7 @@ class Estimate:
 
     @property
     def error(self) -> float:
-        """The standard error to claim."""
+        """The standard error to claim, the larger of both."""
         return max(self.plain, self.clustered or 0.0)
 
     def document(self) -> dict[str, Any]:
@@ -84,15 +84,20 @@ class Summary:
             p999=p999,
             largest=float(positions.divergence.max()),
             agreement=estimate((positions.top == positions.reference_top).astype(np.float64), clusters),
-            reference_perplexity=perplexity(positions.reference_loss),
-            perplexity=perplexity(positions.loss),
+            reference_perplexity=exponential(float(positions.reference_loss.mean())),
+            perplexity=exponential(float(positions.loss.mean())),
             log_ratio=estimate(positions.loss - positions.reference_loss, clusters),
         )
 
     @property
     def ratio(self) -> float:
         """Perplexity over the reference's."""
-        return math.exp(self.log_ratio.mean)
+        return exponential(self.log_ratio.mean)
+
+    @property
+    def ratio_error(self) -> float:
+        """The standard error of that, to first order."""
+        return self.ratio * self.log_ratio.error if math.isfinite(self.ratio) else math.inf
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""
@@ -113,7 +118,9 @@ class Summary:
         }
 
 
-def perplexity(losses: Doubles) -> float:
-    """exp of the mean loss; infinite beyond what a float holds."""
-    mean = float(losses.mean())
-    return math.exp(mean) if mean < 700 else math.inf
+def exponential(logarithm: float) -> float:
+    """exp of a mean loss or of a difference of two; infinite beyond what a float holds."""
+    try:
+        return math.exp(logarithm)
+    except OverflowError:
+        return math.inf

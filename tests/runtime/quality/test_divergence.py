@@ -1,5 +1,6 @@
 """Divergence, summaries and the structural slice against torch in float64, plain sums and known distributions."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from moepack.manifests.console import print_json
 from moepack.runtime.quality.divergence import LOGITS_BYTES, Positions, blocks, compare
 from moepack.runtime.quality.structure import NAMES, NONE, class_of, structure
 from moepack.runtime.quality.summary import Summary, estimate, ratio
@@ -91,6 +93,17 @@ def test_perplexities_and_their_ratio() -> None:
     assert found.ratio == pytest.approx(math.exp(0.5))
     assert found.log_ratio.plain == pytest.approx(np.std([0.5, 0, 1], ddof=1) / math.sqrt(3))
     assert found.agreement.mean == pytest.approx(2 / 3)
+
+
+def test_figures_beyond_a_float_are_infinite_and_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one position there is no error; and exp of 1000 nats is more than a float holds."""
+    one = Positions(np.ones(1), np.zeros(1), np.full(1, 1000.0), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    found = Summary.of(one, np.zeros(1, int))
+    assert (found.perplexity, found.ratio, found.ratio_error, found.divergence.error) == (math.inf,) * 4
+    print_json(found.document())
+    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (shown["perplexity"], shown["perplexity_ratio"], shown["kl"]["standard_error"]) == (None, None, None)
+    assert (shown["kl"]["mean"], shown["reference_perplexity"]) == (1, 1)
 
 
 def test_clustered_errors_are_those_of_cluster_means_when_clusters_are_equal() -> None:

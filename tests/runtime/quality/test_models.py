@@ -1,5 +1,6 @@
 """Whole models scored: against transformers, against the engine, against plain numpy."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def test_no_noise_is_infinite_and_null_in_json(pack: PackSource) -> None:
     with Silent().task("", 0) as task:
         found = measure(pack, pack, CPU, task)
     assert np.isinf(found.decibels()).all()
-    assert found.document()["overall"] == {"gate": None, "up": None, "down": None, "experts": None}
+    assert found.document()["overall"] == dict.fromkeys(("gate", "up", "down", "experts"), math.inf)
     assert Noise(np.ones((1, 3)), np.full((1, 3), 0.1)).overall() == pytest.approx(
         {"gate": 10, "up": 10, "down": 10, "experts": 10}
     )
