@@ -285,11 +285,21 @@ def calibrate(
         whole = read_whole(model, checkpoint.origin.directory, text, window=window)
         passage = Passage(model, whole.sample(tokens), backend, room, through=packed)
         starts, available = passage.windows.corpus.starts, whole.corpus.sequences
-        plan = plan_calibration(checkpoint, starts, available, whole.digest, options, through=passage.through)
+        sample = whole.sample(sensitivity_tokens) if sensitivities else None
+        measured = 0 if sample is None else len(sample.corpus)
+        plan = plan_calibration(
+            checkpoint,
+            starts,
+            available,
+            whole.digest,
+            options,
+            through=passage.through,
+            measured_tokens=measured,
+        )
         say(calibration_report.planned(plan))
-        sample = whole.sample(sensitivity_tokens)
-        measure = partial(_sensitivities, model, sample, backend, room) if sensitivities else None
-        with _resumable(out, "at the layer where this one stopped"):
+        measure = None if sample is None else partial(_sensitivities, model, sample, backend, room)
+        again = "; a measurement of sensitivities that had begun is made again" if sensitivities else ""
+        with _resumable(out, f"at the layer where this one stopped{again}"):
             calibrate_checkpoint(plan, checkpoint, out, passage.rows, passage.advance, ConsoleProgress(), measure)
     with CalibrationFile.open(out) as written:
         found = calibration_report.document(written, time.monotonic() - start)

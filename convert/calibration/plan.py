@@ -18,10 +18,10 @@ from ..tensors import Source
 from .collector import sum_bytes
 from .header import Facts, Model, Text
 from .identity import model_digest, tokenizer_digest
+from .measuring import FLOAT_BYTES, Measuring
 from .sections import EXPERT_HESSIANS, choose
 
 LEAST_WINDOWS = 16
-FLOAT_BYTES = 4
 BLOCK_ROWS = 4096  # rows of activations computed together
 READ_AHEAD = 4  # experts in memory
 BASE_BYTES = 200_000_000  # the program, its libraries, the tokenizer
@@ -32,7 +32,7 @@ class CalibrationPlan:
     """A calibration to be made: of what, where its sums are gathered, and which tokens are in which window.
 
     `starts` are the windows' first tokens and the number of all tokens. `spill_bytes` is the largest array over all
-    tokens that is kept in memory.
+    tokens that is kept in memory, `measured_tokens` how many sensitivities are measured on; 0 if they are not.
     """
 
     facts: Facts
@@ -40,6 +40,7 @@ class CalibrationPlan:
     starts: Sequence[int]
     device: str
     spill_bytes: int
+    measured_tokens: int = 0
 
     @property
     def identity(self) -> bytes:
@@ -58,8 +59,13 @@ class CalibrationPlan:
 
     @property
     def disk_bytes(self) -> int:
-        """Most bytes on the disk: hidden states of two layers, what memory may not hold, all of the file twice."""
-        return 2 * self.state_bytes + self.spilled_bytes + 2 * self.facts.shape.total_bytes
+        """Most bytes on the disk: those of the passage, or of measuring sensitivities when it has ended.
+
+        Of the passage: hidden states of two layers, what memory may not hold, all of the file twice.
+        """
+        passing = 2 * self.state_bytes + self.spilled_bytes + 2 * self.facts.shape.total_bytes
+        measuring = self.spilled_bytes // 2 + self.facts.shape.total_bytes + self._measuring.disk_bytes
+        return max(passing, measuring)
 
     @property
     def spilled_bytes(self) -> int:
@@ -71,7 +77,12 @@ class CalibrationPlan:
         """Most bytes of memory, about."""
         resident = 2 * self.state_bytes if not self.spilled_bytes else 0
         routes = 2 * 8 * self.facts.model.experts_per_token * self.facts.text.tokens
-        return BASE_BYTES + resident + routes + self._blocks + self._weights + self._sums
+        passing, measuring = resident + routes, resident // 2 + self._measuring.memory_bytes
+        return BASE_BYTES + max(passing, measuring) + self._blocks + self._weights + self._sums
+
+    @property
+    def _measuring(self) -> Measuring:
+        return Measuring(self.source.model, self.measured_tokens, self.spill_bytes)
 
     @property
     def _sums(self) -> int:
@@ -122,10 +133,12 @@ def plan_calibration(
     options: Options,
     *,
     through: str | None,
+    measured_tokens: int = 0,
 ) -> CalibrationPlan:
     """Plan to calibrate on windows that begin at `starts`, of a text with `text_digest` that gives `whole` of them.
 
-    `through` is the digest of the pack whose experts the text goes through, if any. Raises UsageError if the text is
+    `through` is the digest of the pack whose experts the text goes through, if any, `measured_tokens` how many tokens
+    sensitivities are measured on. Raises UsageError if the text is
     too short or too few of its tokens are used, the checkpoint has no tokenizer or there is no such device, and as
     `understand` does.
     """
@@ -151,7 +164,7 @@ def plan_calibration(
     )
     kept = choose(model, options.expert_hessians, options.hessian_bytes)
     facts = Facts(described, text, through, kept)
-    return CalibrationPlan(facts, source, starts, _device(options.device), options.spill_bytes)
+    return CalibrationPlan(facts, source, starts, _device(options.device), options.spill_bytes, measured_tokens)
 
 
 def _device(wanted: str) -> str:

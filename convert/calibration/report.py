@@ -13,10 +13,11 @@ from .plan import CalibrationPlan
 def planned(plan: CalibrationPlan) -> str:
     """What a calibration will take, in a sentence or two, before it starts."""
     text, kept = plan.facts.text, plan.facts.shape
+    measured = f"; sensitivities on {plan.measured_tokens} tokens" if plan.measured_tokens else ""
     return (
         f"calibrating on {text.tokens} tokens in {text.windows} windows, {text.held_out_tokens} of them held out;"
         f" hidden states {amount(plan.state_bytes)}, correlations {amount(kept.correlation_bytes)}"
-        f" (experts' own: {kept.expert_hessians}), at most {amount(plan.disk_bytes)} of disk and about"
+        f" (experts' own: {kept.expert_hessians}){measured}; at most {amount(plan.disk_bytes)} of disk and about"
         f" {amount(plan.memory_bytes)} of memory"
     )
 

@@ -3,21 +3,29 @@
 import json
 import random
 import re
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from checkpoints import TINY, CheckpointMaker, Shape, Variant
 from ran import Ran
 
-from moepack.convert import choice
+from moepack.convert import choice, cli
 from moepack.convert.calibration import header as headers
+from moepack.convert.calibration import measuring
 from moepack.convert.calibration.file import CalibrationFile
+from moepack.convert.calibration.plan import CalibrationPlan
 from moepack.convert.sensitivities import Sensitivities
 from moepack.layout.record import PROJECTIONS
 from moepack.manifests import canonical
 from moepack.manifests.errors import CorruptInputError
+from moepack.runtime.corpus import Room
+from moepack.runtime.passage import Passage
+from moepack.runtime.quality import divergence
 
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "again", "and")
 SMALL = ("--window", "24", "--tokens", "600", "--device", "cpu")
@@ -51,6 +59,79 @@ def test_they_are_kept_and_shown(moe_pack: Callable[..., Ran], calibration: Path
     assert all(layer.keys() == set(PROJECTIONS) and min(layer.values()) > 0 for layer in found["layers"])
     with CalibrationFile.open(calibration) as opened:
         assert opened.sensitivities == msgspec.convert(found, Sensitivities)
+
+
+class Arrays:
+    """The arrays over all tokens: bytes alive, and the most that ever were, since the measurement began."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.alive = self.most = 0
+        self.plans: list[CalibrationPlan] = []
+        array, planned, measure = Room.array, cli.plan_calibration, cli.measure_sensitivities
+
+        def counted(room: Room, rows: int, width: int) -> Any:
+            found = array(room, rows, width)
+            self.alive += found.nbytes
+            self.most = max(self.most, self.alive)
+            weakref.finalize(found, self.free, found.nbytes)
+            return found
+
+        def measured(*args: Any, **options: Any) -> Any:
+            self.most = self.alive
+            return measure(*args, **options)
+
+        def kept(*args: Any, **options: Any) -> CalibrationPlan:
+            self.plans.append(planned(*args, **options))
+            return self.plans[-1]
+
+        monkeypatch.setattr(Room, "array", counted)
+        monkeypatch.setattr(cli, "plan_calibration", kept)
+        monkeypatch.setattr(cli, "measure_sensitivities", measured)
+
+    def free(self, size: int) -> None:
+        self.alive -= size
+
+
+@pytest.mark.parametrize("memory", ["1KB", "1GB"])
+def test_memory_and_disk_that_are_stated_count_them(
+    moe_pack: Callable[..., Ran], source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str
+) -> None:
+    arrays, target = Arrays(monkeypatch), tmp_path / "c"
+    ran = moe_pack("calibrate", source, "--text", text, "-o", target, *SMALL, "--sensitivities", "--memory", memory)
+    assert ran.code == 0, ran.err
+    plan = arrays.plans[0]
+    without = replace(plan, measured_tokens=0)
+    assert f"sensitivities on {plan.measured_tokens} tokens" in ran.err
+    stream = plan.measured_tokens * plan.facts.model.hidden_size * 4
+    wanted = (1 + 2 * 3 * TINY.layers) * stream + plan.state_bytes
+    assert 0.8 * wanted < arrays.most <= wanted
+    if memory == "1KB":
+        assert plan.disk_bytes >= arrays.most + plan.facts.shape.total_bytes > without.disk_bytes
+    else:
+        assert plan.memory_bytes - without.memory_bytes > arrays.most - 2 * plan.state_bytes
+        assert plan.disk_bytes == without.disk_bytes
+
+
+def test_an_interrupted_measurement_is_made_again_and_the_layers_are_not(
+    moe_pack: Callable[..., Ran], source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    asked = ("calibrate", source, "--text", text, "-o", tmp_path / "c", *SMALL, "--sensitivities")
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "measure_sensitivities", interrupted)
+        ran = moe_pack(*asked)
+    assert ran.code == 130
+    assert "a measurement of sensitivities that had begun is made again" in " ".join(ran.err.split())
+    monkeypatch.setattr(Passage, "advance", lambda *_, **__: pytest.fail("a finished layer was made again"))
+    assert moe_pack(*asked).code == 0
+    with CalibrationFile.open(tmp_path / "c") as opened:
+        assert opened.sensitivities is not None
+
+
+def test_logits_are_counted_as_large_as_their_blocks_are() -> None:
+    assert measuring.LOGITS_BYTES == divergence.LOGITS_BYTES
 
 
 def test_recipes_are_chosen_by_them(
