@@ -246,8 +246,9 @@ def quality(
     if json:
         print_json(document(evaluation))
     else:
-        console.out.width = quality_report.width(evaluation)  # a narrower terminal wraps lines, and loses no figure
-        console.out.print(quality_report.table(evaluation))
+        shown = quality_report.table(evaluation)
+        console.out.width = quality_report.width(shown, console.out)  # a narrower terminal wraps lines, loses no figure
+        console.out.print(shown)
     for remark in quality_report.remarks(evaluation):
         say(remark)
     asked.draw(evaluation)  # last: a disk that is full costs the picture and no figure

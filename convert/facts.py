@@ -189,7 +189,6 @@ def of_pack(pack: Pack) -> dict[str, Any]:
     """What the manifest of a structurally sound pack says."""
     manifest = pack.manifest
     formats = {name for layer in manifest.layers for name in layer.formats.values()}
-    expert_bytes = sum(layer.stride * pack.model.num_experts for layer in manifest.layers)
     return {
         "pack": str(pack.path),
         "version": manifest.version,
@@ -205,7 +204,7 @@ def of_pack(pack: Pack) -> dict[str, Any]:
             "formats": sorted(formats),
             "records": pack.model.num_experts * pack.model.num_layers,
             **of_records(pack.records),
-            "bytes": expert_bytes,
+            "bytes": pack.expert_bytes,
         },
         "trunk": {
             "tensors": len(pack.trunk.entries),
@@ -213,7 +212,7 @@ def of_pack(pack: Pack) -> dict[str, Any]:
             "bytes": pack.trunk.size,
         },
         "files": {file.name: file.size for file in manifest.files},
-        "total_bytes": expert_bytes + sum(file.size for file in manifest.files),
+        "total_bytes": pack.total_bytes,
     }
 
 

@@ -64,6 +64,16 @@ class Pack:
             pack._resources = resources.pop_all()
             return pack
 
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of all layer files."""
+        return sum(layout.stride for layout in self.records) * self.model.num_experts
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files but the manifest."""
+        return self.expert_bytes + sum(file.size for file in self.manifest.files)
+
     def address(self, layer: int, expert: int) -> RecordAddress:
         """Where the record of `expert` in `layer` is. Raises IndexError outside the model."""
         stride = self.records[layer].stride

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ...manifests.progress import Progress
 from ..backends.base import Backend
 from ..corpus import Room
@@ -38,6 +40,11 @@ class Subject:
         layouts, model = self.source.pack.records, self.source.model
         weights = 3 * model.hidden_size * model.moe_intermediate_size * len(layouts)
         return 8 * sum(layout.size for layout in layouts) / weights
+
+    @property
+    def trunk_formats(self) -> list[str]:
+        """The formats that matrices of the trunk are quantized to."""
+        return sorted(set(self.source.pack.manifest.trunk.formats.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,13 +208,14 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _verdict_document(verdict: Verdict, reference: Answers | None) -> dict[str, Any]:
-    source = verdict.subject.source
+    pack = verdict.subject.source.pack
     return {
-        "pack": source.where,
-        "recipe": {
-            "expert_format": source.pack.manifest.recipe.expert_format,
-            "method": source.pack.manifest.recipe.method,
-        },
+        "pack": verdict.subject.source.where,
+        "recipe": msgspec.to_builtins(pack.manifest.recipe),
+        "expert_bytes": pack.expert_bytes,
+        "trunk_bytes": pack.trunk.size,
+        "total_bytes": pack.total_bytes,
+        "trunk_formats": verdict.subject.trunk_formats,
         "experts_per_token": verdict.experts_per_token,
         "bits_per_expert_weight": verdict.subject.bits_per_weight,
         "text": verdict.text.document() if verdict.text else None,

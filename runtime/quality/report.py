@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator
 
+from rich.console import Console
 from rich.table import Table
 
+from ..quantities import megabytes
 from .bootstrap import Rate
 from .calling import NAMES
-from .evaluation import Evaluation, Verdict
+from .evaluation import Evaluation, Subject, Verdict
 from .summary import Estimate, Summary
 from .toolcalls import LEAST_CASES
 
+WIDEST = 100_000
 Row = tuple[str, list[str]]
 
 
@@ -26,10 +29,9 @@ def table(evaluation: Evaluation) -> Table:
     return shown
 
 
-def width(evaluation: Evaluation) -> int:
-    """Columns of text that the table may take, whatever the terminal: a figure is never broken or cut."""
-    names = evaluation.names
-    return 40 + sum(max(28, len(names[verdict.subject.source.where]) + 2) for verdict in evaluation.verdicts)
+def width(shown: Table, console: Console) -> int:
+    """Columns of text that a table takes, whatever the terminal: a figure is never broken or cut."""
+    return console.measure(shown, options=console.options.update_width(WIDEST)).maximum
 
 
 def remarks(evaluation: Evaluation) -> Iterator[str]:
@@ -46,6 +48,7 @@ def remarks(evaluation: Evaluation) -> Iterator[str]:
 def _rows(evaluation: Evaluation) -> Iterator[Row]:
     verdicts = evaluation.verdicts
     yield "bits per expert weight", [f"{verdict.subject.bits_per_weight:.3f}" for verdict in verdicts]
+    yield from _size_rows([verdict.subject for verdict in verdicts])
     if evaluation.plan.windows is not None:
         yield from _summary_rows("text", [verdict.text for verdict in verdicts])
         yield "text: KL over the first's", [with_error(v.to_first, 4) if v.to_first else "none" for v in verdicts]
@@ -56,6 +59,13 @@ def _rows(evaluation: Evaluation) -> Iterator[Row]:
         yield from _tool_rows(evaluation)
     if any(facts.noise for facts in evaluation.weights.values()):
         yield from _noise_rows(evaluation)
+
+
+def _size_rows(subjects: list[Subject]) -> Iterator[Row]:
+    packs = [subject.source.pack for subject in subjects]
+    yield "pack, all bytes", [megabytes(pack.total_bytes) for pack in packs]
+    yield "trunk", [f"{pack.manifest.recipe.trunk_format}, {megabytes(pack.trunk.size)}" for pack in packs]
+    yield "trunk: quantized matrices", [", ".join(subject.trunk_formats) or "none" for subject in subjects]
 
 
 def _summary_rows(what: str, summaries: list[Summary | None]) -> Iterator[Row]:

@@ -62,6 +62,10 @@ def test_the_document_has_every_figure(moe_pack: MoePack, folder: Path, make_che
     ratio = four["text"]["kl"]["mean"] / two["text"]["kl"]["mean"]
     assert four["kl_to_first_pack"]["mean"] == pytest.approx(ratio)
     assert (two["bits_per_expert_weight"], four["bits_per_expert_weight"]) == (2.5, 4.5)
+    inspected = json.loads(moe_pack("inspect", folder / "two", "--json").out)
+    assert two["recipe"] == inspected["recipe"]
+    assert two["total_bytes"] == inspected["total_bytes"] > two["expert_bytes"] + two["trunk_bytes"]
+    assert (two["expert_bytes"], two["trunk_bytes"]) == (inspected["experts"]["bytes"], inspected["trunk"]["bytes"])
     assert set(two["structural"]["classes"]) == {
         *("quote", "brace", "bracket", "colon", "comma", "backslash", "newline", "digit")
     }
@@ -133,6 +137,22 @@ def test_packs_of_one_name_are_told_apart(moe_pack: MoePack, folder: Path, tmp_p
     assert ran.code == 0, ran.err
     assert ran.out.splitlines()[1].split() == ["a/x/pack", "b/x/pack", "other"]
     assert "<!-- a/x/pack -->" in (tmp_path / "p.svg").read_text()
+
+
+def test_what_is_traded_is_in_the_table(
+    moe_pack: MoePack, folder: Path, make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    build_pack(make_checkpoint(), tmp_path / "small", trunk="affine4-g64")
+    ask = ("quality", folder / "two", tmp_path / "small", "--reference", folder / "four", "--text", folder / "text")
+    ran = moe_pack(*ask, "--no-weights")
+    assert ran.code == 0, ran.err
+    rows = {line[:27].strip(): line[27:].split() for line in ran.out.splitlines()}
+    assert rows["trunk"][::3] == ["source,", "affine4-g64,"]
+    assert rows["trunk: quantized matrices"] == ["none", "affine4-g64,", "affine8-g64"]
+    two, small = map(float, rows["pack, all bytes"][::2])
+    assert small < two
+    found = json.loads(moe_pack(*ask, "--no-weights", "--json").out)["packs"][1]
+    assert (found["recipe"]["trunk_format"], found["trunk_formats"]) == ("affine4-g64", ["affine4-g64", "affine8-g64"])
 
 
 def test_no_figure_of_the_table_is_cut_on_a_narrow_terminal(moe_pack: MoePack, folder: Path) -> None:
