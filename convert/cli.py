@@ -237,7 +237,7 @@ def quality(
 ) -> None:
     """Measure what packs lose: KL and agreement on a text, tool calls, weight error, against a reference."""
     ks = tuple(experts_per_token or ()), reference_experts_per_token
-    asked = Asked(text, tokens, tools, window, limit, max_tokens, weights, layer_tokens, picture, *ks, json)
+    asked = Asked(text, tokens, tools, window, limit, max_tokens, weights, layer_tokens, picture, *ks, as_document=json)
     room = Room(parse_size(memory), scratch)
     with ExitStack() as opened:
         sources = [opened.enter_context(PackSource.open(path)) for path in packs]

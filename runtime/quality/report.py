@@ -63,7 +63,7 @@ def _rows(evaluation: Evaluation) -> Iterator[Row]:
 
 def _size_rows(subjects: list[Subject]) -> Iterator[Row]:
     packs = [subject.source.pack for subject in subjects]
-    yield "pack, all bytes", [megabytes(pack.total_bytes) for pack in packs]
+    yield "pack", [megabytes(pack.total_bytes) for pack in packs]
     yield "trunk", [f"{pack.manifest.recipe.trunk_format}, {megabytes(pack.trunk.size)}" for pack in packs]
     yield "trunk: quantized matrices", [", ".join(subject.trunk_formats) or "none" for subject in subjects]
 

@@ -39,6 +39,8 @@ def folder(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFa
         "long": {**cases[1], "messages": [{"role": "user", "content": "long " * 5000}]},
         "refused": {**cases[1], "messages": [{"role": "nobody", "content": "hi"}]},
         "schema": {**cases[1], "tools": [{"name": "f", "parameters": {"type": "strnig"}}]},
+        "endless": {**cases[1], "tools": [{"name": "f", "parameters": {"$ref": "#"}}]},
+        "other": {**cases[0], "expected": {"name": "g", "arguments": {}}},
     }
     for name, bad in bad_cases.items():
         (folder / name).write_text(json.dumps(cases[0]) + "\n" + json.dumps(bad) + "\n")
@@ -149,7 +151,7 @@ def test_what_is_traded_is_in_the_table(
     rows = {line[:27].strip(): line[27:].split() for line in ran.out.splitlines()}
     assert rows["trunk"][::3] == ["source,", "affine4-g64,"]
     assert rows["trunk: quantized matrices"] == ["none", "affine4-g64,", "affine8-g64"]
-    two, small = map(float, rows["pack, all bytes"][::2])
+    two, small = map(float, rows["pack"][::2])
     assert small < two
     found = json.loads(moe_pack(*ask, "--no-weights", "--json").out)["packs"][1]
     assert (found["recipe"]["trunk_format"], found["trunk_formats"]) == ("affine4-g64", ["affine4-g64", "affine8-g64"])
@@ -250,12 +252,14 @@ def test_a_picture_that_cannot_be_written_costs_no_figure(
         (("--tools", "{tools}", "-n", 5000), "what the longest case, {tools}, line 1, leaves"),
         (("--tools", "{long}"), "{long}, line 2: it has"),
         (("--tools", "{schema}"), "{schema}, line 2: the parameters"),
+        (("--tools", "{endless}"), "{endless}, line 2: the parameters"),
+        (("--tools", "{other}"), "{other}, line 2: \"expected\" calls 'g'"),
     ],
 )
 def test_requests_that_cannot_be_met(
     moe_pack: MoePack, folder: Path, options: tuple[object, ...], sentence: str
 ) -> None:
-    names = {name: folder / name for name in ("text", "tools", "none", "long", "schema")}
+    names = {name: folder / name for name in ("text", "tools", "none", "long", "schema", "endless", "other")}
     filled = [str(option).format(**names) for option in options]
     ran = moe_pack("quality", folder / "two", "--reference", folder / "four", *filled)
     assert ran.code == 2
@@ -326,4 +330,4 @@ def test_what_an_extra_would_bring_is_said(
     filled = [option.format(folder) for option in options]
     ran = moe_pack("quality", folder / "two", "--reference", folder / "four", "--text", folder / "text", *filled)
     assert ran.code == 2
-    assert f"needs {missing}; install it with" in ran.err
+    assert f"needs {missing}; install it with `pip install '.[quality]'`" in ran.err
