@@ -25,6 +25,16 @@ MOST_DEFAULT_JOBS = 16  # each holds an expert of up to 67 MB (FP8, 397B); more 
 
 
 @dataclass(frozen=True)
+class Recoded:
+    """A projection of a layer's experts that is quantized anew: from what to what."""
+
+    layer: int
+    projection: str
+    encoding: Encoding
+    coding: Coding
+
+
+@dataclass(frozen=True)
 class Packing:
     """All that building a pack needs: the checkpoint understood, what becomes of its trunk, and the layout's plan.
 
@@ -39,11 +49,11 @@ class Packing:
     calibration: CalibrationFile | None = None
 
     @property
-    def recoded(self) -> list[tuple[Encoding, Coding]]:
-        """From what to what projections of layers are quantized anew, those that pass through left out."""
+    def recoded(self) -> list[Recoded]:
+        """The projections of layers that are quantized anew, those that pass through left out."""
         return [
-            (layer.encodings[name], coding)
-            for layer, codings in zip(self.source.experts, self.codings, strict=True)
+            Recoded(index, name, layer.encodings[name], coding)
+            for index, (layer, codings) in enumerate(zip(self.source.experts, self.codings, strict=True))
             for name, coding in codings.items()
             if not passes_through(layer.encodings[name], coding.format)
         ]

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import NARROW, ODD, CheckpointMaker, Variant
 from packs import build_pack
@@ -12,11 +13,13 @@ from moepack.convert import estimate as estimates
 from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.estimate import estimate
 from moepack.convert.facts import of_plan
-from moepack.convert.plan import Packing, plan_pack, understand
-from moepack.convert.recipe import Recipe
+from moepack.convert.plan import Packing, lay_out, plan_pack, understand
+from moepack.convert.recipe import Coding, Recipe
 from moepack.convert.report import plan_table
 from moepack.layout.formats import parse
 from moepack.manifests.errors import UsageError
+from moepack.quantize.calibration import InputStatistics
+from moepack.quantize.feedback import Feedback
 
 
 def planned(checkpoint: Path, recipe: Recipe) -> Packing:
@@ -73,7 +76,7 @@ def test_each_trunk_matrix_is_timed_as_what_it_becomes(
 ) -> None:
     packing = planned(make_checkpoint(Variant()), Recipe.parse("affine2-g64", "mse", trunk))
     rates = {"affine2-g64": 7.0, "affine4-g64": 5.0, "affine8-g64": 3.0}
-    monkeypatch.setattr(estimates, "measure", lambda _, target: rates[target.format.name])
+    monkeypatch.setattr(estimates, "measure", lambda kind, _: rates[kind.coding.format.name])
     found = estimate(packing, 1, tmp_path)
     weights = dict.fromkeys(rates, 0)
     for tensor in packing.plan.trunk:
@@ -85,6 +88,30 @@ def test_each_trunk_matrix_is_timed_as_what_it_becomes(
     weights["affine2-g64"] = 3 * packing.projection_weights * packing.source.model.num_layers
     assert found.quantizing_seconds == pytest.approx(sum(count / rates[name] for name, count in weights.items()))
     assert found.expert_weights_per_second == pytest.approx(7.0)
+
+
+def test_a_hessian_is_counted_once_for_each_experts_inputs(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Checkpoint.open(str(make_checkpoint(Variant()))) as opened:
+        packing = lay_out(understand(opened), Recipe.parse("affine2-g64", "gptq", "source"))
+    model, nothing = packing.source.model, InputStatistics(np.ones(1, np.float32))
+    seconds = {model.hidden_size: 5.0, model.moe_intermediate_size: 0.25}
+    assert len(seconds) == 2
+    monkeypatch.setattr(estimates, "prepare", lambda inputs: (nothing, seconds[inputs.cols]))
+    monkeypatch.setattr(estimates, "measure", lambda _, statistics: 100.0 if statistics is nothing else math.nan)
+    weights = 3 * packing.projection_weights * model.num_layers
+    wanted = weights / 100 + model.num_experts * model.num_layers * sum(seconds.values())
+    found = estimate(packing, 1, tmp_path)
+    assert found.quantizing_seconds == pytest.approx(wanted)
+    assert found.expert_weights_per_second == pytest.approx(weights / wanted)
+
+
+def test_a_factorised_hessian_is_not_factorised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics, seconds = estimates.prepare(estimates.Inputs(256, own=True))
+    assert seconds > 0
+    monkeypatch.setattr(Feedback, "of", lambda _: pytest.fail("it was"))
+    assert estimates.measure(estimates.Kind(None, Coding(parse("affine2-g64"), "gptq"), 256), statistics) > 0
 
 
 def test_where_nothing_may_be_written_reading_counts(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
