@@ -298,6 +298,8 @@ def calibrate(
             measured_tokens=measured,
         )
         say(calibration_report.planned(plan))
+        if remark := calibration_report.remark(plan):
+            say(remark)
         measure = None if sample is None else partial(_sensitivities, model, sample, backend, room)
         again = "; a measurement of sensitivities that had begun is made again" if sensitivities else ""
         with _resumable(out, f"at the layer where this one stopped{again}"):

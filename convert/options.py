@@ -97,7 +97,7 @@ CalibrationTextOption = Annotated[
 CalibrationOutOption = Annotated[
     Path, typer.Option("--out", "-o", metavar="FILE", help="The calibration file to write.")
 ]
-SampleOption = Annotated[int, typer.Option(min=1, help="Tokens used, from all over the text.")]
+SampleOption = Annotated[int, typer.Option(min=1, help="About so many tokens are used, from all over the text.")]
 CalibrationWindowOption = Annotated[int, typer.Option(help="Tokens that the model sees together.")]
 HeldOutOption = Annotated[int, typer.Option(help="Every n-th window is not fitted to, but judges what was fitted.")]
 HessiansOption = Annotated[
@@ -113,5 +113,5 @@ ThroughOption = Annotated[
 SensitivitiesOption = Annotated[
     bool, typer.Option("--sensitivities", help="Measure too how much each layer's projections matter.")
 ]
-SensitivityTokensOption = Annotated[int, typer.Option(min=2, help="Tokens of the text for that.")]
+SensitivityTokensOption = Annotated[int, typer.Option(min=2, help="About so many tokens are used for that.")]
 DeviceOption = Annotated[str, typer.Option(help="Where sums are gathered: cpu, cuda (needs torch) or auto.")]

@@ -9,6 +9,8 @@ from ..report import amount, table
 from .file import CalibrationFile
 from .plan import CalibrationPlan
 
+ENOUGH_HELD_OUT = 4096  # 8,000 were enough on the trained model, 1,000 were not: see docs/calibration.md
+
 
 def planned(plan: CalibrationPlan) -> str:
     """What a calibration will take, in a sentence or two, before it starts."""
@@ -19,6 +21,17 @@ def planned(plan: CalibrationPlan) -> str:
         f" hidden states {amount(plan.state_bytes)}, correlations {amount(kept.correlation_bytes)}"
         f" (experts' own: {kept.expert_hessians}){measured}; at most {amount(plan.disk_bytes)} of disk and about"
         f" {amount(plan.memory_bytes)} of memory"
+    )
+
+
+def remark(plan: CalibrationPlan) -> str | None:
+    """What is to be said of a calibration that is too small to be of use, if it is."""
+    text = plan.facts.text
+    if text.held_out_tokens >= ENOUGH_HELD_OUT:
+        return None
+    return (
+        f"only {text.held_out_tokens} tokens are held out: with fewer than {ENOUGH_HELD_OUT}, what gptq gains is hardly"
+        " told from chance; give a longer text, or more --tokens"
     )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from calibrating import FEW_VISITS, calibrated, windows_of
 from checkpoints import TINY, CheckpointMaker, Variant
 from failing_system import Crash, failing_system
+from msgspec import structs
 from packs import build_pack
 from ran import Ran
 
@@ -25,6 +27,7 @@ from moepack.convert.calibration import header as headers
 from moepack.convert.calibration.collector import Collector
 from moepack.convert.calibration.file import PREFIX, CalibrationFile, compress
 from moepack.convert.calibration.header import Section
+from moepack.convert.calibration.report import remark
 from moepack.convert.calibration.run import Advance
 from moepack.convert.calibration.sections import section_size
 from moepack.convert.shipped import CHECKPOINT
@@ -70,6 +73,7 @@ def test_two_runs_and_their_report(moe_pack: Callable[..., Ran], source: Path, t
     assert "correlations" in ran.err
     assert "of memory" in ran.err
     assert "held out" in ran.out
+    assert "what gptq gains is hardly told from chance" in " ".join(ran.err.split())
     ran = moe_pack(*command(source, text, tmp_path / "b", "--json", "--threads", 1, "--memory", "1KB"))
     found = json.loads(ran.out)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -483,6 +487,13 @@ def test_statistics_can_be_of_what_a_packs_experts_make_of_the_text(
         name = "input.pool.diagonal"
         assert np.array_equal(through.layer(0).arrays[name], plain.layer(0).arrays[name])
         assert not np.array_equal(through.layer(1).arrays[name], plain.layer(1).arrays[name])
+
+
+def test_a_calibration_with_enough_held_out_tokens_passes_without_a_remark(source: Path, tmp_path: Path) -> None:
+    plan = calibrated(source, tmp_path / "c", windows_of(TINY))
+    assert f"only {plan.facts.text.held_out_tokens} tokens" in str(remark(plan))
+    enough = structs.replace(plan.facts.text, held_out_tokens=4096)
+    assert remark(replace(plan, facts=structs.replace(plan.facts, text=enough))) is None
 
 
 def test_memory_stated_is_not_exceeded_by_the_sums(source: Path, tmp_path: Path) -> None:
