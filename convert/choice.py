@@ -115,7 +115,8 @@ def choose(
     if not formats:
         raise UsageError("no format among which a recipe is chosen fits this model; name one with --expert-format")
     errors = weigh(source, formats, wish.method, jobs=jobs, progress=progress)
-    layers = _Layers(source, known, errors, shortest=None if wish.budget is None else _shortest(source, formats, wish))
+    shortest = None if wish.budget is None else _shortest(source, formats, wish)
+    layers = _Layers(source, known, errors, shortest, padded=wish.budget is not None)
     return _Chooser(source, wish, known, layers, calibration).choice()
 
 
@@ -145,13 +146,14 @@ def _codings(layers: Iterable[Formats], method: str) -> Codings:
 class _Layers:
     """The undominated combinations of formats of every layer, by size; and `shortest`, if given.
 
-    Without a shortest one, sizes are without padding.
+    Sizes are those of records, with their padding if `padded`.
     """
 
     source: Source
     sensitivities: Sensitivities
     errors: Errors
     shortest: Formats | None
+    padded: bool
 
     @cached_property
     def formats(self) -> list[list[Formats]]:
@@ -183,7 +185,7 @@ class _Layers:
     def _joined(self, options: Mapping[Projection, Mapping[Format, Option]], formats: Formats) -> Option:
         found = [options[name][format_] for name, format_ in zip(PROJECTIONS, formats, strict=True)]
         size = sum(option.size for option in found)
-        size = (size if self.shortest is None else aligned(size)) * self.source.model.num_experts
+        size = (aligned(size) if self.padded else size) * self.source.model.num_experts
         return Option(size, sum(option.cost for option in found))
 
 
