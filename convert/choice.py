@@ -6,93 +6,29 @@ chosen too, counts with its own error and TRUNK_WEIGHT times the sensitivity of 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
-from typing import TypeAlias, TypeVar
 
-from ..layout.formats import Format, matrix_bytes
-from ..layout.plan import TensorSpec, expert_shape
-from ..layout.record import PROJECTIONS, ExpertShape, RecordLayout
+from ..layout.plan import TensorSpec
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
-from ..manifests.rules import aligned
-from ..manifests.schema import Projection
 from .calibration.file import CalibrationFile
-from .knapsack import Chosen, Knapsack, Option, undominated
+from .combinations import Layers, codings_of, shortest_formats
+from .knapsack import Chosen, Knapsack
 from .plan import lay_out, told_of_experts
 from .recipe import Coding, Codings, Recipe
 from .recipefile import runs
 from .sensitivities import Sensitivities
 from .tensors import Source
-from .weighing import Errors, candidates, weigh, weigh_trunk
+from .weighing import candidates, weigh, weigh_trunk
+from .wish import Choice, Formats, Group, Step, Wish
 
 TRUNK_CHOICES = ("affine4-g64", "affine8-g64", "source")
 # Of 1.24 nats that Qwen3.5-397B-A17B lost when each tensor alone was cut to one format, all routed experts together
 # lost 0.298 (Thireus, GGUF-Tool-Suite, kld_results): for equal errors, the trunk counts about three times as much.
 TRUNK_WEIGHT = 3.0
 OTHER_SIZES = (0.9, 0.95, 1.05, 1.1)
-
-Formats: TypeAlias = tuple[Format, Format, Format]  # of gate, up and down
-Key = TypeVar("Key")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """How large the result may be: `bits` per expert weight, or `budget` bytes of the whole pack; one of them.
-
-    Bits count codes and all that gives them their values, without the padding of records. `trunk` is None where it may
-    be chosen.
-    """
-
-    method: str
-    bits: float | None = None
-    budget: int | None = None
-    trunk: str | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """A change of one layer's formats: what it would add to the size, in the wish's measure, and to the cost."""
-
-    layer: int
-    before: Formats
-    after: Formats
-    size: int
-    cost: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """Layers of the same formats, the bytes of their records together, and what they cost."""
-
-    layers: str
-    formats: Formats
-    size: int
-    cost: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A recipe, what it comes to, and what was not chosen.
-
-    `size` and `capacity` are bytes of expert records, with their padding under a budget, without it for bits.
-    `others` are (size, cost) at other capacities, `saving` and `spending` the steps that lose or gain the most
-    accuracy per byte.
-    """
-
-    recipe: Recipe
-    wish: Wish
-    sensitivities: Sensitivities
-    capacity: int
-    size: int
-    cost: float
-    trunk_cost: float
-    groups: tuple[Group, ...]
-    others: tuple[tuple[int, float], ...]
-    saving: Step | None
-    spending: Step | None
 
 
 def choose(
@@ -115,90 +51,9 @@ def choose(
     if not formats:
         raise UsageError("no format among which a recipe is chosen fits this model; name one with --expert-format")
     errors = weigh(source, formats, wish.method, jobs=jobs, progress=progress)
-    shortest = None if wish.budget is None else _shortest(source, formats, wish)
-    layers = _Layers(source, known, errors, shortest, padded=wish.budget is not None)
+    shortest = None if wish.budget is None else shortest_formats(source, formats, wish)
+    layers = Layers(source, known, errors, shortest, padded=wish.budget is not None)
     return _Chooser(source, wish, known, layers, calibration).choice()
-
-
-def _shortest(source: Source, formats: Sequence[Format], wish: Wish) -> Formats:
-    """The formats that make, in every layer, the smallest pack: the smallest records, and the least told of them."""
-    shape = expert_shape(source.model)
-
-    def stride(each: Formats) -> int:
-        return RecordLayout.of(shape, dict(zip(PROJECTIONS, each, strict=True))).stride
-
-    def told(each: Formats) -> int:
-        return told_of_experts(source.model, _codings([each] * source.model.num_layers, wish.method))
-
-    strides = {each: stride(each) for each in product(formats, formats, formats)}
-    least = min(strides.values())
-    return min((each for each in strides if strides[each] == least), key=told)
-
-
-def _codings(layers: Iterable[Formats], method: str) -> Codings:
-    return tuple(
-        {name: Coding(format_, method) for name, format_ in zip(PROJECTIONS, formats, strict=True)}
-        for formats in layers
-    )
-
-
-@dataclass(frozen=True)
-class _Layers:
-    """The undominated combinations of formats of every layer, by size; and `shortest`, if given.
-
-    Sizes are those of records, with their padding if `padded`.
-    """
-
-    source: Source
-    sensitivities: Sensitivities
-    errors: Errors
-    shortest: Formats | None
-    padded: bool
-
-    @cached_property
-    def formats(self) -> list[list[Formats]]:
-        return [[formats for formats, _ in layer] for layer in self._listed]
-
-    @cached_property
-    def options(self) -> list[list[Option]]:
-        return [[option for _, option in layer] for layer in self._listed]
-
-    @cached_property
-    def _listed(self) -> list[list[tuple[Formats, Option]]]:
-        return [
-            self._of_layer(sensitivity, errors)
-            for sensitivity, errors in zip(self.sensitivities.layers, self.errors, strict=True)
-        ]
-
-    def _of_layer(
-        self, sensitivity: Mapping[Projection, float], errors: Mapping[str, Mapping[Format, float]]
-    ) -> list[tuple[Formats, Option]]:
-        shape = expert_shape(self.source.model)
-        options = {name: _of_projection(shape, name, sensitivity[name], errors[name]) for name in PROJECTIONS}
-        gate, up, down = (_undominated(options[name]) for name in PROJECTIONS)
-        joined = {each: self._joined(options, each) for each in product(gate, up, down)}
-        kept = _undominated(joined)
-        if self.shortest is not None and self.shortest not in kept:
-            kept[self.shortest] = self._joined(options, self.shortest)
-        return list(kept.items())
-
-    def _joined(self, options: Mapping[Projection, Mapping[Format, Option]], formats: Formats) -> Option:
-        found = [options[name][format_] for name, format_ in zip(PROJECTIONS, formats, strict=True)]
-        size = sum(option.size for option in found)
-        size = (aligned(size) if self.padded else size) * self.source.model.num_experts
-        return Option(size, sum(option.cost for option in found))
-
-
-def _of_projection(
-    shape: ExpertShape, projection: str, sensitivity: float, errors: Mapping[Format, float]
-) -> dict[Format, Option]:
-    rows, cols = shape.of(projection)
-    return {each: Option(matrix_bytes(each, rows, cols), sensitivity * error) for each, error in errors.items()}
-
-
-def _undominated(options: Mapping[Key, Option]) -> dict[Key, Option]:
-    listed = list(options.items())
-    return {listed[index][0]: listed[index][1] for index in undominated(list(options.values()))}
 
 
 @dataclass(frozen=True)
@@ -228,7 +83,7 @@ class _Chooser:
         source: Source,
         wish: Wish,
         sensitivities: Sensitivities,
-        layers: _Layers,
+        layers: Layers,
         calibration: CalibrationFile | None,
     ) -> None:
         self._source, self._wish, self._sensitivities, self._layers = source, wish, sensitivities, layers
@@ -325,7 +180,7 @@ class _Chooser:
         return UsageError(f"{wished} are below the smallest recipe, which has {least:.4f}")
 
     def _codings(self, chosen: Chosen) -> Codings:
-        return _codings(self._formats(chosen), self._wish.method)
+        return codings_of(self._formats(chosen), self._wish.method)
 
     def _formats(self, chosen: Chosen) -> list[Formats]:
         return [formats[index] for formats, index in zip(self._layers.formats, chosen.options, strict=True)]

@@ -36,7 +36,6 @@ from .calibration.identity import require_tokenizer
 from .calibration.plan import Options, plan_calibration
 from .calibration.run import calibrate as calibrate_checkpoint
 from .checkpoint import TOKENIZER, Checkpoint
-from .choice import Choice
 from .coarse import coarsened, coarsest
 from .estimate import estimate
 from .options import (
@@ -84,6 +83,7 @@ from .recipefile import written
 from .reference import Reference
 from .sensitivities import Sensitivities
 from .shipped import CHECKPOINT, QUESTION
+from .wish import Choice
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a pack or calibration file differs from its digests; 2 the request cannot be met (usage,"

@@ -18,13 +18,13 @@ from ..manifests.manifest import pack_digest
 from ..manifests.report import Report
 from ..manifests.schema import Model
 from ..quantize.methods import METHODS
-from .choice import Choice, Formats, Step
 from .estimate import Estimate
 from .experts import Taken
 from .pipeline import Built
 from .plan import Packing
 from .recipefile import runs, written
 from .weighing import SAMPLED_EXPERTS
+from .wish import Choice, Formats, Step
 
 
 def of_plan(packing: Packing, choice: Choice | None, estimate: Estimate, where: Path) -> dict[str, Any]:

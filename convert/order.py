@@ -10,11 +10,12 @@ from ..quantize.methods import DATA_FREE_METHODS
 from .calibration.file import CalibrationFile
 from .calibration.matching import require_for_choosing, require_same
 from .checkpoint import Checkpoint
-from .choice import Choice, Wish, choose
+from .choice import choose
 from .plan import Packing, plan_pack, understand
 from .recipe import DEFAULT_FORMAT, DEFAULT_METHOD, Recipe, checked_method, checked_trunk_format
 from .recipefile import read_recipe
 from .tensors import Source
+from .wish import Choice, Wish
 
 MOST_BITS = 16.0
 

@@ -15,12 +15,13 @@ from ran import Ran
 
 from moepack.convert import choice as choices
 from moepack.convert.checkpoint import Checkpoint
-from moepack.convert.choice import Wish, choose
+from moepack.convert.choice import choose
 from moepack.convert.plan import plan_pack, told_of_experts, understand
 from moepack.convert.recipe import Coding, Recipe
 from moepack.convert.sensitivities import Sensitivities
 from moepack.convert.tensors import Source
 from moepack.convert.weighing import Errors, candidates, weigh
+from moepack.convert.wish import Wish
 from moepack.layout.formats import Format, parse
 from moepack.layout.plan import PackPlan
 from moepack.layout.record import PROJECTIONS
