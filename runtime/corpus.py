@@ -30,7 +30,7 @@ class Corpus:
     starts: tuple[int, ...]
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> "Corpus":
+    def of(cls, sequences: Sequence[Sequence[int] | Ids]) -> "Corpus":
         """Join sequences. Raises UsageError if there is none or one is empty."""
         if not sequences or not all(map(len, sequences)):
             raise UsageError("there are no tokens to compute with; give a text of at least one token")

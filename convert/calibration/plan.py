@@ -24,7 +24,7 @@ from .sections import EXPERT_HESSIANS, choose
 LEAST_WINDOWS = 16
 BLOCK_ROWS = 4096  # rows of activations computed together
 READ_AHEAD = 4  # experts in memory
-BASE_BYTES = 200_000_000  # the program, its libraries, the tokenizer
+BASE_BYTES = 250_000_000  # the program, its libraries, the tokenizer, the text
 
 
 @dataclass(frozen=True)

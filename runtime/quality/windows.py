@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Windows:
         scored = [(i, each) for i, each in enumerate(self.corpus.bounds()) if each[1] - 1 - each[0] > self.scored_from]
         count = min(len(scored), max(1, len(scored) * tokens // len(self.corpus)))
         chosen = [scored[index * len(scored) // count] for index in range(count)]
-        corpus = Corpus.of([self.corpus.tokens[slice(*bounds)].tolist() for _, bounds in chosen])
+        corpus = Corpus.of([self.corpus.tokens[slice(*bounds)] for _, bounds in chosen])
         return Windows(corpus, tuple(self.documents[i] for i, _ in chosen), self.scored_from, self.digest)
 
     def document(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def read_text(path: Path, tokenizer: Tokenizer, *, window: int = WINDOW, limit: 
         texts = content.decode("utf-8").split(SEPARATOR)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text") from error
-    documents = (tokenizer.encode(text, add_special_tokens=False) for text in texts if text)
+    documents = (np.asarray(tokenizer.encode(text, add_special_tokens=False), np.int32) for text in texts if text)
     return _checked(_cut(documents, window), limit, 0, path, digest.of_bytes(content).hex())
 
 
@@ -113,10 +113,11 @@ def read_tokens(path: Path, *, limit: int | None = None) -> Windows:
     return _checked(list(enumerate(value["windows"])), limit, scored_from, path, digest.of_bytes(content).hex())
 
 
-Numbered = list[tuple[int, Sequence[int]]]  # windows, each after the number of its document
+Tokens: TypeAlias = Sequence[int] | Ids
+Numbered: TypeAlias = list[tuple[int, Tokens]]  # windows, each after the number of its document
 
 
-def _cut(documents: Iterable[Sequence[int]], window: int) -> Numbered:
+def _cut(documents: Iterable[Ids], window: int) -> Numbered:
     return [
         (number, tokens[first : first + window])
         for number, tokens in enumerate(documents)
