@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress
-from ..quantize.methods import DATA_FREE_METHODS
+from ..quantize.methods import CALIBRATED_METHODS
 from .calibration.file import CalibrationFile
 from .calibration.matching import require_for_choosing, require_same
 from .checkpoint import Checkpoint
@@ -71,7 +71,7 @@ class Order:
             return self._fitting(self.fixed, source), None
         wish = Wish(self._method, self.bits, self.budget, self.trunk)
         known = calibration.sensitivities if calibration is not None else None
-        named = None if wish.method in DATA_FREE_METHODS else calibration
+        named = calibration if wish.method in CALIBRATED_METHODS else None
         choice = choose(source, wish, known, jobs=jobs, progress=progress, calibration=named)
         return choice.recipe, choice
 

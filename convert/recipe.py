@@ -16,7 +16,7 @@ from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
 from ..manifests.errors import UsageError
-from ..quantize.methods import DATA_FREE_METHODS, METHODS, require_suited
+from ..quantize.methods import CALIBRATED_METHODS, METHODS, require_suited
 from .families.family import Role
 from .tensors import Affine, Encoding, format_of
 
@@ -95,7 +95,7 @@ class Recipe:
     def calibrated(self) -> bool:
         """Whether a method that it names goes by a calibration."""
         codings = (self.coding, *(override.coding for override in self.overrides))
-        return any(coding.method not in DATA_FREE_METHODS for coding in codings)
+        return any(coding.method in CALIBRATED_METHODS for coding in codings)
 
     def codings(self, model: schema.Model) -> Codings:
         """The coding of every layer's projections.

@@ -16,7 +16,7 @@ from ..layout.plan import expert_shape
 from ..manifests.progress import Progress
 from ..quantize.affine import AffineMatrix
 from ..quantize.error import relative_squared_error
-from ..quantize.methods import DATA_FREE_METHODS, NonFiniteWeightError, quantize, suits
+from ..quantize.methods import CALIBRATED_METHODS, NonFiniteWeightError, quantize, suits
 from .finite import not_finite
 from .matrices import read_rows
 from .parallel import in_order
@@ -98,7 +98,7 @@ def _error(
 
 
 def _without_data(method: str) -> str:
-    return method if method in DATA_FREE_METHODS else DEFAULT_METHOD
+    return DEFAULT_METHOD if method in CALIBRATED_METHODS else method
 
 
 def _error_of_item(source: Source, item: TrunkItem) -> float:

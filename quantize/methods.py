@@ -46,7 +46,8 @@ from .grids import GridMatrix, Matrix, native_grids
 from .moments import Floats
 
 DATA_FREE_METHODS = ("minmax", "mse")
-METHODS = (*DATA_FREE_METHODS, "imatrix", "gptq")
+CALIBRATED_METHODS = ("imatrix", "gptq")  # those that need statistics of a matrix's inputs
+METHODS = (*DATA_FREE_METHODS, *CALIBRATED_METHODS)
 PLAIN_METHODS = ("minmax",)  # for plain affine formats only
 _SEARCHES = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}  # the native search of a method
 M = TypeVar("M", AffineMatrix, GridMatrix)
@@ -105,7 +106,7 @@ def quantize(
     require_whole_groups(shape[1], format)
     if method == "gptq":
         return _copied(choose_by_feedback(weights, format, statistics).matrix, out)
-    importance = None if method in DATA_FREE_METHODS else _importance(statistics, method, shape[1])
+    importance = _importance(statistics, method, shape[1]) if method in CALIBRATED_METHODS else None
     if isinstance(format, GridFormat):
         return _quantize_to_grids(weights, format, method, out, importance)
     result = AffineMatrix.empty(*shape, format) if out is None else _checked_out(out, AffineMatrix, shape, format)

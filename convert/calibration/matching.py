@@ -4,15 +4,15 @@ from collections.abc import Iterable
 
 from ...manifests import schema
 from ...manifests.errors import UsageError
+from ...quantize.methods import CALIBRATED_METHODS
 from ..tensors import Source
 from .file import CalibrationFile
 from .identity import model_digest, tokenizer_digest
-from .statistics import CALIBRATED
 
 
 def require_calibration(calibration: CalibrationFile | None, source: Source, methods: Iterable[str]) -> None:
     """Raise UsageError unless there is a calibration of this very model if a method needs one, and none otherwise."""
-    needed = [method for method in methods if method in CALIBRATED]
+    needed = [method for method in methods if method in CALIBRATED_METHODS]
     if calibration is None:
         if needed:
             raise _missing(needed[0])
@@ -20,7 +20,7 @@ def require_calibration(calibration: CalibrationFile | None, source: Source, met
     if not needed:
         raise UsageError(
             f"--calibration is given, but no matrix is quantized by a method that uses one; there are"
-            f" {' and '.join(CALIBRATED)}"
+            f" {' and '.join(CALIBRATED_METHODS)}"
         )
     require_same(calibration, source)
 
@@ -28,9 +28,9 @@ def require_calibration(calibration: CalibrationFile | None, source: Source, met
 def require_for_choosing(calibration: CalibrationFile | None, method: str) -> None:
     """Raise UsageError unless a recipe of `method` can be chosen with this: before all formats are weighed for it."""
     if calibration is None:
-        if method in CALIBRATED:
+        if method in CALIBRATED_METHODS:
             raise _missing(method)
-    elif method not in CALIBRATED and calibration.sensitivities is None:
+    elif method not in CALIBRATED_METHODS and calibration.sensitivities is None:
         raise UsageError(
             f"{calibration.path} has no sensitivities; calibrate with --sensitivities, or leave it out: {method} uses"
             " nothing else of it"

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...quantize.calibration import Halves, InputStatistics, Moments, input_statistics
-from ...quantize.methods import DATA_FREE_METHODS, METHODS
+from ...quantize.methods import CALIBRATED_METHODS
 from .sections import FIT, GROUPS, HELD_OUT, INPUT, Arrays
 
-CALIBRATED = tuple(method for method in METHODS if method not in DATA_FREE_METHODS)  # those that need statistics
-BY_HESSIAN = ("gptq",)  # those of them that need more than the importance of each input
+BY_HESSIAN = ("gptq",)  # those of CALIBRATED_METHODS that need more than the importance of each input
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +26,14 @@ class LayerStatistics:
 
         Gate and up share one object, since they see the same. Raises as `own` does.
         """
-        wanted = {GROUPS[name]: False for name, method in methods.items() if method in CALIBRATED}
+        wanted = {GROUPS[name]: False for name, method in methods.items() if method in CALIBRATED_METHODS}
         wanted |= {GROUPS[name]: True for name, method in methods.items() if method in BY_HESSIAN}
         own = self.own(expert) if any(wanted.values()) else {}
         found = {
             group: input_statistics(self._own(group, expert, own), self._pool(group), hessians=hessians)
             for group, hessians in wanted.items()
         }
-        return {name: found[GROUPS[name]] for name, method in methods.items() if method in CALIBRATED}
+        return {name: found[GROUPS[name]] for name, method in methods.items() if method in CALIBRATED_METHODS}
 
     def _own(self, group: str, expert: int, own: Arrays) -> Halves:
         correlations = own.get(f"{group}.correlations", (None, None))

@@ -14,7 +14,6 @@ from checkpoints import TINY, CheckpointMaker, Shape, Variant
 from ran import Ran
 
 from moepack.convert.calibration.file import CalibrationFile
-from moepack.convert.calibration.statistics import CALIBRATED
 from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.plan import understand
 from moepack.convert.tensors import Scratch
@@ -26,7 +25,7 @@ from moepack.manifests.digest import of_file
 from moepack.manifests.errors import StorageError
 from moepack.manifests.manifest import pack_digest
 from moepack.quantize.grids import Matrix
-from moepack.quantize.methods import choose_by_feedback, quantize
+from moepack.quantize.methods import CALIBRATED_METHODS, choose_by_feedback, quantize
 
 FORMATS = ("affine2-g64", "book2-g8")
 VARIANTS = {"bf16": Variant(TINY), "mlx 4-bit": Variant(TINY, dialect="mlx", bits=4)}
@@ -56,7 +55,7 @@ def parts(matrix: Matrix) -> bytes:
     return b"".join(np.ascontiguousarray(arrays[name]).tobytes() for name in names)
 
 
-@pytest.mark.parametrize("method", CALIBRATED)
+@pytest.mark.parametrize("method", CALIBRATED_METHODS)
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_matrix_is_quantized_by_its_own_statistics(
@@ -93,10 +92,10 @@ def test_every_matrix_is_quantized_by_its_own_statistics(
 def test_calibrated_packs_differ_from_those_without(
     moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path
 ) -> None:
-    for method in (*CALIBRATED, "mse"):
+    for method in (*CALIBRATED_METHODS, "mse"):
         options = ["--calibration", calibration] if method != "mse" else []
         moe_pack("build", source, tmp_path / method, "--method", method, *options)
-    assert len({of_file(tmp_path / method / "digests.bin") for method in (*CALIBRATED, "mse")}) == 3
+    assert len({of_file(tmp_path / method / "digests.bin") for method in (*CALIBRATED_METHODS, "mse")}) == 3
 
 
 def kept_by_gptq(source: Path, calibration: Path, format_: str, layers: range) -> Counter[str]:
@@ -165,14 +164,14 @@ def test_the_manifest_names_the_calibration(
 
 
 def test_plan_takes_a_calibration_and_estimates(moe_pack: Callable[..., Ran], source: Path, calibration: Path) -> None:
-    for method in CALIBRATED:
+    for method in CALIBRATED_METHODS:
         ran = moe_pack("plan", source, "--method", method, "--calibration", calibration, "--json")
         assert ran.code == 0, ran.err
         assert json.loads(ran.out)["estimate"]["quantizing_seconds"] > 0
         assert json.loads(ran.out)["recipe"]["method"] == method
 
 
-@pytest.mark.parametrize("method", CALIBRATED)
+@pytest.mark.parametrize("method", CALIBRATED_METHODS)
 def test_a_recipe_can_be_chosen_for_a_calibrated_method(
     moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path, method: str
 ) -> None:
@@ -206,7 +205,7 @@ def test_only_methods_of_the_recipe_that_need_statistics_get_them(
             assert not np.array_equal(ours[:down], theirs[:down])
 
 
-@pytest.mark.parametrize("method", CALIBRATED)
+@pytest.mark.parametrize("method", CALIBRATED_METHODS)
 def test_methods_that_need_a_calibration_say_so(
     moe_pack: Callable[..., Ran], source: Path, tmp_path: Path, method: str
 ) -> None:

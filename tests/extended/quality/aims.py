@@ -9,8 +9,10 @@ from typing import Any
 
 from subjects import BASELINE, FOUR_BITS, FREE
 
+from moepack.quantize.methods import CALIBRATED_METHODS
+
 TWO_BITS, THREE_BITS = 2.51, 3.3
-DATA_FREE, CALIBRATED = ("mse",), ("imatrix", "gptq")
+DATA_FREE = ("mse",)  # minmax is what others are held against
 SAME_BYTES = "affine2-g64 mse"
 
 Packs = dict[str, Any]  # scores by a recipe's name
@@ -33,7 +35,7 @@ class Aim:
 def aims(result: dict[str, Any], texts: list[str]) -> Iterator[Aim]:
     """All aims of one subject; divergences are those on the first of `texts`."""
     packs, calls = dict(result[texts[0]]["packs"]), dict(result["tools"]["packs"])
-    free, best = _best(packs, DATA_FREE, TWO_BITS), _best(packs, CALIBRATED, TWO_BITS)
+    free, best = _best(packs, DATA_FREE, TWO_BITS), _best(packs, CALIBRATED_METHODS, TWO_BITS)
     yield _of_divergence(SAME_BYTES, packs, 0.70)
     yield _of_noise(result[texts[0]]["weights"])
     yield _of_parsing(calls)
