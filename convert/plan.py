@@ -78,14 +78,14 @@ def understand(checkpoint: Checkpoint) -> Source:
 
 
 def plan_pack(source: Source, recipe: Recipe, calibration: CalibrationFile | None = None) -> Packing:
-    """Plan a pack.
+    """Plan a pack. The calibration must be one of this very checkpoint, see `matching.require_same`.
 
-    Raises UsageError if the recipe does not fit the model, if its methods and the calibration do not fit each other
-    or the checkpoint, or MOEPACK_ISA does not fit this machine.
+    Raises UsageError if the recipe does not fit the model, if its methods and the calibration do not fit each other,
+    or MOEPACK_ISA does not fit this machine.
     """
     packing = lay_out(source, recipe, calibration)
     methods = dict.fromkeys(coding.method for layer in packing.codings for coding in layer.values())
-    require_calibration(calibration, source, methods)
+    require_calibration(calibration, methods)
     return packing
 
 

@@ -10,8 +10,8 @@ from .file import CalibrationFile
 from .identity import model_digest, tokenizer_digest
 
 
-def require_calibration(calibration: CalibrationFile | None, source: Source, methods: Iterable[str]) -> None:
-    """Raise UsageError unless there is a calibration of this very model if a method needs one, and none otherwise."""
+def require_calibration(calibration: CalibrationFile | None, methods: Iterable[str]) -> None:
+    """Raise UsageError unless there is a calibration if a method needs one, and none otherwise."""
     needed = [method for method in methods if method in CALIBRATED_METHODS]
     if calibration is None:
         if needed:
@@ -22,7 +22,6 @@ def require_calibration(calibration: CalibrationFile | None, source: Source, met
             f"--calibration is given, but no matrix is quantized by a method that uses one; there are"
             f" {' and '.join(CALIBRATED_METHODS)}"
         )
-    require_same(calibration, source)
 
 
 def require_for_choosing(calibration: CalibrationFile | None, method: str) -> None:

@@ -138,9 +138,8 @@ def plan_calibration(
     """Plan to calibrate on windows that begin at `starts`, of a text with `text_digest` that gives `whole` of them.
 
     `through` is the digest of the pack whose experts the text goes through, if any, `measured_tokens` how many tokens
-    sensitivities are measured on. Raises UsageError if the text is
-    too short or too few of its tokens are used, the checkpoint has no tokenizer or there is no such device, and as
-    `understand` does.
+    sensitivities are measured on. Raises UsageError if the text is too short or too few of its tokens are used, the
+    checkpoint has no tokenizer or there is no such device, and as `understand` does.
     """
     source = understand(checkpoint)
     model = source.model

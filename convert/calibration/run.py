@@ -35,9 +35,9 @@ def calibrate(
     """Write the calibration file `target`, or finish what an interrupted run has left of it; the file's digest.
 
     `rows` float32 [tokens, hidden] are the states before layer 0; `advance` changes them in place. `measure` gives the
-    sensitivities to store, if they are wanted, once all layers are finished. Raises UsageError
-    if the target exists, StorageError if the disk fails or fills, CorruptInputError if an activation is not finite or
-    the checkpoint changed meanwhile. After any other error, or a kill, the same call goes on at the next layer.
+    sensitivities to store, if they are wanted, once all layers are finished. Raises UsageError if the target exists,
+    StorageError if the disk fails or fills, CorruptInputError if an activation is not finite or the checkpoint changed
+    meanwhile. After any other error, or a kill, the same call goes on at the next layer.
     """
     shape = plan.facts.shape
     with Workspace.open(target, plan) as workspace:
