@@ -1,4 +1,4 @@
-"""Fixtures of moe-pack's own tests: the command line, and a checkpoint and a pack to damage."""
+"""Fixtures of moe-pack's own tests: the command line, a checkpoint and a pack to damage, a calibration."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import CheckpointMaker, Variant
+from calibrating import calibrated, windows_of
+from checkpoints import TINY, CheckpointMaker, Variant
 from packs import build_pack
 from ran import Ran
 
@@ -42,3 +43,11 @@ def pack(make_checkpoint: CheckpointMaker, tmp_path: Path) -> Path:
     target = tmp_path / "pack"
     build_pack(make_checkpoint(Variant()), target)
     return target
+
+
+@pytest.fixture(scope="session")
+def whole_calibration(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration that nothing disturbed."""
+    path = tmp_path_factory.mktemp("whole") / "c.moecal"
+    calibrated(make_checkpoint(Variant(TINY)), path, windows_of(TINY))
+    return path
