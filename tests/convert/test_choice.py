@@ -67,6 +67,13 @@ def every_recipe(source: Source) -> Iterator[Recipe]:
         yield Recipe.of(codings, "source")
 
 
+def weighed(source: Source, monkeypatch: pytest.MonkeyPatch, *, measured: bool) -> tuple[Sensitivities, Errors]:
+    """What recipes of FOUR formats, and only of these from now on, are judged by."""
+    monkeypatch.setattr(choices, "candidates", lambda *_: FOUR)
+    known = uneven(2) if measured else Sensitivities.equal(2)
+    return known, weigh(source, FOUR, "mse", jobs=2, progress=Silent())
+
+
 def recipe_bytes(recipe: Recipe, source: Source, *, padded: bool) -> int:
     shape = {"gate": (128, 256), "up": (128, 256), "down": (256, 128)}
     total = 0
@@ -82,9 +89,7 @@ def recipe_bytes(recipe: Recipe, source: Source, *, padded: bool) -> int:
 
 @pytest.mark.parametrize("measured", [False, True])
 def test_no_recipe_that_fits_costs_less(measured: bool, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "candidates", lambda *_: FOUR)
-    known = uneven(2) if measured else Sensitivities.equal(2)
-    errors = weigh(source, FOUR, "mse", jobs=2, progress=Silent())
+    known, errors = weighed(source, monkeypatch, measured=measured)
     recipes = list(every_recipe(source))
     costs = [cost_of(recipe, source, known, errors) for recipe in recipes]
     sizes = [recipe_bytes(recipe, source, padded=False) for recipe in recipes]
@@ -100,9 +105,7 @@ def test_no_recipe_that_fits_costs_less(measured: bool, source: Source, monkeypa
 @pytest.mark.parametrize("measured", [False, True])
 def test_no_recipe_within_a_budget_costs_less(measured: bool, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets are the very sizes of packs; what a shorter manifest could save, and no more, may be left unspent."""
-    monkeypatch.setattr(choices, "candidates", lambda *_: FOUR)
-    known = uneven(2) if measured else Sensitivities.equal(2)
-    errors = weigh(source, FOUR, "mse", jobs=2, progress=Silent())
+    known, errors = weighed(source, monkeypatch, measured=measured)
     recipes = list(every_recipe(source))
     costs = [cost_of(recipe, source, known, errors) for recipe in recipes]
     told = [told_of_experts(source.model, recipe.codings(source.model)) for recipe in recipes]
