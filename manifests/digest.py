@@ -7,10 +7,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from .files import open_regular, read_exactly
+from .files import open_regular, pieces
 
 DIGEST_BYTES = 32
-CHUNK_BYTES = 4 * 1024 * 1024
 
 
 Advance = Callable[[int], None]
@@ -26,7 +25,7 @@ def of_bytes(data: bytes | memoryview) -> bytes:
 
 
 def of_file(path: Path, *, follow_links: bool = False, advance: Advance = _unheard) -> str:
-    """The hexadecimal digest of a regular file; `advance` hears the size of every chunk."""
+    """The hexadecimal digest of a regular file; `advance` hears the size of every piece."""
     return of_sized_file(path, follow_links=follow_links, advance=advance)[1]
 
 
@@ -34,13 +33,10 @@ def of_sized_file(path: Path, *, follow_links: bool = False, advance: Advance = 
     """The size of a regular file, and the hexadecimal digest of that many bytes of it."""
     with opened(path, follow_links=follow_links) as descriptor:
         hasher = blake3(max_threads=blake3.AUTO)
-        buffer = memoryview(bytearray(CHUNK_BYTES))
         size = os.fstat(descriptor).st_size
-        for offset in range(0, size, CHUNK_BYTES):
-            chunk = buffer[: size - offset]
-            read_exactly(descriptor, chunk, offset, path)
-            hasher.update(chunk)
-            advance(len(chunk))
+        for piece in pieces(descriptor, 0, size, path):
+            hasher.update(piece)
+            advance(len(piece))
         return size, hasher.hexdigest()
 
 

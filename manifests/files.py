@@ -7,10 +7,12 @@ or a file that shrank after it was opened is never mistaken for data.
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import CorruptInputError, StorageError
 
+PIECE_BYTES = 4 * 1024 * 1024
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -55,6 +57,18 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -
         if count == 0:
             raise StorageError(f"{path} ends at byte {offset}, {len(left)} bytes early")
         left, offset = left[count:], offset + count
+
+
+def pieces(descriptor: int, offset: int, size: int, path: Path) -> Iterator[memoryview]:
+    """`size` bytes of `path` from `offset` on, a few megabytes at a time, each valid until the next is asked for.
+
+    Raises StorageError as `read_exactly` does.
+    """
+    buffer = memoryview(bytearray(min(size, PIECE_BYTES)))
+    for done in range(0, size, PIECE_BYTES):
+        piece = buffer[: size - done]
+        read_exactly(descriptor, piece, offset + done, path)
+        yield piece
 
 
 def read_small(path: Path, limit: int, *, follow_links: bool = False) -> bytes:

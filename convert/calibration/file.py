@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import zstandard
@@ -20,7 +20,7 @@ from blake3 import blake3
 from ...layout.atomic import AtomicFile
 from ...manifests import digest
 from ...manifests.errors import CorruptInputError, MismatchError
-from ...manifests.files import open_regular, read_exactly
+from ...manifests.files import open_regular, pieces, read_exactly
 from ..sensitivities import Sensitivities
 from . import header as headers
 from .header import Facts, Section
@@ -30,7 +30,6 @@ from .statistics import LayerStatistics
 MAGIC = b"MOECAL\r\n"
 PREFIX = struct.Struct("<8sQ")
 LEVEL = 3
-CHUNK_BYTES = 4 * 1024 * 1024
 
 
 def compress(content: bytes) -> bytes:
@@ -125,18 +124,19 @@ def write(
     target: Path,
     facts: Facts,
     sections: Sequence[Section],
-    content: Iterator[bytes],
+    content: Iterator[memoryview],
     sensitivities: Sensitivities | None = None,
 ) -> str:
     """Write a file from its stored sections, in order, as pieces of any size; the digest that names it.
 
-    Raises StorageError if the disk fails or fills.
+    A piece is written before the next is asked for. Raises StorageError if the disk fails or fills.
     """
     rendered = headers.render(facts, list(sections), sensitivities)
     size = PREFIX.size + len(rendered) + sum(section.stored for section in sections) + digest.DIGEST_BYTES
     hasher = blake3(max_threads=blake3.AUTO)
     with AtomicFile(target, size) as file:
-        for piece in (PREFIX.pack(MAGIC, len(rendered)), rendered, *content):
+        head: tuple[bytes | memoryview, ...] = PREFIX.pack(MAGIC, len(rendered)), rendered
+        for piece in chain(head, content):
             hasher.update(piece)
             file.write(piece)
         file.write(hasher.digest())
@@ -152,12 +152,9 @@ def _checked_digest(descriptor: int, size: int, path: Path) -> str:
     if size < PREFIX.size + digest.DIGEST_BYTES:
         raise MismatchError(f"{path} has been cut; calibrate again")
     hasher = blake3(max_threads=blake3.AUTO)
-    buffer = memoryview(bytearray(CHUNK_BYTES))
     end = size - digest.DIGEST_BYTES
-    for offset in range(0, end, CHUNK_BYTES):
-        chunk = buffer[: end - offset]
-        read_exactly(descriptor, chunk, offset, path)
-        hasher.update(chunk)
+    for piece in pieces(descriptor, 0, end, path):
+        hasher.update(piece)
     stored = bytearray(digest.DIGEST_BYTES)
     read_exactly(descriptor, memoryview(stored), end, path)
     if hasher.digest() != bytes(stored):

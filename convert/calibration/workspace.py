@@ -21,7 +21,7 @@ from ...layout.lock import LockedDirectory
 from ...layout.writer import check_space, partial_directory, require_absent
 from ...manifests import digest
 from ...manifests.errors import UsageError
-from ...manifests.files import read_exactly
+from ...manifests.files import pieces, read_exactly
 from ...quantize.moments import Floats
 from ..sensitivities import Sensitivities
 from . import file
@@ -31,7 +31,6 @@ from .sections import Shape, section_size
 
 PLAN_FILE = "plan.json"
 WHOLE_FILE = "whole.moecal"
-CHUNK_BYTES = 4 * 1024 * 1024
 
 
 class Workspace:
@@ -182,12 +181,13 @@ class Workspace:
             return False
         hasher = _state_hasher(layer)
         with digest.opened(path) as descriptor:
-            for content in pieces(descriptor, 0, self._plan.state_bytes, path):
-                hasher.update(content)
-            stored = b"".join(pieces(descriptor, self._plan.state_bytes, digest.DIGEST_BYTES, path))
-        return hasher.digest() == stored
+            for piece in pieces(descriptor, 0, self._plan.state_bytes, path):
+                hasher.update(piece)
+            stored = bytearray(digest.DIGEST_BYTES)
+            read_exactly(descriptor, memoryview(stored), self._plan.state_bytes, path)
+        return hasher.digest() == bytes(stored)
 
-    def _content(self) -> Iterator[bytes]:
+    def _content(self) -> Iterator[memoryview]:
         for layer in range(self._shape.layers):
             path = self._layer_file(layer)
             with digest.opened(path) as descriptor:
@@ -223,19 +223,13 @@ def _holds(path: Path, sections: list[Section]) -> bool:
     offset = 0
     with digest.opened(path) as descriptor:
         for section in sections:
-            content = b"".join(pieces(descriptor, offset, section.stored, path))
-            if digest.of_bytes(content).hex() != section.blake3:
+            hasher = blake3()
+            for piece in pieces(descriptor, offset, section.stored, path):
+                hasher.update(piece)
+            if hasher.hexdigest() != section.blake3:
                 return False
             offset += section.stored
     return True
-
-
-def pieces(descriptor: int, offset: int, size: int, path: Path) -> Iterator[bytes]:
-    """`size` bytes of a file from `offset` on, a few megabytes at a time."""
-    for first in range(offset, offset + size, CHUNK_BYTES):
-        piece = bytearray(min(CHUNK_BYTES, offset + size - first))
-        read_exactly(descriptor, memoryview(piece), first, path)
-        yield bytes(piece)
 
 
 def _state_hasher(layer: int) -> blake3:

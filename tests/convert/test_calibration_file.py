@@ -11,11 +11,32 @@ import numpy as np
 import pytest
 
 from moepack.convert.calibration import header as headers
-from moepack.convert.calibration.file import PREFIX, CalibrationFile, compress
+from moepack.convert.calibration.file import PREFIX, CalibrationFile, compress, write
 from moepack.convert.calibration.header import Section
 from moepack.convert.calibration.sections import section_size
 from moepack.manifests.digest import of_bytes
 from moepack.manifests.errors import CorruptInputError, MoepackError
+
+
+def test_content_of_any_size_is_written_piece_by_piece(whole_calibration: Path, tmp_path: Path) -> None:
+    """The pieces share one buffer, as those of a file do: all of them at once would be the last one."""
+    with CalibrationFile.open(whole_calibration) as opened:
+        facts = opened.facts
+    stored, sections = [], []
+    for number, (name, fields) in enumerate(facts.shape.all_sections().items()):
+        stored.append(compress(bytes([number % 2]) * section_size(fields)))
+        sections.append(Section(name, len(stored[-1]), section_size(fields), of_bytes(stored[-1]).hex()))
+    buffer = memoryview(bytearray(max(map(len, stored))))
+
+    def content() -> Iterator[memoryview]:
+        for section in stored:
+            buffer[: len(section)] = section
+            yield buffer[: len(section)]
+
+    found = write(tmp_path / "c", facts, sections, content())
+    assert b"".join(stored) == (tmp_path / "c").read_bytes()[-32 - sum(map(len, stored)) : -32]
+    with CalibrationFile.open(tmp_path / "c") as again:
+        assert again.digest == found
 
 
 def flips(content: bytes) -> Iterator[int]:
