@@ -1,4 +1,5 @@
 // moepack.runtime._native: the CPU kernels and the readers. `_native.pyi` documents it for Python.
+#include "activations.h"
 #include "operations.h"
 #include "reads.h"
 #include "weights.h"
@@ -38,6 +39,7 @@ static void bind_reads(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   moepack::bind_weights(m);
+  moepack::bind_activations(m);
   moepack::bind_operations(m);
   moepack::bind_reads(m);
 }

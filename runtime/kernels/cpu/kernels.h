@@ -18,7 +18,8 @@ enum class Scalar : int32_t { bf16, f16, f32 };
 // and scales and biases are [rows, cols / group] of type `scalar`. Float kinds: `data` is the matrix itself.
 // Grid kinds: `data` holds codes too, scales are bf16 [rows], and `grids` says which grid the codes of a group pick
 // their level from, in a byte per group (steps) or in four bits, low ones first (books). `levels` is
-// [256][1 or 2][2^bits]: for every byte the levels of the grids that it names.
+// [256][1 or 2][2^bits]: for every byte the levels of the grids that it names. `books` is [16][2^bits]: the levels of the
+// codebooks plus 128.
 struct Matrix {
   Kind kind;
   Scalar scalar;
@@ -28,14 +29,34 @@ struct Matrix {
   const void* biases;
   const uint8_t* grids = nullptr;
   const float* levels = nullptr;
+  const uint8_t* books = nullptr;
 };
 
-// Rows of activations: row t starts at base + index[t] * stride, or at base + t * stride without an index.
+constexpr int64_t BLOCK = 32;          // columns that share a scale when activations are rounded
+constexpr int64_t FEWEST_IN_TILES = 3;  // rows that make up for unpacking sixteen rows of a matrix
+
+// Rows of activations rounded to eight bits: codes are [rows][width], dealt out to the planes of a kind of matrix, and
+// zero from the last column to `width`, a multiple of 512. With B = width / 32 blocks: scales are [rows][B], offsets
+// (-128 * sum of the block's codes) likewise; sums are [rows][3][B], of groups of 32, 64 and 128: scale * sum of codes.
+// From FEWEST_IN_TILES rows on they come in tiles of as many rows as `tile_rows` says, and the last axes are
+// [width / 4][rows of the tile][4], [B][rows of the tile] and [3][B][rows of the tile].
+struct Rounded {
+  int64_t width;
+  int8_t* codes;
+  float* scales;
+  int32_t* offsets;
+  float* sums;
+};
+
+// Rows of activations: row t is row index[t] of the base, or row t without an index. `rounded`, if there, is the base
+// rounded for the matrix that it is multiplied with.
 struct Rows {
   const float* base;
   const int32_t* index;
   int64_t count, stride;
-  const float* operator[](int64_t t) const { return base + (index ? index[t] : t) * stride; }
+  const Rounded* rounded = nullptr;
+  int64_t place(int64_t t) const { return index ? index[t] : t; }
+  const float* operator[](int64_t t) const { return base + place(t) * stride; }
 };
 
 // One expert: gate and up are [intermediate, hidden], down is [hidden, intermediate].
@@ -75,18 +96,29 @@ struct Delta {
 
 struct Kernels {
   const char* name;
+  // How many planes activations are dealt out to for this kind of matrix; 0 if it multiplies floats only.
+  int64_t (*planes)(Kind);
+  // Rounds a row of `cols` floats to row `row` of `to`.
+  void (*round_row)(const float* x, int64_t cols, int64_t planes, int64_t row, const Rounded& to);
+  // How many of `left` rows the next tile has.
+  int64_t (*tile_rows)(int64_t left);
+  // The scratch that products with a matrix need, in floats.
+  int64_t (*product_scratch)(const Matrix&);
   // y[t, r] = matrix[r] . x[t] for rows first..last; y has `stride` floats per token.
-  void (*matmul)(const Matrix&, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last);
-  // h[t, r] = silu(gate[r] . x[t]) * (up[r] . x[t]).
-  void (*swiglu)(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first,
-                 int64_t last);
+  void (*matmul)(const Matrix&, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last, float* scratch);
+  // h[t, r] = silu(gate[r] . x[t]) * (up[r] . z[t]);
+  // x and z are the same rows, for the one matrix and for the other.
+  void (*swiglu)(const Matrix& gate, const Matrix& up, const Rows& x, const Rows& z, float* h, int64_t stride,
+                 int64_t first, int64_t last, float* scratch);
   // y[index[t], r] += weight[t] * (matrix[r] . h[t]), one rounding after the product and one after the sum.
   void (*accumulate)(const Matrix&, const Rows& h, const int32_t* index, const float* weight, float* y, int64_t stride,
-                     int64_t first, int64_t last);
+                     int64_t first, int64_t last, float* scratch);
   // y[c] = matrix[row, c]: a stored row as float32.
   void (*row)(const Matrix&, int64_t row, float* y);
   // y = x / sqrt(mean(x^2) + eps) * weight.
   void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t count);
+  // y = y + weight * x, one rounding after the product and one after the sum.
+  void (*add_share)(const float* x, float weight, float* y, int64_t count);
   // y = y + sigmoid(gate) * x.
   void (*add_gated)(const float* x, float gate, float* y, int64_t count);
   // The k largest of softmax(logits), renormalised to sum 1, largest first; ties go to the lower id. scratch: [count].
