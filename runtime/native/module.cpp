@@ -39,5 +39,7 @@ static void bind_reads(nb::module_& m) {
 NB_MODULE(_native, m) {
   moepack::bind_weights(m);
   moepack::bind_operations(m);
+  moepack::bind_attention(m);
+  moepack::bind_delta(m);
   moepack::bind_reads(m);
 }
