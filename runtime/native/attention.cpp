@@ -18,6 +18,7 @@ using Out2 = Array<float, 2>;
 
 constexpr int64_t GROUP = 8;         // tiles of a key head that meet a block while it is in the caches
 constexpr int64_t KEPT = 64;         // partial results of each key head that wait to be joined
+constexpr int64_t PIECES = 8;        // runs of consecutive blocks for each thread
 constexpr int64_t TOKEN_GRAIN = 8;   // tokens that are worth handing to another thread
 constexpr int64_t SCORES = ATTENTION_BLOCK * ATTENTION_ROWS;
 constexpr int64_t LINE = 16;         // floats of a cache line
@@ -82,7 +83,8 @@ void attend_by_blocks(Pool& pool, const Attention& a) {
   each_tile([&](int64_t tile, float* query, float* sum) { kernels().attention_start(a, tile, query, sum); });
   for (int64_t done = 0; done < blocks; done += step) {
     const int64_t count = std::min(step, blocks - done);
-    pool.run(count * heads, 1, [&](int64_t first, int64_t last, int thread) {
+    const int64_t grain = std::max<int64_t>(1, count * heads / (PIECES * pool.threads()));
+    pool.run(count * heads, grain, [&](int64_t first, int64_t last, int thread) {
       for (int64_t item = first; item < last; ++item)
         for (int64_t tile = item / count * a.tiles; tile < (item / count + 1) * a.tiles; ++tile)
           if (done + item % count < blocks_of(a, tile))

@@ -16,6 +16,7 @@ using In2 = Array<const float, 2>;
 using Out2 = Array<float, 2>;
 
 constexpr int64_t PIECE = 128;      // tokens
+constexpr int64_t HEADS = 4;        // value heads for each thread: with fewer, threads share a head's columns
 constexpr int64_t INPUT_GRAIN = 8;  // heads of one token that are worth handing to another thread
 constexpr int64_t OUTPUT_GRAIN = 16;
 
@@ -35,7 +36,8 @@ void advance(Pool& pool, const Delta& d) {
   pool.run(2 * s.num_key_heads + s.num_value_heads, std::max<int64_t>(1, INPUT_GRAIN / d.tokens),
            [&](int64_t first, int64_t last, int) { kernels().delta_inputs(d, first, last); });
   kernels().delta_shift(d);
-  pool.run(s.num_value_heads * slices, 1, [&](int64_t first, int64_t last, int thread) {
+  const int64_t grain = s.num_value_heads < HEADS * pool.threads() ? 1 : slices;
+  pool.run(s.num_value_heads * slices, grain, [&](int64_t first, int64_t last, int thread) {
     for (int64_t i = first; i < last; ++i) kernels().delta_slice(d, i / slices, i % slices, pool.scratch(thread));
   }, DELTA_COLUMNS * s.key_head_dim);
   pool.run(d.tokens * s.num_value_heads, OUTPUT_GRAIN, [&](int64_t first, int64_t last, int) {

@@ -19,7 +19,7 @@ constexpr int KEYS = 8, DIMS = 16;
 #else
 constexpr int KEYS = 4, DIMS = 4;
 #endif
-constexpr int64_t AHEAD = 16;      // positions between a row of values and the one that is asked of the caches
+constexpr int NEAR = 2;             // of __builtin_prefetch: not the first level, where rows of a cache displace each other
 constexpr float HIDDEN = -3.0e38f;  // below every score, and still finite less any of them
 
 // Where a tile's rows and positions lie.
@@ -44,8 +44,8 @@ void rotate(float* head, const float* cos, const float* sin, int64_t half) {
   }
 }
 
-// scores[n] = queries . keys of position n, for KEYS positions; asks the caches for the same part of `next`.
-void score(const float* queries, const float* const* keys, int64_t next, int64_t dim, float* scores) {
+// scores[n] = queries . keys of position n, for KEYS positions; asks the caches for what lies `ahead` of each.
+void score(const float* queries, const float* const* keys, int64_t ahead, int64_t dim, float* scores) {
   F16 sums[KEYS];
   for (int n = 0; n < KEYS; ++n) sums[n] = set(0.0f);
   const auto products = [&](int64_t d) __attribute__((always_inline)) {
@@ -54,19 +54,25 @@ void score(const float* queries, const float* const* keys, int64_t next, int64_t
   };
   int64_t d = 0;
   for (; d + LANES <= dim; d += LANES) {
-    for (int n = 0; n < KEYS; ++n) __builtin_prefetch(keys[n] + next + d);
+    for (int n = 0; n < KEYS; ++n) __builtin_prefetch(keys[n] + ahead + d, 0, NEAR);
     for (int i = 0; i < LANES; ++i) products(d + i);
   }
   for (; d < dim; ++d) products(d);
   for (int n = 0; n < KEYS; ++n) store(scores + n * LANES, sums[n]);
 }
 
-// Scores of `count` positions, each [16 rows]; writes up to KEYS - 1 more, which mean nothing.
-void score_all(const float* queries, const float* keys, int64_t stride, int64_t dim, int64_t count, float* scores) {
+// Scores of `count` positions, each [16 rows]; writes up to KEYS - 1 more, which mean nothing. Asks for the first of the
+// positions' values on the way.
+void score_all(const float* queries, const float* keys, const float* values, int64_t stride, int64_t dim, int64_t count,
+               float* scores) {
   for (int64_t j = 0; j < count; j += KEYS) {
     const float* rows[KEYS];
-    for (int64_t n = 0; n < KEYS; ++n) rows[n] = keys + (j + n < count ? j + n : count - 1) * stride;
-    score(queries, rows, KEYS * stride, dim, scores + j * LANES);
+    for (int64_t n = 0; n < KEYS; ++n) {
+      const int64_t at = (j + n < count ? j + n : count - 1) * stride;
+      rows[n] = keys + at;
+      __builtin_prefetch(values + at, 0, NEAR);
+    }
+    score(queries, rows, 2 * KEYS * stride, dim, scores + j * LANES);
   }
 }
 
@@ -94,13 +100,13 @@ F16 total(const float* scores, int64_t count) {
   return sum;
 }
 
-// sums[n] = shares . dimension n of the values of `count` positions, for N dimensions.
+// to[n] = shares . dimension n of the values of `count` positions, for N dimensions; asks for the next ones on the way.
 template <int N> void mix(const float* shares, const float* values, int64_t stride, int64_t count, float* to) {
   F16 sums[N];
   for (int n = 0; n < N; ++n) sums[n] = set(0.0f);
   for (int64_t j = 0; j < count; ++j) {
     const float* const row = values + j * stride;
-    __builtin_prefetch(row + AHEAD * stride);
+    __builtin_prefetch(row + LANES, 0, NEAR);
     const F16 share = load(shares + j * LANES);
     for (int n = 0; n < N; ++n) sums[n] = fma(share, set(row[n]), sums[n]);
   }
@@ -150,7 +156,7 @@ void attention_block(const Attention& a, int64_t tile, int64_t block, const floa
   const int64_t dim = a.shape.head_dim, stride = a.shape.num_kv_heads * dim, first = block * ATTENTION_BLOCK;
   const int64_t left = t.end - first, count = left < ATTENTION_BLOCK ? left : ATTENTION_BLOCK;
   const int64_t at = first * stride + t.kv * dim;
-  score_all(queries, a.keys + at, stride, dim, count, scores);
+  score_all(queries, a.keys + at, a.values + at, stride, dim, count, scores);
   hide(a, t, first, count, HIDDEN, scores);
   const F16 most = largest(scores, count);
   exponentials(scores, count, most);

@@ -15,6 +15,7 @@ namespace moepack::MOEPACK_ISA {
 
 namespace {
 
+constexpr int NEAR = 2;  // of __builtin_prefetch: not the first level, where rows of a state displace each other
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers; elsewhere 16
 constexpr int SPAN = 2;
 #else
@@ -78,22 +79,17 @@ inline int64_t left_of(const Slice& s, int n) {
   return left < 0 ? 0 : left;
 }
 
-// Copies the columns in; read = key of the first token . columns.
-void enter(const Slice& s, F16 (&read)[SPAN]) {
+// Copies the columns in; read = key of the first token . columns. Asks for what lies `ahead` of them on the way.
+void enter(const Slice& s, int64_t ahead, F16 (&read)[SPAN]) {
   const float* const key = s.key(0);
   for (int n = 0; n < SPAN; ++n) read[n] = set(0.0f);
   for (int64_t i = 0; i < s.d.shape.key_head_dim; ++i)
     for (int n = 0; n < SPAN; ++n) {
       const F16 cells = load_up_to(s.state(i) + n * LANES, left_of(s, n));
+      __builtin_prefetch(s.state(i) + ahead + n * LANES, 1, NEAR);
       store(s.cells + (i * SPAN + n) * LANES, cells);
       read[n] = fma(set(key[i]), cells, read[n]);
     }
-}
-
-void leave(const Slice& s) {
-  for (int64_t i = 0; i < s.d.shape.key_head_dim; ++i)
-    for (int n = 0; n < SPAN; ++n)
-      store_up_to(s.state(i) + n * LANES, load(s.cells + (i * SPAN + n) * LANES), left_of(s, n));
 }
 
 // What token's value changes, given what its key read: (value - keep * read) * learn.
@@ -104,8 +100,8 @@ void change(const Slice& s, int64_t token, const F16 (&read)[SPAN], F16 (&to)[SP
     to[n] = mul(sub(load_up_to(s.value(token) + n * LANES, left_of(s, n)), mul(keep, read[n])), learn);
 }
 
-// One token's pass: cells = keep * cells + key * change; out = query . cells; and, if there is a next token,
-// read = its key . cells.
+// One token's pass: cells = keep * cells + key * change; out = query . cells; and read = key . cells of the next token,
+// or, if there is none, cells go back to the state.
 template <bool NEXT> void advance(const Slice& s, int64_t token, F16 (&read)[SPAN]) {
   const float *const key = s.key(token), *const query = s.query(token), *const next = NEXT ? s.key(token + 1) : nullptr;
   const F16 keep = set(s.d.keeps[token * s.d.shape.num_value_heads + s.head]);
@@ -116,9 +112,13 @@ template <bool NEXT> void advance(const Slice& s, int64_t token, F16 (&read)[SPA
   for (int64_t i = 0; i < s.d.shape.key_head_dim; ++i)
     for (int n = 0; n < SPAN; ++n, cells += LANES) {
       const F16 cell = fma(set(key[i]), changes[n], mul(load(cells), keep));
-      store(cells, cell);
       outs[n] = fma(set(query[i]), cell, outs[n]);
-      if constexpr (NEXT) reads[n] = fma(set(next[i]), cell, reads[n]);
+      if constexpr (NEXT) {
+        store(cells, cell);
+        reads[n] = fma(set(next[i]), cell, reads[n]);
+      } else {
+        store_up_to(s.state(i) + n * LANES, cell, left_of(s, n));
+      }
     }
   for (int n = 0; n < SPAN; ++n) {
     store_up_to(s.out(token) + n * LANES, outs[n], left_of(s, n));
@@ -154,11 +154,11 @@ void delta_slice(const Delta& d, int64_t head, int64_t slice, float* scratch) {
   for (int64_t c = 0; c < DELTA_COLUMNS && c < left; c += SPAN * LANES) {
     const int64_t count = left - c < SPAN * LANES ? left - c : SPAN * LANES;
     const Slice s = {d, head, head / (d.shape.num_value_heads / d.shape.num_key_heads), column + c, count, scratch};
+    const int64_t ahead = count < left - c ? count : d.shape.key_head_dim * d.shape.value_head_dim - column - c;
     F16 read[SPAN];
-    enter(s, read);
+    enter(s, ahead, read);
     for (int64_t token = 0; token + 1 < d.tokens; ++token) advance<true>(s, token, read);
     advance<false>(s, d.tokens - 1, read);
-    leave(s);
   }
 }
 
