@@ -19,8 +19,12 @@ constexpr int KEYS = 8, DIMS = 16;
 #else
 constexpr int KEYS = 4, DIMS = 4;
 #endif
-constexpr int NEAR = 2;             // of __builtin_prefetch: not the first level, where rows of a cache displace each other
+constexpr int64_t AHEAD = 2 * KEYS;  // positions between a key and the one that is asked of the caches
+constexpr int LAST = LANES - 1;      // of sixteen floats that may lie on two cache lines: asking for it brings the second
 constexpr float HIDDEN = -3.0e38f;  // below every score, and still finite less any of them
+
+// Asks for a cache line, not as far as the first level, where rows of a cache, all alike placed, displace each other.
+__attribute__((always_inline)) inline void ask(const float* line) { __builtin_prefetch(line, 0, 2); }
 
 // Where a tile's rows and positions lie.
 struct Tile {
@@ -54,7 +58,7 @@ void score(const float* queries, const float* const* keys, int64_t ahead, int64_
   };
   int64_t d = 0;
   for (; d + LANES <= dim; d += LANES) {
-    for (int n = 0; n < KEYS; ++n) __builtin_prefetch(keys[n] + ahead + d, 0, NEAR);
+    for (int n = 0; n < KEYS; ++n) ask(keys[n] + ahead + d + LAST);
     for (int i = 0; i < LANES; ++i) products(d + i);
   }
   for (; d < dim; ++d) products(d);
@@ -70,9 +74,11 @@ void score_all(const float* queries, const float* keys, const float* values, int
     for (int64_t n = 0; n < KEYS; ++n) {
       const int64_t at = (j + n < count ? j + n : count - 1) * stride;
       rows[n] = keys + at;
-      __builtin_prefetch(values + at, 0, NEAR);
+      ask(keys + at + AHEAD * stride);
+      ask(values + at);
+      ask(values + at + LAST);
     }
-    score(queries, rows, 2 * KEYS * stride, dim, scores + j * LANES);
+    score(queries, rows, AHEAD * stride, dim, scores + j * LANES);
   }
 }
 
@@ -106,7 +112,7 @@ template <int N> void mix(const float* shares, const float* values, int64_t stri
   for (int n = 0; n < N; ++n) sums[n] = set(0.0f);
   for (int64_t j = 0; j < count; ++j) {
     const float* const row = values + j * stride;
-    __builtin_prefetch(row + LANES, 0, NEAR);
+    ask(row + LANES + LAST);
     const F16 share = load(shares + j * LANES);
     for (int n = 0; n < N; ++n) sums[n] = fma(share, set(row[n]), sums[n]);
   }

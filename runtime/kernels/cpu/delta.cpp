@@ -15,7 +15,7 @@ namespace moepack::MOEPACK_ISA {
 
 namespace {
 
-constexpr int NEAR = 2;  // of __builtin_prefetch: not the first level, where rows of a state displace each other
+constexpr int LAST = LANES - 1;  // of sixteen floats that may lie on two cache lines: asking for it brings the second
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers; elsewhere 16
 constexpr int SPAN = 2;
 #else
@@ -86,7 +86,7 @@ void enter(const Slice& s, int64_t ahead, F16 (&read)[SPAN]) {
   for (int64_t i = 0; i < s.d.shape.key_head_dim; ++i)
     for (int n = 0; n < SPAN; ++n) {
       const F16 cells = load_up_to(s.state(i) + n * LANES, left_of(s, n));
-      __builtin_prefetch(s.state(i) + ahead + n * LANES, 1, NEAR);
+      __builtin_prefetch(s.state(i) + ahead + n * LANES + LAST, 0, 2);  // as far as the second level
       store(s.cells + (i * SPAN + n) * LANES, cells);
       read[n] = fma(set(key[i]), cells, read[n]);
     }
