@@ -41,5 +41,7 @@ NB_MODULE(_native, m) {
   moepack::bind_weights(m);
   moepack::bind_activations(m);
   moepack::bind_operations(m);
+  moepack::bind_attention(m);
+  moepack::bind_delta(m);
   moepack::bind_reads(m);
 }

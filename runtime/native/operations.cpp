@@ -211,51 +211,6 @@ void combine(In2 parts, Array<const int32_t, 1> order, In1 weights, Out1 y) {
     kernels().add_share(parts.data() + order.data()[i] * width, weights.data()[i], y.data(), width);
 }
 
-AttentionShape attention_shape(int64_t heads, int64_t kv_heads, int64_t dim, int64_t rotary, float eps) {
-  require(
-      heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && dim > 0 && rotary >= 0 && rotary % 2 == 0 && rotary <= dim,
-      "attention: no such shape");
-  return {heads, kv_heads, dim, rotary, eps};
-}
-
-void attention(Pool& pool, const AttentionShape& s, int64_t position, In2 query_gate, In2 key, In2 value,
-               In1 query_norm, In1 key_norm, In2 cos, In2 sin, Out2 keys, Out2 values, Out2 out) {
-  const int64_t tokens = extent(out, 0), width = s.num_heads * s.head_dim, kv_width = s.num_kv_heads * s.head_dim;
-  require(extent(out, 1) == width && extent(query_gate, 1) == 2 * width && extent(key, 1) == kv_width &&
-              extent(value, 1) == kv_width && extent(query_gate, 0) == tokens && extent(key, 0) == tokens &&
-              extent(value, 0) == tokens,
-          "attention: projections do not fit");
-  require(extent(query_norm, 0) == s.head_dim && extent(key_norm, 0) == s.head_dim && extent(cos, 0) == tokens &&
-              extent(sin, 0) == tokens && extent(cos, 1) == s.rotary_dims / 2 && extent(sin, 1) == s.rotary_dims / 2,
-          "attention: norms or rotations do not fit");
-  require(extent(keys, 1) == kv_width && extent(values, 1) == kv_width && position >= 0 &&
-              position + tokens <= extent(keys, 0) && position + tokens <= extent(values, 0),
-          "attention: the cache is too small");
-  nb::gil_scoped_release release;
-  std::vector<float> queries(static_cast<size_t>(tokens * width));
-  const Attention a = {s,
-                       tokens,
-                       position,
-                       query_gate.data(),
-                       key.data(),
-                       value.data(),
-                       query_norm.data(),
-                       key_norm.data(),
-                       cos.data(),
-                       sin.data(),
-                       queries.data(),
-                       keys.data(),
-                       values.data(),
-                       out.data()};
-  pool.run(tokens, 4, [&](int64_t first, int64_t last, int) {
-    for (int64_t t = first; t < last; ++t) kernels().attention_prepare(a, t);
-  });
-  pool.run(tokens * s.num_heads, 1, [&](int64_t first, int64_t last, int thread) {
-    float* const scratch = pool.scratch(thread);
-    for (int64_t i = first; i < last; ++i) kernels().attention_head(a, i / s.num_heads, i % s.num_heads, scratch);
-  }, position + tokens);
-}
-
 // cos and sin of (position + t) * frequency, the angle rounded to float32 as transformers does.
 void rotation(int64_t position, In1 frequencies, Out2 cos, Out2 sin) {
   const int64_t half = extent(frequencies, 0);
@@ -269,42 +224,6 @@ void rotation(int64_t position, In1 frequencies, Out2 cos, Out2 sin) {
     }
 }
 
-DeltaShape delta_shape(int64_t key_heads, int64_t value_heads, int64_t key_dim, int64_t value_dim, int64_t kernel,
-                       float eps) {
-  require(
-      key_heads > 0 && value_heads > 0 && value_heads % key_heads == 0 && key_dim > 0 && value_dim > 0 && kernel > 0,
-      "delta: no such shape");
-  return {key_heads, value_heads, key_dim, value_dim, kernel, eps};
-}
-
-void delta(Pool& pool, const DeltaShape& s, In2 mixed, In2 gate, In2 beta, In2 decay, In2 conv, In1 log_decay,
-           In1 decay_bias, In1 norm, Out2 conv_state, Array<float, 3> state, Out2 out) {
-  const int64_t tokens = extent(out, 0), width = s.num_value_heads * s.value_head_dim;
-  const int64_t channels = 2 * s.num_key_heads * s.key_head_dim + width;
-  require(extent(out, 1) == width && extent(mixed, 1) == channels && extent(gate, 1) == width &&
-              extent(beta, 1) == s.num_value_heads && extent(decay, 1) == s.num_value_heads &&
-              extent(mixed, 0) == tokens && extent(gate, 0) == tokens && extent(beta, 0) == tokens &&
-              extent(decay, 0) == tokens,
-          "delta: projections do not fit");
-  require(extent(conv, 0) == s.conv_kernel && extent(conv, 1) == channels &&
-              extent(log_decay, 0) == s.num_value_heads && extent(decay_bias, 0) == s.num_value_heads &&
-              extent(norm, 0) == s.value_head_dim,
-          "delta: weights do not fit");
-  require(extent(conv_state, 0) == s.conv_kernel - 1 && extent(conv_state, 1) == channels &&
-              extent(state, 0) == s.num_value_heads && extent(state, 1) == s.key_head_dim &&
-              extent(state, 2) == s.value_head_dim,
-          "delta: the state does not fit");
-  nb::gil_scoped_release release;
-  std::vector<float> convolved(static_cast<size_t>(tokens * channels));
-  const Delta d = {s,           tokens,           channels,          mixed.data(),     gate.data(),
-                   beta.data(), decay.data(),     conv.data(),       log_decay.data(), decay_bias.data(),
-                   norm.data(), convolved.data(), conv_state.data(), state.data(),     out.data()};
-  pool.run(channels, 512, [&](int64_t first, int64_t last, int) { kernels().delta_conv(d, first, last); });
-  pool.run(s.num_value_heads, 1, [&](int64_t first, int64_t last, int thread) {
-    for (int64_t head = first; head < last; ++head) kernels().delta_head(d, head, pool.scratch(thread));
-  }, 2 * s.key_head_dim);
-}
-
 }  // namespace
 
 void bind_operations(nb::module_& m) {
@@ -316,12 +235,6 @@ void bind_operations(nb::module_& m) {
             new (self) Pool(threads);
           },
           nb::arg("threads"));
-  nb::class_<AttentionShape>(m, "AttentionShape");
-  nb::class_<DeltaShape>(m, "DeltaShape");
-  m.def("attention_shape", &attention_shape, nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"),
-        nb::arg("rotary_dims"), nb::arg("eps"));
-  m.def("delta_shape", &delta_shape, nb::arg("key_heads"), nb::arg("value_heads"), nb::arg("key_dim"),
-        nb::arg("value_dim"), nb::arg("conv_kernel"), nb::arg("eps"));
   m.def("instruction_set", [] { return kernels().name; });
   m.def("matmul", &matmul, nb::arg("pool"), nb::arg("matrices"), nb::arg("x"), exact("ys"));
   m.def("swiglu", &swiglu, nb::arg("pool"), nb::arg("gate"), nb::arg("up"), nb::arg("x"), exact("h"));
@@ -333,8 +246,6 @@ void bind_operations(nb::module_& m) {
   m.def("experts", &experts, nb::arg("pool"), nb::arg("layout"), exact("records"), nb::arg("x"), exact("y"));
   m.def("combine", &combine, exact("parts"), exact("order"), exact("weights"), exact("y"));
   m.def("rotation", &rotation, nb::arg("position"), exact("frequencies"), exact("cos"), exact("sin"));
-  m.def("attention", &attention, nb::arg("pool"), nb::arg("shape"), nb::arg("position"), exact("query_gate"), exact("key"), exact("value"), exact("query_norm"), exact("key_norm"), exact("cos"), exact("sin"), exact("keys"), exact("values"), exact("out"));
-  m.def("delta", &delta, nb::arg("pool"), nb::arg("shape"), exact("mixed"), exact("gate"), exact("beta"), exact("decay"), exact("conv"), exact("log_decay"), exact("decay_bias"), exact("norm"), exact("conv_state"), exact("state"), exact("out"));
 }
 
 }  // namespace moepack

@@ -20,10 +20,16 @@ void rms_norm(const float* x, const float* weight, float eps, float* y, int64_t 
 void add_share(const float* x, float weight, float* y, int64_t count);
 void add_gated(const float* x, float gate, float* y, int64_t count);
 void route(const float* logits, int64_t count, int64_t k, int32_t* ids, float* weights, float* scratch);
-void attention_prepare(const Attention&, int64_t token);
-void attention_head(const Attention&, int64_t token, int64_t head, float* scratch);
-void delta_conv(const Delta&, int64_t first, int64_t last);
-void delta_head(const Delta&, int64_t head, float* scratch);
+void attention_cache(const Attention&, int64_t token);
+void attention_start(const Attention&, int64_t tile, float* queries, float* sum);
+void attention_block(const Attention&, int64_t tile, int64_t block, const float* queries, float* scores,
+                     float* partial);
+void attention_join(const Attention&, const float* partial, float* sum);
+void attention_finish(const Attention&, int64_t tile, const float* sum);
+void delta_inputs(const Delta&, int64_t first, int64_t last);
+void delta_shift(const Delta&);
+void delta_slice(const Delta&, int64_t head, int64_t slice, float* scratch);
+void delta_outputs(const Delta&, int64_t row);
 
 // values becomes exp(value - max); returns their sum.
 float softmax(float* values, int64_t count);
