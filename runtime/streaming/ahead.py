@@ -42,8 +42,9 @@ class Ahead:
         self._arrivals = arrivals
         self._reach = reach
         self._next = 0
-        self._held = len(fetched)  # slots of records that were read for the sweep and are not used yet
-        self._later = [index for index, key in enumerate(queue) if key in cache.records]
+        self._own: set[Key] = set()  # what it read itself
+        self._held = 0  # slots of those that are not used yet
+        self._later = [index for index, key in enumerate(queue) if self._has(key)]
 
     def extend(self) -> None:
         """Start what reads there is room for."""
@@ -53,12 +54,13 @@ class Ahead:
                 return
             started = run[: len(slots)]
             self._arrivals.start(started, slots, urgent=True)
+            self._own.update(started)
             self._fetched.update(started)
             self._next += len(started)
 
     def leave(self, key: Key) -> None:
         """A record has been used and may make room."""
-        self._held -= key in self._fetched
+        self._held -= key in self._own
         self._cache.unpin(key)
 
     def _runs(self) -> Iterator[list[Key]]:
@@ -87,11 +89,18 @@ class Ahead:
         return slots
 
     def _room(self) -> Bytes | None:
-        cache = self._cache
-        if not cache.free and self._held >= self._reach.window:
+        if not self._cache.free and self._held >= self._reach.window:
             return None
-        slot = cache.room()
+        slot = self._cache.room()
         if slot is None and self._later and self._later[-1] > self._next:
-            slot = cache.drop(self._queue[self._later.pop()])  # what is needed last: it will be read again
+            slot = self._slot_of_last()
         self._held += slot is not None
         return slot
+
+    def _slot_of_last(self) -> Bytes | None:
+        """That of the record which is needed last and will be read again; None while it arrives."""
+        key = self._queue[self._later[-1]]
+        if key not in self._cache.records:
+            return None
+        self._later.pop()
+        return self._cache.drop(key)

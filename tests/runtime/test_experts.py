@@ -134,7 +134,7 @@ class SlowReader:
         return 0.0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(slots=st.integers(1, 40), data=st.data())
 def test_every_record_is_the_packs_whatever_the_slots_and_the_order(
     pack: Pack, slots: int, data: st.DataObject
@@ -394,5 +394,5 @@ def test_a_flipped_bit_never_becomes_a_token(damaged: Path) -> None:
 def test_a_file_truncated_under_us_is_an_error(damaged: Path) -> None:
     with Engine.open(damaged) as engine:
         os.truncate(damaged / "experts" / "layer_03.bin", 5000)
-        with pytest.raises(StorageError, match=r"layer_03\.bin: layer 3, expert 0 .* ends after 5000 bytes"):
+        with pytest.raises(StorageError, match=r"layer_03\.bin: layer 3, expert \d+ .* ends after \d+ bytes"):
             engine.new_session().extend(range(200))
