@@ -72,9 +72,7 @@ class Engine:
         self.backend = backend
         self.experts_per_token = _experts_per_token(pack.model, options)
         trunk = weights.load(pack, backend, check_digest=options.check_digests)
-        self._experts = ExpertStream(
-            pack, memory.slots, experts_per_token=self.experts_per_token, check_digests=options.check_digests
-        )
+        self._experts = ExpertStream(pack, memory.slots, check_digests=options.check_digests)
         self._decoder = TextModel(pack.model, trunk, pack.records, self._experts, backend, self.experts_per_token)
         self._resources = ExitStack()
         self._resources.callback(self._experts.close)

@@ -12,8 +12,8 @@ from pathlib import Path
 from ..layout.reader import Pack
 from ..manifests import schema
 from ..manifests.errors import UsageError
-from .experts import HUGE_PAGE, slot_pitch
 from .state import FLOAT_BYTES, delta_channels, position_bytes, recurrent_bytes
+from .streaming.slots import HUGE_PAGE, slot_pitch
 
 PROCESS_BYTES = 128 * 1024 * 1024  # the interpreter and libraries
 TOKENIZER_COPIES = 9  # measured: the peak of reading a tokenizer.json, in sizes of that file

@@ -38,7 +38,7 @@ class PackSource:
         self.model: schema.Model = pack.model
         self.where = str(pack.path)
         self.formats = trunk_formats(pack)
-        self._stream = ExpertStream(pack, SLOTS, experts_per_token=SLOTS + 1, check_digests=check_digests)
+        self._stream = ExpertStream(pack, SLOTS, check_digests=check_digests)
 
     @classmethod
     @contextmanager
