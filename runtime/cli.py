@@ -15,6 +15,7 @@ from ..manifests.command import application, reported
 from ..manifests.console import print_json, say
 from ..manifests.errors import INTERRUPTED_EXIT_CODE
 from . import host, report
+from ._native import bound_heap
 from .asked import Asked
 from .bench import Workload, measure
 from .engine import MOST_THREADS, Engine, EngineOptions, plan_run
@@ -53,10 +54,18 @@ SlotsOption = Annotated[
 ]
 ThreadsOption = Annotated[int, _engine(help="Threads that compute.", min=1, max=MOST_THREADS, show_default="all cores")]
 ContextOption = Annotated[
-    int | None, _engine(help="Most tokens, prompt and answer together.", show_default="the model's, at most 32768")
+    int | None,
+    _engine(
+        help="Most tokens, prompt and answer together.",
+        show_default="the model's, at most 32768, less in a small budget",
+    ),
 ]
 ChunkOption = Annotated[
-    int, _engine(help="Prompt tokens computed together; each chunk reads each expert it needs once.")
+    int | None,
+    _engine(
+        help="Prompt tokens computed together; each chunk reads each expert it needs once.",
+        show_default="2048, less in a small budget",
+    ),
 ]
 DigestsOption = Annotated[
     bool, _engine("--check-digests/--no-check-digests", help="Compare every expert read with its digest before use.")
@@ -101,7 +110,7 @@ def generate(
     slots: SlotsOption = None,
     threads: ThreadsOption = DEFAULTS.threads,
     context: ContextOption = None,
-    chunk: ChunkOption = DEFAULTS.chunk,
+    chunk: ChunkOption = None,
     check_digests: DigestsOption = True,
     json: JsonOption = False,
 ) -> None:
@@ -135,7 +144,7 @@ def bench(
     slots: SlotsOption = None,
     threads: ThreadsOption = DEFAULTS.threads,
     context: ContextOption = None,
-    chunk: ChunkOption = DEFAULTS.chunk,
+    chunk: ChunkOption = None,
     check_digests: DigestsOption = True,
     json: JsonOption = False,
 ) -> None:
@@ -210,4 +219,5 @@ def _size(text: str | None) -> int | None:
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
+    bound_heap()
     command.main(app)

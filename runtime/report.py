@@ -12,6 +12,7 @@ from ._native import instruction_set
 from .bench import Figures, Measured, Workload, share
 from .engine import Engine
 from .generate import Result
+from .memory import MemoryPlan
 from .quantities import megabytes
 from .sampling import Sampling
 
@@ -27,10 +28,20 @@ NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is 
 
 
 def notes(engine: Engine) -> list[str]:
-    """What the user chose to give up: the model's own number of experts per token, the check of digests."""
+    """The memory budget that nobody asked for; what the user gave up: the model's own K, the check of digests."""
     used, own = engine.experts_per_token, engine.model.num_experts_per_tok
-    given_up = [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
-    return given_up if engine.options.check_digests else [*given_up, UNCHECKED]
+    found = [budget_line(engine.memory)] if engine.memory.reason else []
+    found += [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
+    return found if engine.options.check_digests else [*found, UNCHECKED]
+
+
+def budget_line(plan: MemoryPlan) -> str:
+    """How much memory a run may take, and why as much when nobody asked for it."""
+    reason = f" ({plan.reason})" if plan.reason else ""
+    return (
+        f"memory: at most {megabytes(plan.total)} of a budget of {megabytes(plan.budget)}{reason}, with"
+        f" {plan.slots} expert slots, for a context of {plan.context} tokens in chunks of {plan.chunk}"
+    )
 
 
 def engine_facts(engine: Engine) -> dict[str, Any]:
@@ -40,9 +51,10 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "model_experts_per_token": engine.model.num_experts_per_tok,
         "threads": engine.options.threads,
         "instruction_set": instruction_set(),
-        "chunk": engine.options.chunk,
+        "chunk": engine.memory.chunk,
         "context": engine.context,
         "slots": engine.memory.slots,
+        "memory_budget": engine.memory.budget,
         "digests_checked": engine.options.check_digests,
         "planned_bytes": dict(engine.stats.resident),
         "peak_resident_bytes": host.peak_resident(),

@@ -1,4 +1,5 @@
 // moepack.runtime._native: the CPU kernels and the readers. `_native.pyi` documents it for Python.
+#include "memory.h"
 #include "operations.h"
 #include "reads.h"
 #include "weights.h"
@@ -40,4 +41,5 @@ NB_MODULE(_native, m) {
   moepack::bind_weights(m);
   moepack::bind_operations(m);
   moepack::bind_reads(m);
+  moepack::bind_memory(m);
 }
