@@ -28,11 +28,11 @@ NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is 
 
 
 def notes(engine: Engine) -> list[str]:
-    """The memory budget that nobody asked for; what the user gave up: the model's own K, the check of digests."""
+    """What the user gave up: the model's own K, the check of digests. And the budget, when nobody asked for one."""
     used, own = engine.experts_per_token, engine.model.num_experts_per_tok
-    found = [budget_line(engine.memory)] if engine.memory.reason else []
-    found += [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
-    return found if engine.options.check_digests else [*found, UNCHECKED]
+    found = [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
+    found += [] if engine.options.check_digests else [UNCHECKED]
+    return [*found, budget_line(engine.memory)] if engine.memory.reason else found
 
 
 def budget_line(plan: MemoryPlan) -> str:
