@@ -18,6 +18,8 @@ from . import host, report
 from ._native import bound_heap
 from .asked import Asked
 from .bench import Workload, measure
+from .devices import device as find_device
+from .doctor import diagnose, diagnose_for
 from .engine import MOST_THREADS, Engine, EngineOptions, plan_run
 from .generate import Generation, Limits, check_room
 from .language import Language
@@ -161,6 +163,34 @@ def bench(
     else:
         console.out.print(report.bench_table(str(pack), measured.figures))
         console.out.print(report.bench_remarks(measured, workload), markup=False)
+
+
+@app.command(epilog=EXIT_CODES)
+@reported
+def doctor(
+    pack: PackArgument,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Plan for a published device instead, such as m3-max-48gb or iphone-17-pro."),
+    ] = None,
+    experts_per_token: KOption = None,
+    memory: MemoryOption = None,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = DEFAULTS.threads,
+    context: ContextOption = None,
+    chunk: ChunkOption = None,
+    check_digests: DigestsOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Show how a pack would run: memory by part, what was measured here, speeds to expect and what limits them."""
+    options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
+    published = None if device is None else find_device(device)
+    with Pack.open(pack) as opened:
+        found = diagnose_for(opened, options, published) if published else diagnose(opened, options, disk=None)
+    if json:
+        print_json(report.diagnosis_document(found))
+    else:
+        console.out.print("\n".join(report.diagnosis_lines(str(pack), found)), markup=False)
 
 
 def _chosen(language: Language, **flags: float | None) -> Sampling:

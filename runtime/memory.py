@@ -4,7 +4,6 @@ The budget is for the whole process, at its peak. It is a promise: what does not
 allocated, with the smallest budget that works. What nobody asked for (budget, context, chunk) is chosen here.
 """
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from ..layout.reader import Pack
 from ..manifests import schema
 from ..manifests.errors import UsageError
+from . import host
 from .arena import HUGE_PAGE
 from .experts import slot_pitch
 from .model import SPAN
@@ -236,18 +236,11 @@ def default_budget() -> Budget:
 
     On macOS the share is of all memory: the system has no figure for what could be made available.
     """
-    system, group = _system_available(), min(_group_available(), default=None)
+    system, group = host.memory_free(), min(_group_available(), default=None)
     limited = group is not None and group < system
     free = group if group is not None and limited else system
     whose = "left to this control group" if limited else "in this machine" if sys.platform == "darwin" else "free"
     return Budget(int(SHARE_OF_AVAILABLE * free), f"3/4 of the {megabytes(free)} that are {whose}")
-
-
-def _system_available() -> int:
-    if sys.platform == "darwin":
-        return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True).stdout)
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def _group_available(proc: Path = Path("/proc"), mount: Path = Path("/sys/fs/cgroup")) -> list[int]:

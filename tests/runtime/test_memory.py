@@ -156,7 +156,7 @@ def test_a_chunk_is_never_longer_than_the_context(wide: Pack) -> None:
 
 
 def test_the_default_budget_is_a_share_of_what_is_free_and_says_so(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_system_available", lambda: 8_000_000_000)
+    monkeypatch.setattr("moepack.runtime.host.memory_free", lambda: 8_000_000_000)
     monkeypatch.setattr(memory, "_group_available", lambda: [])
     found = planned(pack, None)
     assert (found.budget, found.reason.split(" that ")[0]) == (6_000_000_000, "3/4 of the 8.00 GB")
