@@ -247,4 +247,4 @@ def _rate(gigabytes_per_second: float | None) -> str:
 
 
 def _tokens(rate: float | None) -> str:
-    return "not limited" if rate is None else f"{rate:.3g} tokens/s"
+    return "not limited" if rate is None else f"{rate:.{0 if rate >= 100 else 1}f} tokens/s"
