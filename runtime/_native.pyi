@@ -157,3 +157,15 @@ def delta(
     out: Floats,
 ) -> None:
     """Convolution, gated delta rule and gated norm, token by token; advances conv_state and state."""
+
+def bound_heap() -> bool:
+    """Make this process's allocator return large blocks when they are freed; False where it has no such settings."""
+
+def trim_heap() -> None:
+    """Return what the allocator holds and nobody uses; does nothing where it has no such call."""
+
+def lock(memory: Bytes) -> int:
+    """Keep `memory` from being swapped out until it is unmapped: 0, or the errno of the system's refusal."""
+
+def read_bandwidth(pool: Pool, memory: Bytes) -> float:
+    """Bytes per second at which all of the pool's threads together read `memory` once, at least a megabyte."""

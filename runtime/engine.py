@@ -5,8 +5,7 @@ knows token numbers only: text, sampling and stopping belong to its callers.
 """
 
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,15 +36,15 @@ class EngineOptions:
     """How to run a pack. None leaves a choice to the engine.
 
     `memory`: bytes for the whole process. `slots`: expert records kept in memory. `experts_per_token`: K, at most the
-    model's. `chunk`: prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare every
-    record and the trunk with the pack's digests before using them.
+    model's. `chunk`: most prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare
+    every record and the trunk with the pack's digests before using them.
     """
 
     threads: int = field(default_factory=cpus)
     memory: int | None = None
     slots: int | None = None
     experts_per_token: int | None = None
-    chunk: int = 512
+    chunk: int | None = None
     context: int | None = None
     check_digests: bool = True
 
@@ -147,25 +146,29 @@ class Session:
         Raises UsageError for no tokens, unknown tokens or more than the context holds, StorageError and MismatchError
         if experts cannot be read or are damaged.
         """
-        last = deque(self._advance(tokens), maxlen=1).pop()
-        logits: Floats = self._decoder.logits(last[-1:])[0]
+        *before, last = self._chunks(tokens)
+        for part in before:
+            self._advance(part)
+        logits: Floats = self._decoder.logits(self._advance(last)[-1:])[0]
         return logits
 
     def extend_all(self, tokens: Sequence[int]) -> Floats:
         """Give more tokens; returns the logits after each, float32 [len(tokens), vocab]. Raises as `extend` does."""
-        return np.concatenate([self._decoder.logits(hidden) for hidden in self._advance(tokens)])
+        return np.concatenate([self._decoder.logits(self._advance(part)) for part in self._chunks(tokens)])
 
-    def _advance(self, tokens: Sequence[int]) -> Iterator[Tensor]:
-        """The residual stream of each chunk, in order."""
+    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        """The tokens as they are computed together, once they have been checked."""
         self._check(tokens)
-        chunk = self._engine.options.chunk
-        for first in range(0, len(tokens), chunk):
-            part = tokens[first : first + chunk]
-            self._failed = True
-            hidden = self._decoder.hidden(part, self._state)
-            self._state.position += len(part)
-            self._failed = False
-            yield hidden
+        size = self._engine.memory.chunk
+        return [tokens[first : first + size] for first in range(0, len(tokens), size)]
+
+    def _advance(self, tokens: Sequence[int]) -> Tensor:
+        """The residual stream of one chunk."""
+        self._failed = True
+        hidden = self._decoder.hidden(tokens, self._state)
+        self._state.position += len(tokens)
+        self._failed = False
+        return hidden
 
     def _check(self, tokens: Sequence[int]) -> None:
         if self._engine.closed:
@@ -191,7 +194,7 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     """
     if not 1 <= options.threads <= MOST_THREADS:
         raise UsageError(f"{options.threads} threads are outside 1 to {MOST_THREADS}")
-    if options.chunk < 1:
+    if options.chunk is not None and options.chunk < 1:
         raise UsageError(f"chunks of {options.chunk} tokens: they must be of at least 1")
     _experts_per_token(pack.model, options)
     return plan(pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk)

@@ -26,6 +26,8 @@ from .backends.base import (
 from .state import State
 from .weights import LayerWeights, Weights
 
+SPAN = 256  # tokens of a chunk that go through a mixer together; experts see the whole chunk
+
 
 class Experts(Protocol):
     """Where records come from; see experts.ExpertStream."""
@@ -96,12 +98,18 @@ class TextModel:
         """The residual stream [tokens, hidden] after the last layer; advances `state`'s layers, not its position."""
         backend, operations = self._backend, self._operations
         x = backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
-        rotation = backend.rotation(state.position, len(tokens), self._shape.full_attention)
         for index, weights in enumerate(self._weights.layers):
-            backend.add(x, operations.mix(x, weights, state.layers[index], state.position, rotation))
+            self._mix(x, weights, state.layers[index], state.position)
             normed = operations.norm(x, weights.post_norm)
             backend.add(x, self._feed_forward(index, normed, weights))
         return x
+
+    def _mix(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> None:
+        """x += the layer's mixer, a span of tokens at a time, which bounds the memory of its projections."""
+        for first in range(0, len(x), SPAN):
+            part = x[first : first + SPAN]
+            rotation = self._backend.rotation(position + first, len(part), self._shape.full_attention)
+            self._backend.add(part, self._operations.mix(part, weights, state, position + first, rotation))
 
     def logits(self, hidden: Tensor) -> Floats:
         """Logits [tokens, vocab] on the host, of rows of the residual stream."""

@@ -12,7 +12,8 @@ from ..layout.matrix import Array, ExpertMatrices, expert_matrices
 from ..layout.reader import Pack
 from ..manifests import schema
 from .experts import ExpertStream
-from .weights import Tensors, check_trunk, trunk_formats
+from .trunk import check_trunk
+from .weights import Tensors, trunk_formats
 
 SLOTS = 8  # expert records read ahead; reads of one layer are 8 wide at most
 

@@ -10,15 +10,14 @@ from typing import Protocol
 
 import ml_dtypes
 import numpy as np
-from blake3 import blake3
 
 from ..layout.formats import AffineFormat
 from ..layout.matrix import Array, StoredMatrix
 from ..layout.reader import Pack
 from ..manifests import schema
-from ..manifests.errors import CorruptInputError, MismatchError
-from ..manifests.files import open_regular, read_exactly
+from ..manifests.errors import CorruptInputError
 from .backends.base import AttentionWeights, Backend, DeltaWeights, Floats, Matrix, Tensor
+from .trunk import read_trunk
 
 FLOATS = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32))
 
@@ -100,53 +99,6 @@ def load(pack: Pack, backend: Backend, *, check_digest: bool) -> Weights:
 def trunk_formats(pack: Pack) -> dict[str, AffineFormat]:
     """The format of every quantized trunk matrix of an opened pack, by its stem."""
     return {stem: AffineFormat.parse(name) for stem, name in pack.manifest.trunk.formats.items()}
-
-
-def read_trunk(pack: Pack, *, check_digest: bool) -> dict[str, Array]:
-    """Every tensor of the trunk, in its own dtype; the digest is of exactly the bytes that are returned."""
-    hasher = _begun(pack)
-    tensors = {}
-    for name in _in_file_order(pack):
-        tensors[name] = pack.trunk.read(name)
-        if check_digest:
-            hasher.update(tensors[name].reshape(-1).view(np.uint8).data)
-    if check_digest:
-        _require_digest(pack, hasher.hexdigest())
-    return tensors
-
-
-def check_trunk(pack: Pack) -> None:
-    """Raise MismatchError unless the trunk's bytes are the manifest's; holds one tensor at a time."""
-    hasher = _begun(pack)
-    for name in _in_file_order(pack):
-        hasher.update(pack.trunk.read(name).reshape(-1).view(np.uint8).data)
-    _require_digest(pack, hasher.hexdigest())
-
-
-def _in_file_order(pack: Pack) -> list[str]:
-    return [entry.name for entry in sorted(pack.trunk.entries.values(), key=lambda entry: entry.offset)]
-
-
-def _begun(pack: Pack) -> blake3:
-    """A hasher that has seen the file up to its first tensor."""
-    hasher = blake3(max_threads=blake3.AUTO)
-    hasher.update(_prefix(pack, min((entry.offset for entry in pack.trunk.entries.values()), default=pack.trunk.size)))
-    return hasher
-
-
-def _require_digest(pack: Pack, found: str) -> None:
-    listed = next(file for file in pack.manifest.files if file.name == pack.manifest.trunk.file)
-    if found != listed.blake3:
-        raise MismatchError(
-            f"{pack.trunk.path} is damaged: its bytes differ from the manifest's digest; fetch or build the pack again"
-        )
-
-
-def _prefix(pack: Pack, size: int) -> bytes:
-    prefix = bytearray(size)
-    with open(open_regular(pack.trunk.path), "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor, not a path)
-        read_exactly(file.fileno(), memoryview(prefix), 0, pack.trunk.path)
-    return bytes(prefix)
 
 
 class TrunkLoader:
@@ -252,7 +204,7 @@ class TrunkLoader:
         tensor = self._tensor(name)
         if tensor.shape != shape:
             raise self._misfit(name, tensor, shape)
-        return tensor.astype(np.float32)
+        return tensor.astype(np.float32, copy=False)
 
     def _tensor(self, name: str) -> Array:
         tensor = self._tensors.tensor(name)

@@ -1,5 +1,6 @@
 // moepack.runtime._native: the CPU kernels and the readers. `_native.pyi` documents it for Python.
 #include "activations.h"
+#include "memory.h"
 #include "operations.h"
 #include "reads.h"
 #include "weights.h"
@@ -65,4 +66,5 @@ NB_MODULE(_native, m) {
   moepack::bind_attention(m);
   moepack::bind_delta(m);
   moepack::bind_reads(m);
+  moepack::bind_memory(m);
 }
