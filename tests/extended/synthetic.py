@@ -40,7 +40,7 @@ class Routing:
 
     popular: float = 0.0
     topical: float = 0.0
-    topics: int = 64
+    topics: int = 61  # odd, for every second token is a word with its space: see words.py
 
 
 UNIFORM = Routing()
@@ -158,7 +158,12 @@ def _attention(width: Width) -> dict[str, tuple[int, int]]:
 
 def _delta(width: Width) -> dict[str, tuple[int, int]]:
     channels, values = width.linear_sizes
-    into = {"in_proj_qkv": channels, "in_proj_z": values, "in_proj_b": width.value_heads, "in_proj_a": width.value_heads}
+    into = {
+        "in_proj_qkv": channels,
+        "in_proj_z": values,
+        "in_proj_b": width.value_heads,
+        "in_proj_a": width.value_heads,
+    }
     return {name: (rows, width.hidden) for name, rows in into.items()} | {"out_proj": (width.hidden, values)}
 
 
@@ -249,7 +254,9 @@ def _floats(width: Width, tensor: TensorSpec) -> np.ndarray:
     """A matrix of the trunk, float32: outputs of unit variance times the gain of its place."""
     if tensor.name.endswith("embed_tokens.weight"):
         return _embedding(width)
-    return _gaussian(_random(tensor.name), tensor.shape) * np.float32(_gain(width, tensor.name) / tensor.shape[1] ** 0.5)
+    return _gaussian(_random(tensor.name), tensor.shape) * np.float32(
+        _gain(width, tensor.name) / tensor.shape[1] ** 0.5
+    )
 
 
 def _gain(width: Width, name: str) -> float:

@@ -84,9 +84,9 @@ class Build:
         """Run one of the programs to its end; everything it printed. A failure ends the program with its last lines."""
         return run(str(self.programs / program), *map(str, arguments))
 
-    def convert(self, checkpoint: Path, target: Path) -> None:
-        """Write a checkpoint of floats as GGUF, float32 throughout (bfloat16 values are unchanged by that)."""
-        run(sys.executable, str(CONVERSION), str(self.source), str(checkpoint), str(target))
+    def convert(self, checkpoint: Path, target: Path, floats: str = "f32") -> None:
+        """Write a checkpoint of floats as GGUF, all float32 (bfloat16 values are unchanged by that), or all bf16."""
+        run(sys.executable, str(CONVERSION), str(self.source), str(checkpoint), str(target), floats)
 
     def measure(self, model: Path, *arguments: str | Path, context: int) -> str:
         """Run llama-perplexity one window at a time, attention and its cache in float32; what it printed."""
