@@ -1,7 +1,8 @@
 """Runs llama.cpp's own convert_hf_to_gguf.py on a checkpoint whose tokenizer that program has never seen.
 
 Called as `gguf_conversion.py LLAMA_CPP_SOURCE CHECKPOINT OUTFILE FLOATS`, where FLOATS is f32 or bf16. Two things are
-told to the converter, nothing else: the name of the pre-tokenizer, by the regular expression in tokenizer.json (the converter knows tokenizers by a hash),
+told to the converter, nothing else: the name of the pre-tokenizer, by the regular expression in tokenizer.json (the
+converter knows tokenizers by a hash),
 and other spellings for the added tokens: llama-perplexity never reads a control token from text, so each added token
 becomes an ordinary user-defined token spelled as one private-use character (see `spelling`). Ids do not change.
 """
