@@ -20,7 +20,6 @@ from .bench import Workload, measure
 from .engine import MOST_THREADS, Engine, EngineOptions, plan_run
 from .generate import Generation, Limits, check_room
 from .language import Language
-from .quality.windows import read_text
 from .quantities import parse_size
 from .sampling import Sampler, Sampling
 from .storage import random_read_rate
@@ -145,7 +144,7 @@ def bench(
     """Measure prompt and decode speed, cold and warm, and how near they come to what storage and kernels allow."""
     options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
     with Pack.open(pack) as opened:
-        tokens = None if text is None else read_text(text, Language.of(opened).tokenizer).corpus.tokens.tolist()
+        tokens = None if text is None else Asked(prompt_file=text, raw=True).tokens(Language.of(opened))
         workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size, tokens)
         workload.check(plan_run(opened, options).context)
         files = [pack / layer.file for layer in opened.manifest.layers]
