@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,9 +65,9 @@ class Build:
     threads: int
 
     @classmethod
-    def open(cls, directory: Path, threads: int) -> "Build":
+    def open(cls, directory: Path, threads: int, programs: Sequence[str] = PROGRAMS) -> "Build":
         """Find the programs and, in the CMake cache, the source; ends the program naming whatever is missing."""
-        missing = [name for name in PROGRAMS if not (directory / "bin" / name).is_file()]
+        missing = [name for name in programs if not (directory / "bin" / name).is_file()]
         if missing:
             sys.exit(f"{directory}: no llama.cpp build with {', '.join(missing)} in bin/; build these targets first")
         cache = (directory / "CMakeCache.txt").read_text(encoding="utf-8")
