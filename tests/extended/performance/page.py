@@ -176,9 +176,7 @@ def draw(parts: dict[str, list[Series]], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    panels = {
-        case: [s for s in each if s.case == case] for each in _drawn(parts) for case in _distinct(s.case for s in each)
-    }
+    panels = _panels([*parts.get("decode", []), *parts.get("beyond", [])])
     with matplotlib.rc_context({"svg.hashsalt": "moepack", "font.size": 9}):
         figure = Figure(figsize=(9, 1 + 1.3 * len(panels)), layout="constrained")
         axes = figure.subplots(len(panels), squeeze=False)[:, 0]
@@ -187,8 +185,8 @@ def draw(parts: dict[str, list[Series]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def _drawn(parts: dict[str, list[Series]]) -> list[list[Series]]:
-    return [parts[name] for name in ("decode", "beyond") if parts.get(name)]
+def _panels(series: list[Series]) -> dict[str, list[Series]]:
+    return {case: [each for each in series if each.case == case] for case in _distinct(each.case for each in series)}
 
 
 def _draw_panel(axes: Any, case: str, series: list[Series]) -> None:

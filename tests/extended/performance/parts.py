@@ -181,7 +181,7 @@ def plainly(work: Callable[[int], float], tokens: int) -> Turn:
 def rounds(case: str, turns: dict[str, Turn], count: int, *, warm_up: bool = True) -> list[Series]:
     """All contenders in turn, `count` times, after one uncounted round if they are to be warm."""
     taken: dict[str, list[tuple[float, dict[str, Any]]]] = {name: [] for name in turns}
-    for round_ in range(count + warm_up):
+    for _ in range(count + warm_up):
         for name, turn in turns.items():
             taken[name].append(turn())
             print(f"{case}, {name}: {taken[name][-1][0]:.2f}", file=sys.stderr)

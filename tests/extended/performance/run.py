@@ -6,13 +6,16 @@ rows are missing otherwise. Everything is kept under build/bench: models, packs 
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 from extended.performance import machine, page
 from extended.performance.parts import DEFAULT, PARTS, Peers
 from extended.performance.series import keep, kept
 from extended.performance.subjects import PLACE, ROOT, THREADS
+from extended.quality.kept import code
 
 KEPT = PLACE / "figures"
 
@@ -28,15 +31,16 @@ def chosen() -> list[str]:
 def versions(peers: Peers) -> dict[str, str]:
     """Of everyone that was compared."""
     found = {name: importlib.metadata.version(name) for name in ("moepack", "torch", "transformers")}
-    commits = {"llama.cpp": peers.llama and peers.llama.programs, "ik_llama.cpp": peers.ik and peers.ik / "bin"}
-    return found | {name: commit(path / "llama-bench") for name, path in commits.items() if path}
+    programs = {"llama.cpp": peers.llama and peers.llama.programs / "llama-bench"}
+    programs["ik_llama.cpp"] = peers.ik and peers.ik / "bin" / "llama-cli"
+    return found | {name: version(program) for name, program in programs.items() if program}
 
 
-def commit(program: object) -> str:
-    """What a llama-bench says of its build: it heads the file of models that it could not open, or nothing does."""
-    said = subprocess.run([str(program), "--version"], capture_output=True, text=True)
-    lines = [line for line in (said.stdout + said.stderr).splitlines() if "version" in line or "build" in line]
-    return lines[0].strip() if lines else "unknown"
+def version(program: Path) -> str:
+    """What a program of a peer says of its build."""
+    said = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"version: (.+)", said.stdout + said.stderr)
+    return found[1] if found else "unknown"
 
 
 def main() -> None:
@@ -44,7 +48,7 @@ def main() -> None:
     peers = Peers.named()
     for name in chosen():
         print(f"== {name}", file=sys.stderr)
-        keep(KEPT / f"{name}.json", PARTS[name](peers), "")
+        keep(KEPT / f"{name}.json", PARTS[name](peers), code())
     parts = {name: kept(KEPT / f"{name}.json") for name in PARTS}
     facts = page.Facts(machine.description(THREADS), versions(peers), THREADS)
     (ROOT / "docs" / "performance.md").write_text(page.render(facts, parts), encoding="utf-8")
