@@ -29,8 +29,8 @@ type: $(VENV)/ready-dev ## Check types
 
 check: lint type test ## Everything CI checks
 
-bench: $(VENV)/ready-dev ## Time packing, verifying and decoding, side by side with cp and transformers
-	PYTHONPATH=tests $(BIN)/python tests/extended/bench.py
+bench: $(VENV)/ready-dev ## Decode and prefill side by side with peers, write docs/performance.md (PARTS=..., LLAMA_CPP=, IK_LLAMA_CPP=)
+	PYTHONPATH=tests $(BIN)/python tests/extended/performance/run.py
 
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py

@@ -1,43 +1,26 @@
-"""How fast a pack runs here: prompt and decode speed, cold and warm, with what was read to reach it.
+"""How fast a pack runs here: prompt and decode speed, cold and warm, with what was read, and what would be possible.
 
-Tokens are random (fixed seeds, new ones each repetition), for the prompt and for decoding alike: they route like no
-text does, so hit rates here are a lower bound, and no result depends on what the model says. Cold means that each
-phase has an engine of its own, whose slots are empty (for decoding: but for what a prompt of one token left), and
-that the system was asked to forget the pack's pages before it; warm means that a prompt and an answer went before,
-in the same engine. Medians are reported. Knows nothing of tables or JSON.
+Tokens are random (fixed seeds, new ones each repetition), for the prompt and for decoding alike, or those of a text.
+Random ones route like no text does: hit rates are a lower bound then, and no result depends on what the model says.
+Cold means that each phase has an engine of its own, whose slots are empty (for decoding: but for what a prompt of one
+token left), and that the system was asked to forget the pack's pages before it; warm means that a prompt and an answer
+went before, in the same engine. The storage is measured between the cold ones. Medians are reported. Knows nothing of
+tables or JSON.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from ..manifests.errors import UsageError
 from . import host
+from .figures import Condition, Counters, Counts, Figures, Sample
 from .generate import Extensible
-
-Condition = Literal["cold", "warm"]
-Phase = Literal["prompt", "decode"]
-
-
-class Counters(Protocol):
-    """What an engine has counted since it was opened."""
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of expert records read."""
-
-    @property
-    def records_read(self) -> int:
-        """Expert records read."""
-
-    @property
-    def slot_hits(self) -> int:
-        """Experts that were wanted and still in a slot."""
 
 
 class Measurable(Protocol):
@@ -56,102 +39,84 @@ E = TypeVar("E", bound=Measurable)
 
 @dataclass(frozen=True)
 class Workload:
-    """What each repetition does; `vocab_size` bounds the random tokens."""
+    """What each repetition does; `vocab_size` bounds the random tokens, of which a `text` takes the place."""
 
     prompt_tokens: int
     decode_tokens: int
     repetitions: int
     vocab_size: int
+    text: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "decode_tokens", "repetitions"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is less than 1")
+        if self.text is not None and len(self.text) < self.length:
+            raise UsageError(f"the text has {len(self.text)} tokens, and a repetition takes {self.length}; give more")
+
+    @property
+    def length(self) -> int:
+        """Tokens of one repetition."""
+        return self.prompt_tokens + self.decode_tokens
 
     def check(self, context: int) -> None:
         """Raises UsageError when a repetition has more tokens than `context`."""
-        if self.prompt_tokens + self.decode_tokens > context:
+        if self.length > context:
             raise UsageError(
                 f"{self.prompt_tokens} prompt and {self.decode_tokens} decode tokens do not fit the context of "
                 f"{context}; ask for fewer"
             )
 
     def tokens(self, repetition: int) -> tuple[list[int], list[int]]:
-        """The prompt and the tokens to decode of one repetition."""
-        random = np.random.Generator(np.random.PCG64(repetition))
-        drawn = random.integers(self.vocab_size, size=self.prompt_tokens + self.decode_tokens).tolist()
+        """The prompt and the tokens to decode of one repetition; a text is taken piece by piece, round and round."""
+        drawn = self._random(repetition) if self.text is None else self._piece(self.text, repetition)
         return drawn[: self.prompt_tokens], drawn[self.prompt_tokens :]
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One phase, once. `storage_bytes` are those that page caches did not have, None where the system does not say."""
-
-    tokens: int
-    seconds: float
-    bytes_read: int
-    records_read: int
-    slot_hits: int
-    storage_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The medians of one phase under one condition, over `repetitions`."""
-
-    condition: Condition
-    phase: Phase
-    repetitions: int
-    tokens_per_second: float
-    slowest: float
-    fastest: float
-    bytes_per_token: float
-    hit_rate: float | None
-    gigabytes_per_second: float
-    storage_share: float | None
-
-    @classmethod
-    def of(cls, condition: Condition, phase: Phase, samples: Sequence[Sample]) -> "Figures":
-        """Condense at least one sample."""
-        rates = [sample.tokens / sample.seconds for sample in samples]
-        return cls(
-            condition=condition,
-            phase=phase,
-            repetitions=len(samples),
-            tokens_per_second=median(rates),
-            slowest=min(rates),
-            fastest=max(rates),
-            bytes_per_token=median(sample.bytes_read / sample.tokens for sample in samples),
-            hit_rate=_median(share(sample.slot_hits, sample.records_read) for sample in samples),
-            gigabytes_per_second=median(sample.bytes_read / sample.seconds / 1e9 for sample in samples),
-            storage_share=_median(_storage_share(sample) for sample in samples),
+    def _random(self, repetition: int) -> list[int]:
+        drawn: list[int] = (
+            np.random.Generator(np.random.PCG64(repetition)).integers(self.vocab_size, size=self.length).tolist()
         )
+        return drawn
+
+    def _piece(self, text: Sequence[int], repetition: int) -> list[int]:
+        first = repetition % (len(text) // self.length) * self.length
+        return list(text[first : first + self.length])
 
 
 @dataclass(frozen=True)
 class Measured(Generic[E]):
-    """What a benchmark found. `cache_dropped`: whether cold was cold. `engine` is the warm one, closed."""
+    """What a benchmark found. `cache_dropped`: whether cold was cold. `engine` is the warm one, closed.
+
+    `storage_rates`: GB/s (10^9 bytes) of random records, measured before each cold repetition.
+    """
 
     figures: tuple[Figures, ...]
     cache_dropped: bool
+    storage_rates: tuple[float, ...]
     engine: E
 
 
 def measure(
-    open_engine: Callable[[], AbstractContextManager[E]], drop_cache: Callable[[], bool], workload: Workload
+    open_engine: Callable[[], AbstractContextManager[E]],
+    drop_cache: Callable[[], bool],
+    workload: Workload,
+    storage_rate: Callable[[], float],
 ) -> Measured[E]:
-    """Cold and warm figures of both phases, of a workload that was checked against the engine's context."""
+    """Cold and warm figures of both phases, of a workload that was checked against the engine's context.
+
+    `storage_rate` measures what the storage delivers, in GB/s; no engine is open meanwhile.
+    """
     drops, count = _Drops(drop_cache), workload.repetitions
-    cold = [_cold(open_engine, drops, *workload.tokens(repetition)) for repetition in range(count)]
+    rates, cold = [], []
+    for repetition in range(count):
+        rates.append(storage_rate())
+        cold.append(_cold(open_engine, drops, *workload.tokens(repetition)))
     with open_engine() as engine:
         _warm(engine, *workload.tokens(count))
         warm = [_warm(engine, *workload.tokens(repetition)) for repetition in range(count + 1, 2 * count + 1)]
-    return Measured((*_condense("cold", cold), *_condense("warm", warm)), drops.all, engine)
-
-
-def share(part: int, rest: int) -> float | None:
-    """part / (part + rest), such as the hit rate of slot hits and records read; None when there was neither."""
-    return part / (part + rest) if part + rest else None
+    limit = median(rates)
+    figures = (*_condense("cold", cold, limit), *_condense("warm", warm, limit))
+    return Measured(figures, drops.all, tuple(rates), engine)
 
 
 class _Drops:
@@ -178,10 +143,12 @@ def _cold(
 def _cold_prompt(
     open_engine: Callable[[], AbstractContextManager[Measurable]], drop: Callable[[], None], prompt: list[int]
 ) -> Sample:
+    start = time.perf_counter()
     with open_engine() as engine:
         session = engine.new_session()
+        opening = time.perf_counter() - start
         drop()
-        return _prompt_sample(engine, session, prompt)
+        return replace(_prompt_sample(engine, session, prompt), opening_seconds=opening)
 
 
 def _cold_decode(
@@ -220,28 +187,10 @@ def _sample(engine: Measurable, tokens: int, work: Callable[[], object]) -> Samp
     before, storage_before, start = engine.stats, host.storage_read(), time.perf_counter()
     work()
     seconds, after, storage_after = time.perf_counter() - start, engine.stats, host.storage_read()
-    return Sample(
-        tokens=tokens,
-        seconds=seconds,
-        bytes_read=after.bytes_read - before.bytes_read,
-        records_read=after.records_read - before.records_read,
-        slot_hits=after.slot_hits - before.slot_hits,
-        storage_bytes=None if storage_after is None or storage_before is None else storage_after - storage_before,
-    )
+    storage = None if storage_after is None or storage_before is None else storage_after - storage_before
+    return Sample(tokens, seconds, Counts.between(before, after), storage)
 
 
-def _condense(condition: Condition, samples: Sequence[tuple[Sample, Sample]]) -> list[Figures]:
+def _condense(condition: Condition, samples: Sequence[tuple[Sample, Sample]], limit: float) -> list[Figures]:
     prompts, decodes = zip(*samples, strict=True)
-    return [Figures.of(condition, "prompt", prompts), Figures.of(condition, "decode", decodes)]
-
-
-def _storage_share(sample: Sample) -> float | None:
-    """Which part of the bytes read came from storage; the rest were in the page cache."""
-    if sample.storage_bytes is None or not sample.bytes_read:
-        return None
-    return min(1.0, sample.storage_bytes / sample.bytes_read)
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+    return [Figures.of(condition, "prompt", prompts, limit), Figures.of(condition, "decode", decodes, limit)]

@@ -25,6 +25,7 @@ from .generate import Generation, Limits, check_room
 from .language import Language
 from .quantities import parse_size
 from .sampling import Sampler, Sampling
+from .storage import random_read_rate
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, a prompt that is"
@@ -141,6 +142,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(help="Random tokens in the prompt.")] = 128,
     decode_tokens: Annotated[int, typer.Option(help="Random tokens decoded one by one.")] = 32,
     repetitions: Annotated[int, typer.Option(help="Repetitions, cold and warm; medians are shown.")] = 3,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Take a text's tokens, not random ones.")] = None,
     experts_per_token: KOption = None,
     memory: MemoryOption = None,
     slots: SlotsOption = None,
@@ -150,13 +152,15 @@ def bench(
     check_digests: DigestsOption = True,
     json: JsonOption = False,
 ) -> None:
-    """Measure prompt and decode speed, cold and warm, on random tokens."""
+    """Measure prompt and decode speed, cold and warm, and how near they come to what storage and kernels allow."""
     options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
     with Pack.open(pack) as opened:
-        workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size)
+        tokens = None if text is None else Asked(prompt_file=text, raw=True).tokens(Language.of(opened))
+        workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size, tokens)
         workload.check(plan_run(opened, options).context)
         files = [pack / layer.file for layer in opened.manifest.layers]
-        measured = measure(partial(Engine.of, opened, options), partial(host.drop_cached, files), workload)
+        drop, rate = partial(host.drop_cached, files), partial(random_read_rate, opened)
+        measured = measure(partial(Engine.of, opened, options), drop, workload, rate)
     _say_notes(measured.engine)
     if json:
         print_json(report.bench_document(measured, workload))

@@ -51,13 +51,21 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Totals since the engine was opened; `resident` is the memory plan's bytes by part."""
+    """Totals since the engine was opened; `resident` is the memory plan's bytes by part.
+
+    `wait_seconds`: nothing could be computed for want of a record; `read_seconds`: at least one read was under way.
+    `foreseen` records were read on a guess, of which `foreseen_used` were right. `stages`: seconds by part of a layer.
+    """
 
     records_read: int
     bytes_read: int
     slot_hits: int
     wait_seconds: float
     resident: Mapping[str, int]
+    read_seconds: float = 0.0
+    foreseen: int = 0
+    foreseen_used: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine:

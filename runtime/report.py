@@ -3,15 +3,18 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from operator import itemgetter
+from statistics import median
 from typing import Any
 
 from rich.table import Table
 
 from . import host
 from ._native import instruction_set
-from .bench import Figures, Measured, Workload, share
+from .bench import Measured, Workload
 from .doctor import Diagnosis
 from .engine import Engine
+from .figures import Ceiling, Figures, share
 from .forecast import Forecast
 from .generate import Result
 from .memory import MemoryPlan
@@ -24,7 +27,8 @@ NOT_DROPPED = "but this system cannot be asked to drop its page cache, so record
 COLUMNS = (
     "tokens/s: median of {repetitions}; range: slowest to fastest; MB/token: expert records read, slots' hits excluded;"
     " in memory: wanted experts that were in a slot; GB/s: bytes read over the whole phase's time, computing included;"
-    " from disk: the share of the bytes read that the page cache did not have"
+    " from disk: the share of the bytes read that the page cache did not have; of limit: the time that the storage"
+    " needs for the bytes that were missing, or the computing time if that is longer (c), over the time it took"
 )
 NOTHING_RUN = "Figures others published; moepack was not run there"
 PROTECTIONS = {
@@ -33,6 +37,8 @@ PROTECTIONS = {
     "may be swapped": "may be swapped out; raise the limit of locked memory (ulimit -l)",
     None: "",
 }
+RANDOM = "random, so no hit rate is as good as a text's"
+TEXT = "of the text given"
 NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is no figure of theirs to compare with"
 
 
@@ -109,8 +115,15 @@ def statistics_line(result: Result, engine: Engine) -> str:
 def bench_document(measured: Measured[Engine], workload: Workload) -> dict[str, Any]:
     """Everything a benchmark found, for `bench --json`."""
     return {
-        "workload": asdict(workload),
+        "workload": {
+            "prompt_tokens": workload.prompt_tokens,
+            "decode_tokens": workload.decode_tokens,
+            "repetitions": workload.repetitions,
+            "tokens": "random" if workload.text is None else "text",
+        },
         "page_cache_dropped": measured.cache_dropped,
+        "storage_gigabytes_per_second": median(measured.storage_rates),
+        "storage_rates": measured.storage_rates,
         "figures": [asdict(figure) for figure in measured.figures],
         **engine_facts(measured.engine),
     }
@@ -119,16 +132,18 @@ def bench_document(measured: Measured[Engine], workload: Workload) -> dict[str, 
 def bench_remarks(measured: Measured[Engine], workload: Workload) -> str:
     """What a reader of the table must know: how it was run, and what the figures do and do not say."""
     engine = measured.engine
-    plan, own = engine.memory, engine.model.num_experts_per_tok
+    plan, own, random = engine.memory, engine.model.num_experts_per_tok, workload.text is None
     remarks = [
-        f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens, random, so no hit rate is as"
-        " good as a text's",
+        f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens, {RANDOM if random else TEXT}",
         f"{engine.experts_per_token} of {own} experts per token; {plan.slots} slots of {plan.slot_bytes} bytes;"
         f" {engine.options.threads} threads, {instruction_set()}; digests"
         f" {'checked' if engine.options.check_digests else 'NOT checked'}",
         f"cold: a fresh engine for each phase, {DROPPED if measured.cache_dropped else NOT_DROPPED}; decoding follows"
         " a prompt of one token, so that the slots are all but empty",
         "warm: after a prompt and an answer in the same engine; the page cache holds what it holds",
+        f"the storage reads random records at {median(measured.storage_rates):.2f} GB/s"
+        f" ({min(measured.storage_rates):.2f} to {max(measured.storage_rates):.2f}, before each cold repetition)",
+        *map(_stage_line, measured.figures),
         COLUMNS.format(repetitions=workload.repetitions),
         f"resident at most {megabytes(host.peak_resident())}, over all repetitions",
     ]
@@ -139,7 +154,7 @@ def bench_table(title: str, figures: Sequence[Figures]) -> Table:
     """A benchmark's figures, one row for each phase and condition."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("")
-    for heading in ("tokens/s", "range", "MB/token", "in memory", "GB/s", "from disk"):
+    for heading in ("tokens/s", "range", "MB/token", "in memory", "GB/s", "from disk", "of limit"):
         table.add_column(heading, justify="right")
     for figure in figures:
         table.add_row(*_row(figure))
@@ -155,7 +170,26 @@ def _row(figure: Figures) -> tuple[str, ...]:
         _percent(figure.hit_rate),
         f"{figure.gigabytes_per_second:.2f}",
         _percent(figure.storage_share),
+        _of_ceiling(figure.ceiling),
     )
+
+
+def _of_ceiling(ceiling: Ceiling | None) -> str:
+    if ceiling is None:
+        return "n/a"
+    return f"{ceiling.share:.0%}{' c' if ceiling.cause == 'compute' else ''}"
+
+
+def _stage_line(figure: Figures) -> str:
+    """What a row of the table has no room for: the first token, waiting, and the stages."""
+    first = figure.first_token_seconds
+    parts = [] if first is None else [f"first token after {first:.2f} s"]
+    parts.append(f"{figure.wait_share:.0%} of the time waiting for records")
+    if figure.foreseen_used_share is not None:
+        parts.append(f"{figure.foreseen_used_share:.0%} of the guesses right")
+    stages = sorted(figure.stage_milliseconds.items(), key=itemgetter(1), reverse=True)
+    parts += [f"{name} {milliseconds:.2f} ms/token" for name, milliseconds in stages]
+    return f"{figure.condition} {figure.phase}: {'; '.join(parts)}"
 
 
 def _counted(tokens: int, rate: float | None) -> str:

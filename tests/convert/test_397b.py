@@ -12,42 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from extended.synthetic import Width, expert_tensors, layer_tensors, rest_tensors
+from extended.synthetic import Width, expert_tensors, layer_tensors, rest_tensors, stored
 
-from moepack.layout.formats import AffineFormat
 from moepack.layout.tensorheader import TensorSpec, render
 
 WIDTH = Width(layers=60, vocab=248320)
-ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
-
-
-def quantized(tensor: TensorSpec) -> Iterator[TensorSpec]:
-    """A trunk tensor as mlx_lm.convert leaves it: matrices as codes, scales and biases."""
-    if len(tensor.shape) != 2:
-        yield tensor
-        return
-    rows, cols = tensor.shape
-    format_ = AffineFormat(8 if tensor.name.endswith(ROUTERS) else 4, 64)
-    stem = tensor.name.removesuffix(".weight")
-    yield TensorSpec(f"{stem}.weight", "U32", (rows, format_.words(cols)))
-    yield TensorSpec(f"{stem}.scales", "BF16", (rows, format_.groups(cols)))
-    yield TensorSpec(f"{stem}.biases", "BF16", (rows, format_.groups(cols)))
 
 
 def shards() -> Iterator[list[TensorSpec]]:
-    yield [part for tensor in rest_tensors(WIDTH) for part in quantized(tensor)]
+    yield [part for tensor in rest_tensors(WIDTH) for part in stored(tensor)]
     for layer in range(WIDTH.layers):
-        trunk = [part for tensor in layer_tensors(WIDTH, layer) for part in quantized(tensor)]
+        trunk = [part for tensor in layer_tensors(WIDTH, layer) for part in stored(tensor)]
         yield [*trunk, *expert_tensors(WIDTH, layer)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("397b")
-    config = WIDTH.config
-    gates = {f"language_model.model.layers.{i}{name.removesuffix('.weight')}" for i in range(60) for name in ROUTERS}
-    config["quantization"] |= {gate: {"group_size": 64, "bits": 8} for gate in gates}
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(WIDTH.config))
     weight_map = {}
     for number, tensors in enumerate(shards()):
         header = render(tensors)

@@ -1,7 +1,8 @@
-"""Synthetic MLX 4-bit checkpoints with the 397B model's real layer dimensions, and any number of layers and experts.
+"""Synthetic MLX 4-bit checkpoints as mlx_lm writes them: the 397B model's layer dimensions, any width and depth.
 
-The codes are those of Gaussian weights (so that quantizers meet the histograms they will meet in practice); a few
-distinct expert matrices are made and every expert is one of them with its rows rotated, so that no two records agree.
+Weights are Gaussian, scaled so that activations stay sane, and quantized by the plain rule, so that quantizers meet the
+histograms they will meet in practice. Routed experts are one of a few matrices with its rows rotated, so that no two
+records agree and a gigabyte takes seconds. `Routing` says how far experts are reused from token to token.
 """
 
 import json
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,8 +20,30 @@ from moepack.layout.tensorheader import TensorSpec, render
 from moepack.quantize.affine import AffineMatrix
 from moepack.quantize.methods import quantize
 
-DISTINCT = 4
+DISTINCT = 4  # matrices of each projection, of which all experts are made
 FORMAT = AffineFormat(4, 64)
+ROUTER_FORMAT = AffineFormat(8, 64)
+ROUTERS = (".mlp.gate", ".mlp.shared_expert_gate")
+ROUTER_GAIN, HEAD_GAIN, EXPERT_GAIN, CONV_GAIN = 1.5, 2.0, 2.0, 0.5
+TAU = (0.05, 4.0)  # exp(A_log) of the heads, from long memory to short
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which parts of a token's embedding it shares with others; what is left is the token's own.
+
+    `popular`, of the variance: one direction for all tokens. Each router row meets it with a Gaussian number, which is
+    that expert's popularity. `topical`: one direction for all tokens of a topic (token modulo `topics`), which a text
+    whose tokens keep to a topic for a while turns into experts that are used again. Nothing else is changed: routers
+    are Gaussian. `UNIFORM` shares nothing.
+    """
+
+    popular: float = 0.0
+    topical: float = 0.0
+    topics: int = 61  # odd, for every second token is a word with its space: see words.py
+
+
+UNIFORM = Routing()
 
 
 @dataclass(frozen=True)
@@ -32,25 +56,32 @@ class Width:
     hidden: int = 4096
     intermediate: int = 1024
     vocab: int = 1024
+    heads: int = 32
+    kv_heads: int = 2
+    head_dim: int = 256
+    key_heads: int = 16
+    value_heads: int = 64
+    linear_head_dim: int = 128
+    routing: Routing = UNIFORM
 
     @property
-    def config(self) -> dict[str, object]:
-        """config.json as mlx_lm writes it for this model."""
-        text = {
+    def text_config(self) -> dict[str, Any]:
+        """The geometry as transformers' text config has it."""
+        return {
             "model_type": "qwen3_5_moe_text",
             "hidden_size": self.hidden,
             "num_hidden_layers": self.layers,
             "layer_types": ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(self.layers)],
-            "num_attention_heads": 32,
-            "num_key_value_heads": 2,
-            "head_dim": 256,
-            "linear_num_key_heads": 16,
-            "linear_num_value_heads": 64,
-            "linear_key_head_dim": 128,
-            "linear_value_head_dim": 128,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "linear_num_key_heads": self.key_heads,
+            "linear_num_value_heads": self.value_heads,
+            "linear_key_head_dim": self.linear_head_dim,
+            "linear_value_head_dim": self.linear_head_dim,
             "linear_conv_kernel_dim": 4,
             "moe_intermediate_size": self.intermediate,
-            "shared_expert_intermediate_size": 1024,
+            "shared_expert_intermediate_size": self.intermediate,
             "num_experts": self.experts,
             "num_experts_per_tok": self.experts_per_token,
             "vocab_size": self.vocab,
@@ -59,116 +90,211 @@ class Width:
             "tie_word_embeddings": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000_000, "partial_rotary_factor": 0.25},
         }
-        quantization = {"group_size": FORMAT.group_size, "bits": FORMAT.bits, "mode": "affine"}
-        return {"model_type": "qwen3_5_moe", "text_config": text, "quantization": quantization}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json as mlx_lm writes it for this model."""
+        gates = [f"language_model.model.layers.{i}{name}" for i in range(self.layers) for name in ROUTERS]
+        quantization: dict[str, Any] = {"group_size": FORMAT.group_size, "bits": FORMAT.bits, "mode": "affine"}
+        quantization |= {gate: {"group_size": 64, "bits": ROUTER_FORMAT.bits} for gate in gates}
+        return {"model_type": "qwen3_5_moe", "text_config": self.text_config, "quantization": quantization}
 
     @property
     def expert_weights(self) -> int:
         """Weights in all routed experts."""
         return 3 * self.hidden * self.intermediate * self.experts * self.layers
 
+    @property
+    def linear_sizes(self) -> tuple[int, int]:
+        """Channels of the convolution (queries, keys, values), and of the values alone."""
+        values = self.value_heads * self.linear_head_dim
+        return 2 * self.key_heads * self.linear_head_dim + values, values
+
+    @property
+    def expert_shapes(self) -> dict[str, tuple[int, int]]:
+        """(rows, cols) of an expert's projections."""
+        narrow, wide = self.intermediate, self.hidden
+        return {"gate": (narrow, wide), "up": (narrow, wide), "down": (wide, narrow)}
+
 
 def write_checkpoint(width: Width, directory: Path) -> None:
     """Write the checkpoint: config.json, one shard per layer and one for the rest, and their index."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(width.config, indent=2))
-    shards = {"rest.safetensors": list(rest_tensors(width))}
+    weight_map = _write_shard(width, directory / "rest.safetensors", list(rest_tensors(width)))
     for layer in range(width.layers):
-        shards[f"layer-{layer:02d}.safetensors"] = [*layer_tensors(width, layer), *expert_tensors(width, layer)]
-    for name, tensors in shards.items():
-        _write_shard(width, directory / name, tensors)
-    weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
+        tensors = [*layer_tensors(width, layer), *expert_tensors(width, layer)]
+        weight_map |= _write_shard(width, directory / f"layer-{layer:02d}.safetensors", tensors)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def rest_tensors(width: Width) -> Iterator[TensorSpec]:
-    """Embedding, final norm and head."""
+    """Embedding, final norm and head, as they are before mlx_lm quantizes them."""
     yield TensorSpec("language_model.model.embed_tokens.weight", "BF16", (width.vocab, width.hidden))
     yield TensorSpec("language_model.model.norm.weight", "BF16", (width.hidden,))
     yield TensorSpec("language_model.lm_head.weight", "BF16", (width.vocab, width.hidden))
 
 
 def layer_tensors(width: Width, layer: int) -> Iterator[TensorSpec]:
-    """A decoder layer without its routed experts."""
-    prefix, hidden = f"language_model.model.layers.{layer}.", width.hidden
-    linear = {"in_proj_qkv": (12288, hidden), "in_proj_z": (8192, hidden), "in_proj_b": (64, hidden)}
-    linear |= {"in_proj_a": (64, hidden), "out_proj": (hidden, 8192)}
-    full = {"q_proj": (16384, hidden), "k_proj": (512, hidden), "v_proj": (512, hidden), "o_proj": (hidden, 8192)}
-    shared = {"gate_proj": (1024, hidden), "up_proj": (1024, hidden), "down_proj": (hidden, 1024)}
-    attention = ("self_attn", full) if layer % 4 == 3 else ("linear_attn", linear)
-    for room, matrices in (attention, ("mlp.shared_expert", shared)):
+    """A decoder layer without its routed experts, as it is before mlx_lm quantizes it."""
+    prefix = f"language_model.model.layers.{layer}."
+    mixer = ("self_attn", _attention(width)) if layer % 4 == 3 else ("linear_attn", _delta(width))
+    shared = {f"{name}_proj": shape for name, shape in width.expert_shapes.items()}
+    for room, matrices in (mixer, ("mlp.shared_expert", shared)):
         for name, shape in matrices.items():
             yield TensorSpec(f"{prefix}{room}.{name}.weight", "BF16", shape)
     for name in ("input_layernorm", "post_attention_layernorm"):
-        yield TensorSpec(f"{prefix}{name}.weight", "BF16", (hidden,))
-    yield from _small(prefix, layer)
-    yield TensorSpec(f"{prefix}mlp.gate.weight", "BF16", (width.experts, hidden))
-    yield TensorSpec(f"{prefix}mlp.shared_expert_gate.weight", "BF16", (1, hidden))
+        yield TensorSpec(f"{prefix}{name}.weight", "BF16", (width.hidden,))
+    yield from _small(width, prefix, layer)
+    yield TensorSpec(f"{prefix}mlp.gate.weight", "BF16", (width.experts, width.hidden))
+    yield TensorSpec(f"{prefix}mlp.shared_expert_gate.weight", "BF16", (1, width.hidden))
 
 
-def _small(prefix: str, layer: int) -> Iterator[TensorSpec]:
+def _attention(width: Width) -> dict[str, tuple[int, int]]:
+    queries, keys = width.heads * width.head_dim, width.kv_heads * width.head_dim
+    into = {"q_proj": 2 * queries, "k_proj": keys, "v_proj": keys}  # each query's gate follows it
+    return {name: (rows, width.hidden) for name, rows in into.items()} | {"o_proj": (width.hidden, queries)}
+
+
+def _delta(width: Width) -> dict[str, tuple[int, int]]:
+    channels, values = width.linear_sizes
+    into = {
+        "in_proj_qkv": channels,
+        "in_proj_z": values,
+        "in_proj_b": width.value_heads,
+        "in_proj_a": width.value_heads,
+    }
+    return {name: (rows, width.hidden) for name, rows in into.items()} | {"out_proj": (width.hidden, values)}
+
+
+def _small(width: Width, prefix: str, layer: int) -> Iterator[TensorSpec]:
     if layer % 4 == 3:
-        yield TensorSpec(f"{prefix}self_attn.q_norm.weight", "BF16", (256,))
-        yield TensorSpec(f"{prefix}self_attn.k_norm.weight", "BF16", (256,))
+        yield TensorSpec(f"{prefix}self_attn.q_norm.weight", "BF16", (width.head_dim,))
+        yield TensorSpec(f"{prefix}self_attn.k_norm.weight", "BF16", (width.head_dim,))
         return
-    yield TensorSpec(f"{prefix}linear_attn.conv1d.weight", "BF16", (12288, 4, 1))
-    yield TensorSpec(f"{prefix}linear_attn.norm.weight", "BF16", (128,))
-    yield TensorSpec(f"{prefix}linear_attn.A_log", "F32", (64,))
-    yield TensorSpec(f"{prefix}linear_attn.dt_bias", "BF16", (64,))
+    yield TensorSpec(f"{prefix}linear_attn.conv1d.weight", "BF16", (width.linear_sizes[0], 4, 1))
+    yield TensorSpec(f"{prefix}linear_attn.norm.weight", "BF16", (width.linear_head_dim,))
+    yield TensorSpec(f"{prefix}linear_attn.A_log", "F32", (width.value_heads,))
+    yield TensorSpec(f"{prefix}linear_attn.dt_bias", "BF16", (width.value_heads,))
 
 
 def expert_tensors(width: Width, layer: int) -> Iterator[TensorSpec]:
-    """A decoder layer's routed experts."""
+    """A decoder layer's routed experts, quantized, all of a projection in one tensor."""
     prefix = f"language_model.model.layers.{layer}."
-    for projection, (rows, cols) in _expert_shapes(width).items():
+    for projection, (rows, cols) in width.expert_shapes.items():
         stem = f"{prefix}mlp.switch_mlp.{projection}_proj"
         yield TensorSpec(f"{stem}.weight", "U32", (width.experts, rows, FORMAT.words(cols)))
         yield TensorSpec(f"{stem}.scales", "BF16", (width.experts, rows, FORMAT.groups(cols)))
         yield TensorSpec(f"{stem}.biases", "BF16", (width.experts, rows, FORMAT.groups(cols)))
 
 
-def _expert_shapes(width: Width) -> dict[str, tuple[int, int]]:
-    narrow, wide = width.intermediate, width.hidden
-    return {"gate": (narrow, wide), "up": (narrow, wide), "down": (wide, narrow)}
+def stored(tensor: TensorSpec) -> Iterator[TensorSpec]:
+    """A tensor as mlx_lm leaves it: matrices of floats become codes, scales and biases."""
+    if len(tensor.shape) != 2:
+        yield tensor
+        return
+    (rows, cols), format_, stem = tensor.shape, _format(tensor), tensor.name.removesuffix(".weight")
+    yield TensorSpec(f"{stem}.weight", "U32", (rows, format_.words(cols)))
+    yield TensorSpec(f"{stem}.scales", "BF16", (rows, format_.groups(cols)))
+    yield TensorSpec(f"{stem}.biases", "BF16", (rows, format_.groups(cols)))
 
 
-def _write_shard(width: Width, path: Path, tensors: list[TensorSpec]) -> None:
+def _format(tensor: TensorSpec) -> AffineFormat:
+    return ROUTER_FORMAT if tensor.name.removesuffix(".weight").endswith(ROUTERS) else FORMAT
+
+
+def _write_shard(width: Width, path: Path, tensors: list[TensorSpec]) -> dict[str, str]:
+    """Write tensors as mlx_lm stores them; says in which file each is."""
+    header = [part for tensor in tensors for part in stored(tensor)]
     with path.open("wb") as file:
-        file.write(render(tensors))
+        file.write(render(header))
         for tensor in tensors:
-            for part in _values(width, tensor):
+            for part in _parts(width, tensor):
                 file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+    return {part.name: path.name for part in header}
 
 
-def _values(width: Width, tensor: TensorSpec) -> Iterator[np.ndarray]:
+def _parts(width: Width, tensor: TensorSpec) -> Iterator[np.ndarray]:
+    """What is written of a tensor, in order."""
     if ".switch_mlp." in tensor.name:
-        projection = tensor.name.split("switch_mlp.")[1].split("_")[0]
-        component = {"weight": "codes", "scales": "scales", "biases": "biases"}[tensor.name.rsplit(".", 1)[1]]
-        samples = _samples(*_expert_shapes(width)[projection])
-        start = zlib.crc32(tensor.name.rsplit(".", 1)[0].encode())  # so that no two layers agree
-        for expert in range(width.experts):
-            matrix = samples[expert % DISTINCT]
-            yield np.roll(getattr(matrix, component), (start + expert) % matrix.codes.shape[0], axis=0)
-    else:
-        yield _dense(tensor)
-
-
-_cache: dict[tuple[int, int], list[AffineMatrix]] = {}
-
-
-def _samples(rows: int, cols: int) -> list[AffineMatrix]:
-    if (rows, cols) not in _cache:
-        random = np.random.default_rng(rows * 31 + cols)
-        weights = (random.standard_normal((rows, cols), dtype=np.float32) / cols**0.5 for _ in range(DISTINCT))
-        _cache[rows, cols] = [quantize(w, FORMAT, "minmax") for w in weights]
-    return _cache[rows, cols]
-
-
-def _dense(tensor: TensorSpec) -> np.ndarray:
-    random = np.random.default_rng(zlib.crc32(tensor.name.encode()))
-    values = random.standard_normal(tensor.shape, dtype=np.float32)
-    if tensor.name.endswith("norm.weight") or "layernorm" in tensor.name:
-        values = 1 + 0.05 * values
+        yield from _experts(width, tensor)
     elif len(tensor.shape) == 2:
-        values /= tensor.shape[1] ** 0.5
-    return values if tensor.dtype == "F32" else values.astype(ml_dtypes.bfloat16)
+        matrix = quantize(_floats(width, tensor), _format(tensor), "minmax")
+        yield from (matrix.codes, matrix.scales, matrix.biases)
+    else:
+        values = _vector(tensor)
+        yield values if tensor.dtype == "F32" else values.astype(ml_dtypes.bfloat16)
+
+
+def _experts(width: Width, tensor: TensorSpec) -> Iterator[np.ndarray]:
+    """One component of every expert of a layer, expert by expert."""
+    stem, _, part = tensor.name.rpartition(".")
+    projection = stem.split("switch_mlp.")[1].removesuffix("_proj")
+    component = {"weight": "codes", "scales": "scales", "biases": "biases"}[part]
+    gain = EXPERT_GAIN * _branch_gain(width) if projection == "down" else 1.0
+    samples = _samples(*width.expert_shapes[projection], gain)
+    start = zlib.crc32(stem.encode())  # so that no two layers agree
+    for expert in range(width.experts):
+        matrix = samples[expert % DISTINCT]
+        yield np.roll(getattr(matrix, component), (start + expert) % matrix.codes.shape[0], axis=0)
+
+
+_cache: dict[tuple[int, int, float], list[AffineMatrix]] = {}
+
+
+def _samples(rows: int, cols: int, gain: float) -> list[AffineMatrix]:
+    if (rows, cols, gain) not in _cache:
+        random = np.random.default_rng(rows * 31 + cols)
+        weights = (_gaussian(random, (rows, cols)) * np.float32(gain / cols**0.5) for _ in range(DISTINCT))
+        _cache[rows, cols, gain] = [quantize(w, FORMAT, "minmax") for w in weights]
+    return _cache[rows, cols, gain]
+
+
+def _floats(width: Width, tensor: TensorSpec) -> np.ndarray:
+    """A matrix of the trunk, float32: outputs of unit variance times the gain of its place."""
+    if tensor.name.endswith("embed_tokens.weight"):
+        return _embedding(width)
+    return _gaussian(_random(tensor.name), tensor.shape) * np.float32(
+        _gain(width, tensor.name) / tensor.shape[1] ** 0.5
+    )
+
+
+def _gain(width: Width, name: str) -> float:
+    if name.endswith(("out_proj.weight", "o_proj.weight", "shared_expert.down_proj.weight")):
+        return _branch_gain(width)
+    return {"mlp.gate.weight": ROUTER_GAIN, "lm_head.weight": HEAD_GAIN}.get(".".join(name.split(".")[-3:]), 1.0)
+
+
+def _branch_gain(width: Width) -> float:
+    """What keeps the residual stream's variance from growing with depth: two branches a layer."""
+    return (2 * width.layers) ** -0.5
+
+
+def _embedding(width: Width) -> np.ndarray:
+    """float32 [vocab, hidden], unit variance: what all tokens share, what those of a topic share, their own."""
+    routing, random = width.routing, _random("embed_tokens")
+    own = (1 - routing.popular - routing.topical) ** 0.5
+    values = _gaussian(random, (width.vocab, width.hidden)) * np.float32(own)
+    topics = _gaussian(random, (routing.topics, width.hidden)) * np.float32(routing.topical**0.5)
+    values += topics[np.arange(width.vocab) % routing.topics]
+    values += _gaussian(random, (width.hidden,)) * np.float32(routing.popular**0.5)
+    return values
+
+
+def _vector(tensor: TensorSpec) -> np.ndarray:
+    """Norms, convolutions and the delta rule's constants, float32."""
+    random = _random(tensor.name)
+    if tensor.name.endswith("A_log"):
+        return np.log(random.uniform(*TAU, tensor.shape)).astype(np.float32)
+    if tensor.name.endswith(("dt_bias", "linear_attn.norm.weight")):
+        return np.ones(tensor.shape, np.float32)
+    values = _gaussian(random, tensor.shape)
+    return CONV_GAIN * values if tensor.name.endswith("conv1d.weight") else 1 + np.float32(0.05) * values
+
+
+def _random(name: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def _gaussian(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return random.standard_normal(shape, dtype=np.float32)

@@ -477,10 +477,25 @@ def test_bench_measures_cold_and_warm(pack: Path) -> None:
         assert figure["slowest"] <= figure["tokens_per_second"] <= figure["fastest"]
         assert figure["bytes_per_token"] > 0
         assert 0 <= figure["hit_rate"] < 1
+        assert 0 < figure["ceiling"]["share"] <= 1.5  # storage and computing vary from one second to the next
+        assert figure["ceiling"]["cause"] in ("storage", "compute")
+        assert (figure["first_token_seconds"] is None) == (figure["phase"] == "decode")
     assert found["page_cache_dropped"] == hasattr(os, "posix_fadvise")
-    assert found["workload"]["prompt_tokens"] == 12
+    assert found["workload"] == {"prompt_tokens": 12, "decode_tokens": 4, "repetitions": 2, "tokens": "random"}
+    assert min(found["storage_rates"]) <= found["storage_gigabytes_per_second"] <= max(found["storage_rates"])
     assert (found["experts_per_token"], found["threads"] >= 1) == (4, True)
     assert isinstance(found["instruction_set"], str)
+
+
+def test_bench_takes_a_text_s_tokens(pack: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("def f(x):\n    return [x, 1, 2]\n" * 20)
+    arguments = ("bench", pack, "--prompt-tokens", 12, "--decode-tokens", 4, "--repetitions", 1, "--text", text)
+    assert document(*arguments)["workload"]["tokens"] == "text"
+    text.write_text("too short")
+    run = called(*arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "a repetition takes 16" in run.stderr
 
 
 def test_bench_prints_a_table_with_its_conditions(pack: Path) -> None:
@@ -499,7 +514,17 @@ def test_bench_says_what_its_columns_are_and_on_macos_that_nothing_compares(
 ) -> None:
     arguments = ("bench", pack, "--prompt-tokens", 2, "--decode-tokens", 1, "--repetitions", 1)
     here = called(*arguments).stdout
-    for column in ("tokens/s:", "range:", "MB/token:", "in memory:", "GB/s:", "from disk:", "cold:", "warm:"):
+    for column in (
+        "tokens/s:",
+        "range:",
+        "MB/token:",
+        "in memory:",
+        "GB/s:",
+        "from disk:",
+        "of limit:",
+        "cold:",
+        "warm:",
+    ):
         assert column in here
     assert ("Apple" in here) == (sys.platform == "darwin")
     monkeypatch.setattr("moepack.runtime.report.sys", mock.Mock(platform="darwin"))

@@ -1,7 +1,8 @@
 """Runs llama.cpp's own convert_hf_to_gguf.py on a checkpoint whose tokenizer that program has never seen.
 
-Called as `gguf_conversion.py LLAMA_CPP_SOURCE CHECKPOINT OUTFILE`. Two things are told to the converter, nothing else:
-the name of the pre-tokenizer, by the regular expression in tokenizer.json (the converter knows tokenizers by a hash),
+Called as `gguf_conversion.py LLAMA_CPP_SOURCE CHECKPOINT OUTFILE FLOATS`, where FLOATS is f32 or bf16. Two things are
+told to the converter, nothing else: the name of the pre-tokenizer, by the regular expression in tokenizer.json (the
+converter knows tokenizers by a hash),
 and other spellings for the added tokens: llama-perplexity never reads a control token from text, so each added token
 becomes an ordinary user-defined token spelled as one private-use character (see `spelling`). Ids do not change.
 """
@@ -45,8 +46,8 @@ def pre_tokenizer(checkpoint: Path) -> str:
     sys.exit(f"{checkpoint / 'tokenizer.json'}: llama.cpp's name for this pre-tokenizer is not known here: {steps}")
 
 
-def convert(source: Path, checkpoint: Path, outfile: Path) -> None:
-    """Write the checkpoint as a GGUF file of float32 tensors."""
+def convert(source: Path, checkpoint: Path, outfile: Path, floats: str) -> None:
+    """Write the checkpoint as a GGUF file whose matrices are of the type `floats`."""
     sys.path[:0] = [str(source), str(source / "gguf-py")]
     from conversion.base import TextModel  # type: ignore[import-not-found]
     from convert_hf_to_gguf import main  # type: ignore[import-not-found]
@@ -62,9 +63,9 @@ def convert(source: Path, checkpoint: Path, outfile: Path) -> None:
     TextModel.get_vocab_base = respelled
     TextModel.get_vocab_base_pre = lambda model, tokenizer: pre_tokenizer(checkpoint)
     TextModel.set_vocab = lambda model: model._set_vocab_gpt2()
-    sys.argv[1:] = [str(checkpoint), "--outfile", str(outfile), "--outtype", "f32", "--no-mtp"]
+    sys.argv[1:] = [str(checkpoint), "--outfile", str(outfile), "--outtype", floats, "--no-mtp"]
     main()
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

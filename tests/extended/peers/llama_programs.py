@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,9 +65,9 @@ class Build:
     threads: int
 
     @classmethod
-    def open(cls, directory: Path, threads: int) -> "Build":
+    def open(cls, directory: Path, threads: int, programs: Sequence[str] = PROGRAMS) -> "Build":
         """Find the programs and, in the CMake cache, the source; ends the program naming whatever is missing."""
-        missing = [name for name in PROGRAMS if not (directory / "bin" / name).is_file()]
+        missing = [name for name in programs if not (directory / "bin" / name).is_file()]
         if missing:
             sys.exit(f"{directory}: no llama.cpp build with {', '.join(missing)} in bin/; build these targets first")
         cache = (directory / "CMakeCache.txt").read_text(encoding="utf-8")
@@ -84,9 +85,9 @@ class Build:
         """Run one of the programs to its end; everything it printed. A failure ends the program with its last lines."""
         return run(str(self.programs / program), *map(str, arguments))
 
-    def convert(self, checkpoint: Path, target: Path) -> None:
-        """Write a checkpoint of floats as GGUF, float32 throughout (bfloat16 values are unchanged by that)."""
-        run(sys.executable, str(CONVERSION), str(self.source), str(checkpoint), str(target))
+    def convert(self, checkpoint: Path, target: Path, floats: str = "f32") -> None:
+        """Write a checkpoint of floats as GGUF, all float32 (bfloat16 values are unchanged by that), or all bf16."""
+        run(sys.executable, str(CONVERSION), str(self.source), str(checkpoint), str(target), floats)
 
     def measure(self, model: Path, *arguments: str | Path, context: int) -> str:
         """Run llama-perplexity one window at a time, attention and its cache in float32; what it printed."""

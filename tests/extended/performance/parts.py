@@ -1,0 +1,192 @@
+"""The parts of `make bench`, each a list of series: contenders take turns, and every turn is kept."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from extended.peers.llama_programs import Build
+from extended.performance import limited
+from extended.performance.limited import forget
+from extended.performance.series import Series
+from extended.performance.sides import (
+    LlamaBench,
+    Side,
+    evaluated_rate,
+    ik_llama,
+    llama,
+    ours,
+    printed_rate,
+    transformers,
+)
+from extended.performance.subjects import MID, MOE_RUN, THREADS, WIDE, Subject, demo
+
+DECODED, PROMPTS, ROUNDS = 32, (128, 512, 2048), 5
+PROMPT_ROUNDS = {128: 5, 512: 3, 2048: 3}
+LIMITS = {"600 MiB": 600 * 2**20, "450 MiB": 450 * 2**20}
+LIMITED_TOKENS, LIMITED_ROUNDS = 16, 3
+OVER = 1.05  # a budget is kept within 5 %: what we are told to use, so that the limit is not passed
+KERNELS = Path(__file__).parent.parent / "kernels.py"
+Turn = Callable[[], tuple[float, dict[str, Any]]]  # one round of one contender: a value, and what else was seen
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Builds of other engines, None where no path was given."""
+
+    llama: Build | None
+    ik: Path | None
+
+    @classmethod
+    def named(cls) -> "Peers":
+        """As LLAMA_CPP and IK_LLAMA_CPP say."""
+        llama, ik = os.environ.get("LLAMA_CPP"), os.environ.get("IK_LLAMA_CPP")
+        return cls(Build.open(Path(llama), THREADS, BENCH_PROGRAMS) if llama else None, Path(ik) if ik else None)
+
+    def sides(self, subject: Subject) -> list[LlamaBench]:
+        """All that can be run. Quantizing takes llama.cpp's programs; ik_llama.cpp reads the same file."""
+        if self.llama is None:
+            return []
+        model = subject.gguf(self.llama)
+        return [*llama(self.llama, model), *(ik_llama(self.ik, model) if self.ik else [])]
+
+
+BENCH_PROGRAMS = ("llama-quantize", "llama-bench")
+
+
+def decode(peers: Peers) -> list[Series]:
+    """Decoding with everything in memory."""
+    with ExitStack() as resources:
+        sides: list[Side] = [ours(MID, resources), *peers.sides(MID), transformers(MID)]
+        return rounds("in memory", {side.name: plainly(side.decode, DECODED) for side in sides}, ROUNDS)
+
+
+def prefill(peers: Peers) -> list[Series]:
+    """Prompts of several lengths with everything in memory."""
+    found = []
+    with ExitStack() as resources:
+        sides: list[Side] = [ours(MID, resources, chunk=max(PROMPTS)), *peers.sides(MID), transformers(MID)]
+        for tokens in PROMPTS:
+            turns = {side.name: plainly(side.prefill, tokens) for side in sides}
+            found += rounds(f"{tokens} tokens", turns, PROMPT_ROUNDS[tokens])
+    return found
+
+
+def beyond(peers: Peers) -> list[Series]:
+    """Decoding in less memory than the model takes, caches dropped before every round."""
+    if (reason := limited.unavailable()) is not None:
+        print(reason, file=sys.stderr)
+        return []
+    found = []
+    for case, limit in LIMITS.items():
+        turns = {"moepack": partial(limited_bench, MID.pack, limit)}
+        if peers.llama is not None:
+            plain = llama(peers.llama, MID.gguf(peers.llama))[0]
+            turns[f"{plain.name}, mmap"] = partial(limited_llama, plain, limit)
+        if peers.llama is not None and peers.ik is not None:
+            turns["ik_llama.cpp Q2_K --prefetch-experts"] = partial(limited_ik, peers.ik, MID.gguf(peers.llama), limit)
+        found += rounds(case, turns, LIMITED_ROUNDS, warm_up=False)
+    return found
+
+
+def limited_bench(pack: Path, limit: int, *options: str) -> tuple[float, dict[str, Any]]:
+    """`moe-run bench` under a limit; its own account of the warm decoding goes along."""
+    forget(pack)
+    sizes = ("--prompt-tokens", "16", "--decode-tokens", str(LIMITED_TOKENS), "--repetitions", "1", "--context", "512")
+    memory = ("--memory", f"{int(limit / OVER)}", "--threads", str(THREADS), "--chunk", "16")
+    ran = limited.run([str(MOE_RUN), "bench", str(pack), "--json", *sizes, *memory, *options], limit)
+    document = json.loads(ran.printed[ran.printed.index("{") : ran.printed.rindex("}") + 1])
+    figures = next(each for each in document["figures"] if (each["condition"], each["phase"]) == ("warm", "decode"))
+    seen = {"group_peak": ran.peak, "figures": document["figures"]}
+    kept = ("storage_gigabytes_per_second", "slots", "peak_resident_bytes", "experts_per_token")
+    return figures["tokens_per_second"], seen | {name: document[name] for name in kept}
+
+
+def limited_llama(side: LlamaBench, limit: int) -> tuple[float, dict[str, Any]]:
+    """llama-bench under a limit, from a file whose pages were dropped."""
+    forget(side.model)
+    ran = limited.run(side.command("-p", "0", "-n", str(LIMITED_TOKENS), "--no-warmup"), limit)
+    return printed_rate(ran.printed), {"group_peak": ran.peak}
+
+
+def limited_ik(programs: Path, model: Path, limit: int) -> tuple[float, dict[str, Any]]:
+    """llama-cli of ik_llama.cpp, since its llama-bench knows no --prefetch-experts."""
+    forget(model)
+    asked = ("-p", "babe", "-n", str(LIMITED_TOKENS), "-c", "512", "-s", "1", "--ignore-eos", "--prefetch-experts")
+    ran = limited.run([str(programs / "bin" / "llama-cli"), "-m", str(model), "-t", str(THREADS), *asked], limit)
+    return evaluated_rate(ran.printed), {"group_peak": ran.peak}
+
+
+def digests(peers: Peers) -> list[Series]:
+    """What checking every record costs while decoding from the disk, on and off in turn."""
+    if (reason := limited.unavailable()) is not None:
+        print(reason, file=sys.stderr)
+        return []
+    case, limit = next(iter(LIMITS.items()))
+    options = {"checked": (), "not checked": ("--no-check-digests",)}
+    turns = {name: partial(limited_bench, MID.pack, limit, *given) for name, given in options.items()}
+    return rounds(case, turns, ROUNDS, warm_up=False)
+
+
+def start(peers: Peers) -> list[Series]:
+    """Seconds from the command to the first token of the demo model, and those of its prefill itself."""
+    command = [str(MOE_RUN), "generate", str(demo()), "-p", "What is the weather in Oslo?", "-n", "1", "--json"]
+    command += ["--temp", "0", "--threads", str(THREADS)]
+
+    def turn() -> tuple[float, dict[str, Any]]:
+        begun = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return time.perf_counter() - begun, {"prefill": json.loads(done.stdout)["prompt_seconds"]}
+
+    return rounds("demo model", {"moe-run generate": turn}, ROUNDS)
+
+
+def wide(peers: Peers) -> list[Series]:
+    """Eight layers of the 397B model's full width in 6 GB of memory. Its files take 50 GB of disk."""
+    if (reason := limited.unavailable()) is not None:
+        print(reason, file=sys.stderr)
+        return []
+    return rounds("6 GB", {"moepack": partial(limited_bench, WIDE.pack, int(6e9 * OVER))}, 1, warm_up=False)
+
+
+def kernels(peers: Peers) -> list[Series]:
+    """The expert kernels by format, on every instruction set that this machine has: one process each."""
+    found = []
+    for name in ("avx512", "avx2", "neon", "baseline"):
+        environment = {**os.environ, "MOEPACK_ISA": name}
+        done = subprocess.run([sys.executable, KERNELS], env=environment, capture_output=True, text=True)
+        if done.returncode == 0:
+            found.append(Series(name, "moepack", [], {"printed": done.stdout}))
+        elif "names no instruction set" not in done.stderr:
+            raise RuntimeError(done.stderr)
+    return found
+
+
+PARTS = {each.__name__: each for each in (decode, prefill, beyond, digests, start, kernels, wide)}
+DEFAULT = [name for name in PARTS if name != "wide"]
+
+
+def plainly(work: Callable[[int], float], tokens: int) -> Turn:
+    """A turn of which nothing else is kept."""
+    return lambda: (work(tokens), {})
+
+
+def rounds(case: str, turns: dict[str, Turn], count: int, *, warm_up: bool = True) -> list[Series]:
+    """All contenders in turn, `count` times, after one uncounted round if they are to be warm."""
+    taken: dict[str, list[tuple[float, dict[str, Any]]]] = {name: [] for name in turns}
+    for _ in range(count + warm_up):
+        for name, turn in turns.items():
+            taken[name].append(turn())
+            print(f"{case}, {name}: {taken[name][-1][0]:.2f}", file=sys.stderr)
+    counted = {name: each[warm_up:] for name, each in taken.items()}
+    return [
+        Series(case, name, [value for value, _ in each], {"rounds": [seen for _, seen in each]})
+        for name, each in counted.items()
+    ]
