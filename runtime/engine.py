@@ -37,7 +37,8 @@ class EngineOptions:
 
     `memory`: bytes for the whole process. `slots`: expert records kept in memory. `experts_per_token`: K, at most the
     model's. `chunk`: most prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare
-    every record and the trunk with the pack's digests before using them.
+    every record and the trunk with the pack's digests before using them. `exact`: products see activations as float32,
+    where otherwise those with quantized matrices see them rounded to eight bits.
     """
 
     threads: int = field(default_factory=cpus)
@@ -47,6 +48,7 @@ class EngineOptions:
     chunk: int | None = None
     context: int | None = None
     check_digests: bool = True
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Engine:
         """
         options = options or EngineOptions()
         memory = plan_run(pack, options)
-        return cls(pack, options, memory, open_backend(options.threads))
+        return cls(pack, options, memory, open_backend(options.threads, options.exact))
 
     @property
     def context(self) -> int:
@@ -116,7 +118,17 @@ class Engine:
     def stats(self) -> EngineStats:
         """Reads so far, and where the memory is."""
         read = self._experts.stats
-        return EngineStats(read.records_read, read.bytes_read, read.hits, read.wait_seconds, self.memory.parts())
+        return EngineStats(
+            read.records_read,
+            read.bytes_read,
+            read.hits,
+            read.wait_seconds,
+            self.memory.parts(),
+            read.read_seconds,
+            read.foreseen,
+            read.foreseen_used,
+            dict(self._decoder.stages.seconds),
+        )
 
     def new_session(self) -> "Session":
         """A session at position 0."""
@@ -208,12 +220,12 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     return plan(pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk)
 
 
-def open_backend(threads: int) -> Backend:
-    """The backend of this machine. Raises UsageError for a number of threads or an instruction set it has not."""
+def open_backend(threads: int, exact: bool = True) -> Backend:
+    """The backend of this machine; `exact` as in EngineOptions. Raises UsageError for a number of threads or an instruction set it has not."""
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"{threads} threads are outside 1 to {MOST_THREADS}")
     try:
-        return CpuBackend(threads)
+        return CpuBackend(threads, exact=exact)
     except RuntimeError as error:  # MOEPACK_ISA names no instruction set of this machine
         raise UsageError(f"{error}; unset it to use the best one") from error
 

@@ -93,9 +93,10 @@ class ExpertStream:
         return self._stats
 
     def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Bytes]]]:
-        """Yield (expert, record) of distinct `experts` in batches of at least one, in no particular order.
+        """Yield (expert, record) of distinct `experts` in batches, in no particular order.
 
-        Reads of all that are missing go out first; then come those in memory, then the others as they arrive.
+        Reads of all that are missing go out first; then come those in memory, which may be none; then the others, at
+        least one at a time, as they arrive.
         With a slot for each expert all records stay valid until the iteration ends; with fewer, a batch is valid until
         the next one is asked for. Raises StorageError if the device fails or a file ends early, MismatchError if the
         bytes are not the pack's.
@@ -104,10 +105,12 @@ class ExpertStream:
         self._use(layer, visit.keys)
         waiting, missing = list(visit.keys), deque(key for key in visit.keys if not self._has(key))
         try:
-            while waiting:
+            first = True
+            while waiting or first:
                 self._request(visit, missing)
                 batch = self._whole(waiting)
-                if batch:
+                if batch or first:
+                    first = False
                     yield [self._hand_out(visit, key) for key in batch]
                     waiting = [key for key in waiting if key not in batch]
                     self._leave(visit, batch)

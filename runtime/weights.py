@@ -139,7 +139,7 @@ class TrunkLoader:
             input_norm=self._vector(f"{prefix}.input_layernorm.weight", hidden),
             post_norm=self._vector(f"{prefix}.post_attention_layernorm.weight", hidden),
             mixer=self._attention(prefix) if full else self._delta(prefix),
-            router=self._matrix(f"{prefix}.mlp.gate", self._model.num_experts, hidden),
+            router=self._exact(f"{prefix}.mlp.gate", self._model.num_experts, hidden),
             shared=self._shared(f"{prefix}.mlp"),
         )
 
@@ -165,8 +165,8 @@ class TrunkLoader:
         return DeltaWeights(
             mixed=matrix("in_proj_qkv", channels, hidden),
             gate=matrix("in_proj_z", width, hidden),
-            beta=matrix("in_proj_b", heads, hidden),
-            decay=matrix("in_proj_a", heads, hidden),
+            beta=self._exact(f"{prefix}.in_proj_b", heads, hidden),
+            decay=self._exact(f"{prefix}.in_proj_a", heads, hidden),
             out=matrix("out_proj", hidden, width),
             conv=self._backend.vector(self._floats(f"{prefix}.conv1d.weight", channels, shape.conv_kernel).T),
             log_decay=self._vector(f"{prefix}.A_log", heads),
@@ -180,13 +180,19 @@ class TrunkLoader:
             gate_proj=self._matrix(f"{prefix}.shared_expert.gate_proj", intermediate, hidden),
             up_proj=self._matrix(f"{prefix}.shared_expert.up_proj", intermediate, hidden),
             down_proj=self._matrix(f"{prefix}.shared_expert.down_proj", hidden, intermediate),
-            gate=self._matrix(f"{prefix}.shared_expert_gate", 1, hidden),
+            gate=self._exact(f"{prefix}.shared_expert_gate", 1, hidden),
         )
 
     def _in(self, prefix: str, name: str, rows: int, cols: int) -> Matrix:
         return self._matrix(f"{prefix}.{name}", rows, cols)
 
     def _matrix(self, stem: str, rows: int, cols: int) -> Matrix:
+        return self._backend.matrix(self._stored(stem, rows, cols))
+
+    def _exact(self, stem: str, rows: int, cols: int) -> Matrix:
+        return self._backend.exact_matrix(self._stored(stem, rows, cols))
+
+    def _stored(self, stem: str, rows: int, cols: int) -> StoredMatrix:
         weight = self._tensor(f"{stem}.weight")
         format_ = self._tensors.formats.get(stem)
         if format_ is None:
@@ -195,7 +201,7 @@ class TrunkLoader:
             stored = StoredMatrix(weight, self._tensor(f"{stem}.scales"), self._tensor(f"{stem}.biases"), format_)
         if weight.ndim != 2 or stored.shape != (rows, cols) or (stored.format is None) != (weight.dtype in FLOATS):
             raise self._misfit(f"{stem}.weight", weight, (rows, cols))
-        return self._backend.matrix(stored)
+        return stored
 
     def _vector(self, name: str, size: int) -> Tensor:
         return self._backend.vector(self._floats(name, size))

@@ -166,11 +166,15 @@ class CpuBackend:
         """See Backend.expert."""
         _native.expert(self._pool, layout, record, self.shared(x), tokens, weights, to)
 
-    def experts(self, x: Floats | _native.Activations, records: Sequence[Record], layout: _native.RecordViews) -> Floats:
+    def experts(
+        self,
+        x: Floats | _native.Activations,
+        records: Sequence[Record],
+        layout: _native.RecordViews,
+        to: Floats,
+    ) -> None:
         """See Backend.experts."""
-        out = np.empty((len(records), layout.hidden), np.float32)
-        _native.experts(self._pool, layout, list(records), self.shared(x), out)
-        return out
+        _native.experts(self._pool, layout, list(records), self.shared(x), to[: len(records)])
 
     def combine(self, parts: Floats, order: Ids, weights: Floats) -> Floats:
         """See Backend.combine."""
