@@ -20,7 +20,6 @@ from .backends.base import (
     Ids,
     Matrix,
     Record,
-    Rotation,
     Routes,
     Tensor,
 )
@@ -62,13 +61,12 @@ class Operations:
         """RMS norm of each token."""
         return self.backend.rms_norm(x, weight, self.shape.rms_norm_eps)
 
-    def mix(
-        self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int, rotation: Rotation
-    ) -> Tensor:
+    def mix(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> Tensor:
         """What the layer's mixer adds to residual rows `x`, consecutive tokens of one sequence; advances `state`."""
         shape, eps = self.shape, self.shape.rms_norm_eps
         normed = self.norm(x, weights.input_norm)
         if isinstance(weights.mixer, AttentionWeights) and isinstance(state, AttentionState):
+            rotation = self.backend.rotation(position, len(x), shape.full_attention)
             return self.backend.attention(normed, weights.mixer, state, position, rotation, shape.full_attention, eps)
         assert isinstance(weights.mixer, DeltaWeights)
         assert isinstance(state, DeltaState)
@@ -137,8 +135,7 @@ class TextModel:
         """x += the layer's mixer, a span of tokens at a time, which bounds the memory of its projections."""
         for first in range(0, len(x), SPAN):
             part = x[first : first + SPAN]
-            rotation = self._backend.rotation(position + first, len(part), self._shape.full_attention)
-            self._backend.add(part, self._operations.mix(part, weights, state, position + first, rotation))
+            self._backend.add(part, self._operations.mix(part, weights, state, position + first))
 
     def _feed_forward(self, index: int, x: Tensor, weights: LayerWeights) -> None:
         """x += the layer's experts."""

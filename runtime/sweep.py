@@ -136,8 +136,7 @@ class Sweep:
         backend = self.backend
         for first in range(0, len(rows), self._chunk):
             part = rows[first : first + self._chunk]
-            rotation = backend.rotation(position + first, len(part), self.model.full_attention)
-            mixed = self._operations.mix(backend.vector(part), weights, state, position + first, rotation)
+            mixed = self._operations.mix(backend.vector(part), weights, state, position + first)
             part += backend.to_host(mixed)
 
     def _add_experts(

@@ -189,6 +189,7 @@ class CpuBackend:
         return out
 
 
+@cache
 def frequencies(dims: int, theta: float) -> Floats:
     """theta^(-2i / dims), float32 [dims / 2], bit for bit as transformers has them: powers rounded once, then 1 / x."""
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)

@@ -25,7 +25,7 @@ constexpr int64_t LEAST_WORK = 64 * 1024;  // multiplications worth handing to a
 
 // Rows per piece: small enough to even out threads of unequal speed, large enough to be worth handing out.
 int64_t grain_of(const Pool& pool, int64_t rows, int64_t work_per_row) {
-  const int64_t even = rows / (pool.threads() * 8), worth = LEAST_WORK / (work_per_row + 1) + 1;
+  const int64_t even = rows / (pool.threads() * 16), worth = LEAST_WORK / (work_per_row + 1) + 1;
   return ((even > worth ? even : worth) + ROW_GRAIN - 1) / ROW_GRAIN * ROW_GRAIN;
 }
 

@@ -7,7 +7,7 @@ namespace moepack {
 namespace {
 
 // Decode runs a kernel every few microseconds: spinning this long bridges the gaps, sleeping saves the rest.
-constexpr auto SPIN = std::chrono::microseconds(50);
+constexpr auto SPIN = std::chrono::microseconds(200);
 constexpr uint64_t PIECE = 0xffffffffu;  // the low half of next_; as a piece's number: none to be had
 
 inline void pause() {
