@@ -1,8 +1,8 @@
 """The layer files of a pack, opened for streaming: through the system's page cache, or around it.
 
 One cache, not two. Direct reads (O_DIRECT; F_NOCACHE on macOS) leave the expert slots as the only cache. Buffered
-reads fill the page cache too: it is meant to be the cache where the pack is small beside the free memory, and there
-a second run starts warm; elsewhere the pages of a record are dropped once it is in its slot.
+reads fill the page cache too; where it could not hold the whole pack, the pages of a record are dropped once it is in
+its slot, so that there too the slots are the cache. Elsewhere they are kept: the next run starts warm.
 """
 
 import errno
