@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -141,23 +142,29 @@ def test_every_record_is_the_packs_whatever_the_slots_and_the_order(
 ) -> None:
     """Sweeps, decoding and guesses in any order, ended early or not, with reads that arrive in any order."""
     reader = SlowReader(lambda reads: data.draw(st.integers(0, reads - 1)))
-    stream, handed = reader.stream(pack, slots), 0
-    experts = st.lists(st.integers(0, EXPERTS - 1), min_size=1, unique=True)
-    for _ in range(data.draw(st.integers(0, 12))):
-        layer, wanted = data.draw(st.integers(0, 1)), data.draw(experts)
-        how = data.draw(st.sampled_from(["records", "batches", "foresee"]))
-        if how == "foresee":
-            stream.foresee(layer, wanted)
-        elif how == "records":
-            handed += check_records(pack, stream, layer, wanted, early=data.draw(st.booleans()))
-        else:
-            handed += check_batches(pack, stream, layer, wanted, early=data.draw(st.booleans()), slots=slots)
-        check_slots(stream)
-    stats = stream.stats
-    assert all(not read.urgent for read in reader.queued)
-    assert stats.bytes_read == stats.records_read * pack.records[0].stride
-    assert stats.records_read + stats.hits >= handed
-    stream.close()
+    with closing(reader.stream(pack, slots)) as stream:
+        handed = sum(one_step(pack, stream, data, slots) for _ in range(data.draw(st.integers(0, 12))))
+        stats = stream.stats
+        assert all(not read.urgent for read in reader.queued)
+        assert stats.bytes_read == stats.records_read * pack.records[0].stride
+        assert stats.records_read + stats.hits >= handed
+
+
+def one_step(pack: Pack, stream: ExpertStream, data: st.DataObject, slots: int) -> int:
+    """Something that an engine may do; how many records it handed out."""
+    layer = data.draw(st.integers(0, 1))
+    experts = data.draw(st.lists(st.integers(0, EXPERTS - 1), min_size=1, unique=True))
+    how, handed = data.draw(st.sampled_from(["records", "batches", "foresee", "learn"])), 0
+    if how == "foresee":
+        stream.foresee(layer, experts)
+    elif how == "learn":
+        stream.learn(layer, np.array([experts], np.int32))
+    elif how == "records":
+        handed = check_records(pack, stream, layer, experts, early=data.draw(st.booleans()))
+    else:
+        handed = check_batches(pack, stream, layer, experts, early=data.draw(st.booleans()), slots=slots)
+    check_slots(stream)
+    return handed
 
 
 def check_records(pack: Pack, stream: ExpertStream, layer: int, experts: list[int], *, early: bool) -> int:
