@@ -2,7 +2,7 @@
 
 Random records of the pack itself are read into memory like the slots', through the page cache (emptied of them first)
 and around it, with more and fewer reads at once, in one piece and in several. Reading around the page cache is chosen
-unless it is slower by a tenth: then the slots are the only cache. What was found is kept by disk and record size in
+unless it is clearly slower: then the slots are the only cache. What was found is kept by disk and record size in
 $XDG_CACHE_HOME/moepack/disks.json (~/.cache without it); a file that cannot be read or written only costs the
 measurement.
 """
@@ -29,7 +29,7 @@ from .streaming.slots import slot_arena, slot_pitch
 SMALL = 64 * 1000 * 1000  # bytes of experts that are read faster than a measurement takes
 TRIAL_SECONDS = 0.1
 ROUNDS = 2
-WORTH = 0.9  # of the fastest way's speed: the first way in the list that reaches it is taken
+WORTH = 0.93  # of the fastest way's speed: the first way in the list that reaches it is taken
 MOST = 64  # reads at once, and pieces
 MOST_STORED = 1_000_000  # bytes of the file in which disks are remembered
 CAN_EMPTY = hasattr(os, "posix_fadvise")  # the page cache of a file; where it cannot, it would be what is measured
@@ -54,17 +54,17 @@ class Tuning:
             raise ValueError(f"depth {self.depth} and split {self.split} must be of 1 to {MOST}")
 
 
-DEFAULT = Tuning("buffered", 8, 1, None, measured=False)
+DEFAULT = Tuning("buffered", 4, 1, None, measured=False)
 DIRECT = replace(DEFAULT, access="direct")
-WAYS = (  # to read, the preferred first
+WAYS = (  # to read, the preferred first: with few at once records arrive one by one, and are checked and used meanwhile
+    replace(DIRECT, depth=2),
     DIRECT,
-    replace(DIRECT, depth=4),
+    replace(DIRECT, depth=8),
     replace(DIRECT, depth=16),
     replace(DIRECT, split=2),
     replace(DIRECT, split=4),
     DEFAULT,
-    replace(DEFAULT, depth=4),
-    replace(DEFAULT, depth=16),
+    replace(DEFAULT, depth=8),
 )
 
 

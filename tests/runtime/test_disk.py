@@ -88,10 +88,10 @@ def test_a_cache_home_that_is_not_absolute_counts_as_none(monkeypatch: pytest.Mo
     assert disk._store() == Path.home() / ".cache" / "moepack" / "disks.json"
 
 
-def test_the_preferred_way_wins_unless_another_is_faster_by_a_tenth() -> None:
-    ways = [DIRECT, replace(DIRECT, depth=4), DEFAULT]
-    assert disk._choice(ways, [1.0, 1.05, 1.1]) == replace(DIRECT, gigabytes_per_second=1.0, measured=True)
-    assert disk._choice(ways, [1.0, 1.3, 1.4]) == replace(ways[1], gigabytes_per_second=1.3, measured=True)
+def test_the_preferred_way_wins_unless_another_is_clearly_faster() -> None:
+    ways = [DIRECT, replace(DIRECT, depth=16), DEFAULT]
+    assert disk._choice(ways, [1.0, 1.05, 1.07]) == replace(DIRECT, gigabytes_per_second=1.0, measured=True)
+    assert disk._choice(ways, [1.0, 1.35, 1.4]) == replace(ways[1], gigabytes_per_second=1.35, measured=True)
     assert disk._choice(ways, [1.0, 1.0, 1.4]) == replace(DEFAULT, gigabytes_per_second=1.4, measured=True)
     assert disk._choice(ways, [0.0, 0.0, 0.0]) == DIRECT
 
