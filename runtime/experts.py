@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..layout.reader import Pack
 from . import _native
 from .disk import DEFAULT, Tuning
+from .memory import available_memory
 from .streaming.ahead import Ahead, Reach
 from .streaming.arrivals import Arrivals, Arrived, Manner, Reader
 from .streaming.cache import HALF_LIFE, Cache, Key
@@ -75,9 +76,8 @@ class ExpertStream:
         self._pack = pack
         self._files = LayerFiles(pack, tuning.access)
         self._reader: Reader = reader or _native.ReadPool(tuning.depth)
-        self._arrivals = Arrivals(
-            pack, self._files, self._reader, Manner(pieces=tuning.split), check_digests=check_digests
-        )
+        manner = Manner(tuning.split, forget=self._files.access == "buffered" and _outgrows_memory(pack))
+        self._arrivals = Arrivals(pack, self._files, self._reader, manner, check_digests=check_digests)
         self._close = weakref.finalize(self, _close, self._arrivals, self._files)
         self._cache = Cache(slot_arena(slots, slot_pitch(pack)))
         self._foresight = Foresight()
@@ -297,6 +297,11 @@ class ExpertStream:
         self._guesses.clear()
         self._cache.recover()
         self._visit = None
+
+
+def _outgrows_memory(pack: Pack) -> bool:
+    """Whether the page cache could not hold the pack: then it shall hold nothing, for the slots are the cache."""
+    return pack.expert_bytes > available_memory()
 
 
 def _close(arrivals: Arrivals, files: LayerFiles) -> None:

@@ -58,8 +58,8 @@ class Reader(Protocol):
 class Manner:
     """How ranges are read: in how many pieces one record is, and whether its pages are dropped afterwards."""
 
-    pieces: int = 1
-    forget: bool = False
+    pieces: int
+    forget: bool
 
 
 @dataclass(frozen=True, slots=True)

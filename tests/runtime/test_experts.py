@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,6 +24,7 @@ from moepack.runtime.disk import DEFAULT
 from moepack.runtime.engine import Engine, EngineOptions
 from moepack.runtime.experts import ExpertStream
 from moepack.runtime.streaming.arrivals import Arrived
+from moepack.runtime.streaming.foresight import FRUITLESS, REST, TRIAL
 from moepack.runtime.streaming.slots import HUGE_PAGE, slot_pitch
 
 LAYERS, EXPERTS = 4, 9
@@ -141,23 +143,29 @@ def test_every_record_is_the_packs_whatever_the_slots_and_the_order(
 ) -> None:
     """Sweeps, decoding and guesses in any order, ended early or not, with reads that arrive in any order."""
     reader = SlowReader(lambda reads: data.draw(st.integers(0, reads - 1)))
-    stream, handed = reader.stream(pack, slots), 0
-    experts = st.lists(st.integers(0, EXPERTS - 1), min_size=1, unique=True)
-    for _ in range(data.draw(st.integers(0, 12))):
-        layer, wanted = data.draw(st.integers(0, 1)), data.draw(experts)
-        how = data.draw(st.sampled_from(["records", "batches", "foresee"]))
-        if how == "foresee":
-            stream.foresee(layer, wanted)
-        elif how == "records":
-            handed += check_records(pack, stream, layer, wanted, early=data.draw(st.booleans()))
-        else:
-            handed += check_batches(pack, stream, layer, wanted, early=data.draw(st.booleans()), slots=slots)
-        check_slots(stream)
-    stats = stream.stats
-    assert all(not read.urgent for read in reader.queued)
-    assert stats.bytes_read == stats.records_read * pack.records[0].stride
-    assert stats.records_read + stats.hits >= handed
-    stream.close()
+    with closing(reader.stream(pack, slots)) as stream:
+        handed = sum(one_step(pack, stream, data, slots) for _ in range(data.draw(st.integers(0, 12))))
+        stats = stream.stats
+        assert all(not read.urgent for read in reader.queued)
+        assert stats.bytes_read == stats.records_read * pack.records[0].stride
+        assert stats.records_read + stats.hits >= handed
+
+
+def one_step(pack: Pack, stream: ExpertStream, data: st.DataObject, slots: int) -> int:
+    """Something that an engine may do; how many records it handed out."""
+    layer = data.draw(st.integers(0, 1))
+    experts = data.draw(st.lists(st.integers(0, EXPERTS - 1), min_size=1, unique=True))
+    how, handed = data.draw(st.sampled_from(["records", "batches", "foresee", "learn"])), 0
+    if how == "foresee":
+        stream.foresee(layer, experts)
+    elif how == "learn":
+        stream.learn(layer, np.array([experts], np.int32))
+    elif how == "records":
+        handed = check_records(pack, stream, layer, experts, early=data.draw(st.booleans()))
+    else:
+        handed = check_batches(pack, stream, layer, experts, early=data.draw(st.booleans()), slots=slots)
+    check_slots(stream)
+    return handed
 
 
 def check_records(pack: Pack, stream: ExpertStream, layer: int, experts: list[int], *, early: bool) -> int:
@@ -365,6 +373,91 @@ def test_a_guess_that_cannot_be_read_is_no_error_until_it_is_wanted(pack: Pack) 
     stream.close()
 
 
+def test_a_guess_waits_its_turn_and_counts_when_it_is_used(pack: Pack) -> None:
+    reader = SlowReader()
+    stream = reader.stream(pack, 8)
+    stream.foresee(1, [2, 5])
+    assert [read.urgent for read in reader.queued] == [False, False]
+    assert check_batches(pack, stream, 0, [1, 3], early=False, slots=8) == 2
+    assert len(reader.queued) == 2  # what was wanted came first
+    assert check_batches(pack, stream, 1, [2, 7], early=False, slots=8) == 2
+    assert len(reader.hurried) == 1  # 2 is wanted now
+    assert len(reader.cancelled) == 1  # 5 had not begun
+    assert (stream.stats.foreseen, stream.stats.foreseen_used) == (1, 1)
+    assert (stream.stats.records_read, stream.stats.hits) == (4, 0)
+    stream.close()
+
+
+def test_a_cancelled_guess_leaves_the_record_that_made_room(pack: Pack) -> None:
+    reader = SlowReader()
+    stream = reader.stream(pack, 3)
+    list(stream.batches(0, [1, 2]))
+    list(stream.batches(0, [3]))
+    stream.foresee(1, [4])
+    assert len(stream._cache.records) == 2
+    list(stream.batches(1, []))
+    assert len(reader.cancelled) == 1
+    assert stream._cache.records.keys() == {(0, 1), (0, 2), (0, 3)}
+    assert check_batches(pack, stream, 0, [1, 2, 3], early=False, slots=3) == 3
+    assert stream.stats.records_read == 3
+    stream.close()
+
+
+def test_no_guess_takes_what_the_present_layer_needs(pack: Pack) -> None:
+    reader = SlowReader()
+    stream = reader.stream(pack, 3)
+    visit = stream.batches(0, [1, 2, 3])
+    handed = [record for _ in range(3) for record in next(visit)]
+    stream.foresee(1, [4, 5])
+    assert not reader.queued
+    assert all(np.array_equal(record, pack.read_record(0, expert)) for expert, record in handed)
+    stream.close()
+
+
+def test_guessing_rests_when_it_does_not_pay(pack: Pack) -> None:
+    stream = SlowReader().stream(pack, 2 * EXPERTS)
+    for _ in range(TRIAL):
+        stream._foresight.judge(used=False)
+    assert not stream.may_foresee
+    stream.foresee(0, [1])
+    assert not stream._arrivals
+    for _ in range(REST):
+        stream._foresight.visit()
+    assert stream.may_foresee
+    stream.close()
+
+
+def test_guessing_rests_when_all_is_in_memory(pack: Pack) -> None:
+    stream = SlowReader().stream(pack, 2 * EXPERTS)
+    list(stream.records(0, range(EXPERTS)))
+    for _ in range(FRUITLESS):
+        stream.foresee(0, [1, 2])
+    assert not stream.may_foresee
+    stream.close()
+
+
+def test_a_sweep_leaves_what_decoding_uses(pack: Pack) -> None:
+    """Ten of the slots' records are used all the time; a sweep over everything passes through the other slots."""
+    stream = ExpertStream(pack, 14, tuning=replace(DEFAULT, depth=2))
+    hot = [(layer, expert) for layer in range(2) for expert in range(0, EXPERTS, 2)]
+    for _ in range(4):
+        for layer in range(2):
+            list(stream.batches(layer, range(0, EXPERTS, 2)))
+    for layer in range(2):
+        list(stream.records(layer, range(EXPERTS)))
+    assert all(key in stream._cache.records for key in hot)
+    stream.close()
+
+
+def test_what_a_prompt_used_stays_for_decoding(pack: Pack) -> None:
+    stream = ExpertStream(pack, 6, tuning=replace(DEFAULT, depth=2))
+    stream.learn(0, np.array([[7, 8]] * 5, np.int32))
+    list(stream.records(0, range(EXPERTS)))
+    list(stream.records(1, range(EXPERTS)))
+    assert {(0, 7), (0, 8)} <= stream._cache.records.keys()
+    stream.close()
+
+
 @pytest.fixture
 def damaged(make_checkpoint: CheckpointMaker, tmp_path: Path) -> Path:
     build_pack(make_checkpoint(Variant(TINY)), tmp_path / "pack")
@@ -396,3 +489,24 @@ def test_a_file_truncated_under_us_is_an_error(damaged: Path) -> None:
         os.truncate(damaged / "experts" / "layer_03.bin", 5000)
         with pytest.raises(StorageError, match=r"layer_03\.bin: layer 3, expert \d+ .* ends after \d+ bytes"):
             engine.new_session().extend(range(200))
+
+
+@pytest.mark.parametrize("fault", ["truncated", "descriptor"])
+def test_a_fault_while_generating_ends_with_one_sentence_and_the_exit_code(damaged: Path, fault: str) -> None:
+    """The file is cut, or its descriptor replaced by one that cannot be read, after some tokens were computed."""
+    with Engine.open(damaged, EngineOptions(slots=6)) as engine:
+        session = engine.new_session()
+        session.extend([1, 2, 3])
+        address = engine._experts._pack.address(3, 0)
+        if fault == "truncated":
+            os.truncate(damaged / "experts" / "layer_03.bin", 0)
+        else:
+            folder = os.open(damaged, os.O_RDONLY)
+            os.dup2(folder, address.fd)
+            os.close(folder)
+        with pytest.raises(StorageError, match=r"layer_03\.bin: layer 3, expert \d+ .*") as caught:
+            session.extend(range(100))
+        assert "\n" not in str(caught.value)
+        assert caught.value.exit_code == 4
+        with pytest.raises(UsageError, match="ended by an error"):
+            session.extend([1])

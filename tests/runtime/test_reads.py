@@ -68,11 +68,11 @@ def test_a_file_that_ends_early_gives_each_place_what_was_there(
 
 
 def test_errors_are_told(tmp_path: Path, descriptor: int) -> None:
-    pool = _native.ReadPool(2)
+    pool, to = _native.ReadPool(2), places(64, 64, 64, 64)
     folder = os.open(tmp_path, os.O_RDONLY)
-    pool.submit(1, folder, 0, places(64))
-    pool.submit(2, -1, 0, places(64, 64), pieces=2)
-    pool.submit(4, descriptor, 2 * SIZE, places(64))
+    pool.submit(1, folder, 0, to[:1])
+    pool.submit(2, -1, 0, to[1:3], pieces=2)
+    pool.submit(4, descriptor, 2 * SIZE, to[3:])
     assert arrivals(pool, 4) == {1: (0, errno.EISDIR), 2: (0, errno.EBADF), 3: (0, errno.EBADF), 4: (0, 0)}
     os.close(folder)
 
@@ -87,16 +87,55 @@ def test_what_is_not_a_place_is_refused(descriptor: int) -> None:
 
 def test_a_closed_pool_hands_out_nothing(descriptor: int) -> None:
     pool = _native.ReadPool(2)
-    pool.submit(1, descriptor, 0, places(64))
+    to = places(64)
+    pool.submit(1, descriptor, 0, to)
     pool.close()
     assert pool.next() is None
 
 
 def test_abandoned_reads_are_not_handed_out(descriptor: int) -> None:
-    pool = _native.ReadPool(1)
-    for ticket in range(50):
-        pool.submit(ticket, descriptor, 0, places(SIZE))
+    pool, to = _native.ReadPool(1), places(*[SIZE] * 50)
+    for ticket, place in enumerate(to):
+        pool.submit(ticket, descriptor, 0, [place])
     pool.abandon()
     assert pool.idle()
-    pool.submit(99, descriptor, 0, places(64))
-    assert pool.next() == (99, 64, 0)
+    pool.submit(99, descriptor, 0, to[:1])
+    assert pool.next() == (99, SIZE, 0)
+
+
+class Slow:
+    """A pool of one thread that has begun a read; what else is asked for is mostly still queued."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.pool = _native.ReadPool(1)
+        self.places = places(*[SIZE] * 64, *[4096] * 8)
+        self.pool.submit(0, descriptor, 0, self.places[:1])
+
+    def submit(self, ticket: int, *, urgent: bool) -> None:
+        self.pool.submit(ticket, self.descriptor, 0, [self.places[ticket]], urgent=urgent)
+
+
+def test_urgent_reads_go_first(descriptor: int) -> None:
+    """One thread, kept busy by many urgent reads: a patient one asked for in between comes last, unless hurried."""
+    slow = Slow(descriptor)
+    slow.submit(1, urgent=False)
+    slow.submit(2, urgent=False)
+    for ticket in range(3, 40):
+        slow.submit(ticket, urgent=True)
+    slow.pool.hurry(2)
+    order = list(arrivals(slow.pool, 40))
+    assert order.index(2) < 39
+    assert order[-1] == 1 or order.index(1) <= 2  # it may have begun before any urgent one was asked for
+
+
+def test_only_a_read_that_has_not_begun_can_be_cancelled(descriptor: int) -> None:
+    slow = Slow(descriptor)
+    for ticket in range(1, 40):
+        slow.submit(ticket, urgent=False)
+    assert slow.pool.cancel(39)
+    assert not slow.pool.cancel(39)
+    seen = arrivals(slow.pool, 39)
+    assert 39 not in seen
+    assert not slow.pool.cancel(0)  # it is over
+    assert slow.pool.idle()
