@@ -1,8 +1,8 @@
 """Attention and Gated DeltaNet without their projections, part of `make bench`: the 397B model's layer sizes.
 
-Each call takes the next of several layers' caches or states, which together exceed the processor's caches, as a model's
-do. What is shown are medians of ROUNDS calls, with the bytes of cache or state and the multiply-adds that a call is due.
-MOEPACK_ISA picks the instruction set.
+Each call takes the next of several layers' caches or states, which together exceed the processor's caches, as those of
+a model do. What is shown are medians of ROUNDS calls, with the bytes of cache or state and the multiply-adds that a call
+is due. MOEPACK_ISA picks the instruction set.
 """
 
 import statistics
@@ -54,7 +54,7 @@ def floats(*shape: int) -> np.ndarray:
 
 
 def attention(tokens: int, position: int) -> Case:
-    """`tokens` tokens after `position` others: the cache is read once, each query meets every position up to its own."""
+    """`tokens` tokens after `position` others: the cache is read once, a query meets all positions up to its own."""
     shape = _native.attention_shape(HEADS, KV_HEADS, HEAD_DIM, ROTARY, 1e-6)
     size = 2 * (position + tokens) * KV_HEADS * HEAD_DIM * 4
     caches = [floats(2, position + tokens, KV_HEADS * HEAD_DIM) for _ in range(-(-TOGETHER // size))]
