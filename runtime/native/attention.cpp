@@ -21,16 +21,9 @@ constexpr int64_t KEPT = 64;        // partial results of each key head that wai
 constexpr int64_t RUNS = 8;         // of consecutive blocks, for each thread
 constexpr int64_t TOKEN_GRAIN = 8;  // tokens that are worth handing to another thread
 constexpr int64_t SCORES = ATTENTION_BLOCK * ATTENTION_ROWS;
-constexpr int64_t LINE = 16;        // floats of a cache line
 
 int64_t queries_of(const Attention& a) { return a.shape.head_dim * ATTENTION_ROWS; }
 int64_t partial_of(const Attention& a) { return (a.shape.head_dim + 2) * ATTENTION_ROWS; }
-
-// The first whole cache line; who asks for room asks for LINE floats more.
-float* aligned(float* room) {
-  const auto address = reinterpret_cast<uintptr_t>(room), line = LINE * sizeof(float);
-  return reinterpret_cast<float*>((address + line - 1) / line * line);
-}
 
 // Blocks that some row of the tile sees.
 int64_t blocks_of(const Attention& a, int64_t tile) {
@@ -60,11 +53,11 @@ void attend_many_tiles(Pool& pool, const Attention& a) {
   const int64_t group = std::clamp(even, int64_t{1}, GROUP), groups = (a.tiles + group - 1) / group;
   const auto take = [&](int64_t item, int thread) {
     const int64_t of_head = (groups - 1 - item / heads) * group, first = item % heads * a.tiles;
-    attend_group(a, first + of_head, first + std::min(of_head + group, a.tiles), aligned(pool.scratch(thread)));
+    attend_group(a, first + of_head, first + std::min(of_head + group, a.tiles), pool.scratch(thread));
   };
   pool.run(groups * heads, 1, [&](int64_t first, int64_t last, int thread) {
     for (int64_t item = first; item < last; ++item) take(item, thread);
-  }, GROUP * (queries_of(a) + partial_of(a)) + partial_of(a) + SCORES + LINE);
+  }, GROUP * (queries_of(a) + partial_of(a)) + partial_of(a) + SCORES);
 }
 
 // Few tiles, of which threads take blocks; `step` blocks of each tile wait to be joined.
@@ -106,9 +99,9 @@ class FewTiles {
   void share_blocks(int64_t done, int64_t count) {
     const int64_t items = count * a_.shape.num_kv_heads, even = items / (RUNS * pool_.threads());
     pool_.run(items, std::max<int64_t>(1, even), [&](int64_t first, int64_t last, int thread) {
-      float* const scores = aligned(pool_.scratch(thread));
-      for (int64_t item = first; item < last; ++item) block(item / count, done, item % count, scores);
-    }, SCORES + LINE);
+      for (int64_t item = first; item < last; ++item)
+        block(item / count, done, item % count, pool_.scratch(thread));
+    }, SCORES);
   }
 
   void block(int64_t head, int64_t done, int64_t i, float* scores) {

@@ -78,7 +78,7 @@ struct Delta {
   int64_t tokens, channels;
   const float *mixed, *gate, *beta, *decay;  // projections: qkv; z [tokens, value_heads * value_dim]; b; a
   const float *conv, *log_decay, *decay_bias, *norm;  // conv [conv_kernel, channels]; log_decay is A_log
-  float *convolved, *keeps, *learns;  // scratch; the latter two [tokens, value_heads]: exp(..) and sigmoid(b) above
+  float *convolved, *keeps, *learns;  // scratch; the latter two [tokens, value_heads]: the state's decay; sigmoid(b)
   float *conv_state, *state, *out;
 };
 
