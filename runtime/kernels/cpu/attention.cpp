@@ -21,7 +21,7 @@ constexpr int KEYS = 4, DIMS = 4;
 #endif
 constexpr int64_t AHEAD = 2 * KEYS;  // positions between a key and the one that is asked of the caches
 constexpr int LAST = LANES - 1;      // of sixteen floats that may lie on two cache lines: asking for it brings the second
-constexpr float HIDDEN = -3.0e38f;  // below every score, and still finite less any of them
+constexpr float HIDDEN = -3.0e38f;   // below every score, and still finite less any of them
 
 // Asks for a cache line, not as far as the first level, where rows of a cache, all alike placed, displace each other.
 __attribute__((always_inline)) inline void ask(const float* line) { __builtin_prefetch(line, 0, 2); }
