@@ -105,6 +105,16 @@ def test_not_a_number_is_not_hidden_by_attention() -> None:
     assert np.isfinite(got[:, 2:]).all()
 
 
+def test_nothing_of_later_tokens_is_seen() -> None:
+    """Not even the smallest share of a large value, in a block or in one that a tile's first tokens do not reach."""
+    case = Attention(2, 1, 16, 4, tokens=260)
+    for first in (10, 256):
+        case.value[:first], case.value[first:] = 0, 1e30
+        got = case.run(2, [slice(0, first - 3), slice(first - 3, case.tokens)])
+        assert not got[:first].any()
+        assert got[first].all()
+
+
 def delta_rule(case: Delta) -> tuple[np.ndarray, np.ndarray]:
     """What float64 makes of the case: outputs and the state."""
     keys, values = case.key_heads * case.key_dim, (case.value_heads, case.value_dim)
