@@ -23,7 +23,7 @@ CHANNELS = 2 * KEY_HEADS * KEY_DIM + VALUE_HEADS * VALUE_DIM
 ATTENTIONS = ((1, 1023), (1, 8191), (1, 32767), (2048, 0), (64, 30720))  # tokens, position of the first
 DELTAS = (1, 2048)  # tokens
 TOGETHER = 256_000_000  # bytes of the caches or states that take turns
-ROUNDS, LONGEST = 9, 6.0  # rounds, and the seconds after which no other is begun
+ROUNDS, LONGEST = 9, 3.0  # rounds, and the seconds after which no other is begun
 out = Console(highlight=False, width=120)
 
 
