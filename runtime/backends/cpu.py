@@ -3,8 +3,9 @@
 Results do not depend on the number of threads nor on which tokens share a call (see kernels/cpu/kernels.h).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -32,6 +33,7 @@ _DTYPES: dict[Any, str] = {
     np.dtype(np.float16): "F16",
     np.dtype(np.float32): "F32",
 }
+_LINE = 64  # bytes of a cache line
 
 
 class CpuBackend:
@@ -74,11 +76,11 @@ class CpuBackend:
 
     def zeros(self, *shape: int) -> Floats:
         """A numpy array of zeros."""
-        return np.zeros(shape, np.float32)
+        return _on_lines(np.zeros, shape)
 
     def reserved(self, rows: int, width: int) -> Floats:
         """Address space only: the system gives memory page by page, when a row is first written."""
-        return np.empty((rows, width), np.float32)
+        return _on_lines(np.empty, (rows, width))
 
     def to_host(self, x: Floats) -> Floats:
         """The array itself."""
@@ -209,6 +211,14 @@ def _projection(layout: RecordLayout, projection: str) -> _native.Projection:
 def _levels(format: GridFormat) -> _native.Levels:
     """One for all layers, so that it stays in the caches."""
     return _native.Levels(format.table)
+
+
+def _on_lines(make: Callable[..., Floats], shape: tuple[int, ...]) -> Floats:
+    """An array that starts on a cache line: what is read sixteen floats at a time is then one line, not two."""
+    count = prod(shape)
+    floats = make(count + _LINE // 4, np.float32)
+    first = -floats.ctypes.data % _LINE // 4
+    return floats[first : first + count].reshape(shape)
 
 
 def _bytes(array: np.ndarray[Any, np.dtype[Any]]) -> Record:

@@ -16,21 +16,14 @@ using In1 = Array<const float, 1>;
 using In2 = Array<const float, 2>;
 using Out2 = Array<float, 2>;
 
-constexpr int64_t GROUP = 8;         // tiles of a key head that meet a block while it is in the caches
-constexpr int64_t KEPT = 64;         // partial results of each key head that wait to be joined
-constexpr int64_t PIECES = 8;        // runs of consecutive blocks for each thread
-constexpr int64_t TOKEN_GRAIN = 8;   // tokens that are worth handing to another thread
+constexpr int64_t GROUP = 8;        // tiles of a key head that meet a block while it is in the caches
+constexpr int64_t KEPT = 64;        // partial results of each key head that wait to be joined
+constexpr int64_t RUNS = 8;         // of consecutive blocks, for each thread
+constexpr int64_t TOKEN_GRAIN = 8;  // tokens that are worth handing to another thread
 constexpr int64_t SCORES = ATTENTION_BLOCK * ATTENTION_ROWS;
-constexpr int64_t LINE = 16;         // floats of a cache line
 
 int64_t queries_of(const Attention& a) { return a.shape.head_dim * ATTENTION_ROWS; }
 int64_t partial_of(const Attention& a) { return (a.shape.head_dim + 2) * ATTENTION_ROWS; }
-
-// The first whole cache line; who asks for room asks for LINE floats more.
-float* aligned(float* room) {
-  const auto address = reinterpret_cast<uintptr_t>(room), line = LINE * sizeof(float);
-  return reinterpret_cast<float*>((address + line - 1) / line * line);
-}
 
 // Blocks that some row of the tile sees.
 int64_t blocks_of(const Attention& a, int64_t tile) {
@@ -40,7 +33,7 @@ int64_t blocks_of(const Attention& a, int64_t tile) {
 }
 
 // Takes tiles first..last, at most GROUP, of one key head through all their blocks.
-void attend(const Attention& a, int64_t first, int64_t last, float* room) {
+void attend_group(const Attention& a, int64_t first, int64_t last, float* room) {
   float *queries = room, *sums = queries + GROUP * queries_of(a), *partial = sums + GROUP * partial_of(a);
   const auto query = [&](int64_t tile) { return queries + (tile - first) * queries_of(a); };
   const auto sum = [&](int64_t tile) { return sums + (tile - first) * partial_of(a); };
@@ -54,50 +47,80 @@ void attend(const Attention& a, int64_t first, int64_t last, float* room) {
   for (int64_t tile = first; tile < last; ++tile) kernels().attention_finish(a, tile, sum(tile));
 }
 
-// Of many tiles, a thread takes some at a time; those with the most positions first, so that threads end together.
-void attend_by_tiles(Pool& pool, const Attention& a) {
+// Many tiles, of which threads take groups; those with the most positions first, so that threads end together.
+void attend_many_tiles(Pool& pool, const Attention& a) {
   const int64_t heads = a.shape.num_kv_heads, even = a.tiles * heads / (2 * pool.threads());
   const int64_t group = std::clamp(even, int64_t{1}, GROUP), groups = (a.tiles + group - 1) / group;
   const auto take = [&](int64_t item, int thread) {
     const int64_t of_head = (groups - 1 - item / heads) * group, first = item % heads * a.tiles;
-    attend(a, first + of_head, first + std::min(of_head + group, a.tiles), aligned(pool.scratch(thread)));
+    attend_group(a, first + of_head, first + std::min(of_head + group, a.tiles), pool.scratch(thread));
   };
   pool.run(groups * heads, 1, [&](int64_t first, int64_t last, int thread) {
     for (int64_t item = first; item < last; ++item) take(item, thread);
-  }, GROUP * (queries_of(a) + partial_of(a)) + partial_of(a) + SCORES + LINE);
+  }, GROUP * (queries_of(a) + partial_of(a)) + partial_of(a) + SCORES);
 }
 
-// Of few tiles, threads take blocks, until KEPT partial results of each key head are to be joined.
-void attend_by_blocks(Pool& pool, const Attention& a) {
-  const int64_t heads = a.shape.num_kv_heads, tiles = a.tiles * heads, blocks = blocks_of(a, a.tiles - 1);
-  const int64_t step = std::min(KEPT / a.tiles, blocks), query_floats = queries_of(a), partial_floats = partial_of(a);
-  const int64_t floats = tiles * (query_floats + partial_floats + step * partial_floats) + LINE;
-  const auto room = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(floats));
-  float *queries = aligned(room.get()), *sums = queries + tiles * query_floats, *kept = sums + tiles * partial_floats;
-  const auto partial = [&](int64_t tile, int64_t i) { return kept + (tile * step + i) * partial_floats; };
-  const auto each_tile = [&](const auto& work) {
-    pool.run(tiles, 1, [&](int64_t first, int64_t last, int) {
-      for (int64_t tile = first; tile < last; ++tile) work(tile, queries + tile * query_floats, sums + tile * partial_floats);
-    });
-  };
-  each_tile([&](int64_t tile, float* query, float* sum) { kernels().attention_start(a, tile, query, sum); });
-  for (int64_t done = 0; done < blocks; done += step) {
-    const int64_t count = std::min(step, blocks - done);
-    const int64_t grain = std::max<int64_t>(1, count * heads / (PIECES * pool.threads()));
-    pool.run(count * heads, grain, [&](int64_t first, int64_t last, int thread) {
-      for (int64_t item = first; item < last; ++item)
-        for (int64_t tile = item / count * a.tiles; tile < (item / count + 1) * a.tiles; ++tile)
-          if (done + item % count < blocks_of(a, tile))
-            kernels().attention_block(a, tile, done + item % count, queries + tile * query_floats,
-                                      aligned(pool.scratch(thread)), partial(tile, item % count));
-    }, SCORES + LINE);
-    each_tile([&](int64_t tile, float*, float* sum) {
-      for (int64_t i = 0; i < count && done + i < blocks_of(a, tile); ++i)
-        kernels().attention_join(a, partial(tile, i), sum);
+// Few tiles, of which threads take blocks; `step` blocks of each tile wait to be joined.
+class FewTiles {
+ public:
+  FewTiles(Pool& pool, const Attention& a)
+      : pool_(pool),
+        a_(a),
+        tiles_(a.tiles * a.shape.num_kv_heads),
+        blocks_(blocks_of(a, a.tiles - 1)),
+        step_(std::min(KEPT / a.tiles, blocks_)) {
+    const int64_t floats = tiles_ * (queries_of(a) + (1 + step_) * partial_of(a));
+    room_ = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(floats + LINE));
+    queries_ = aligned(room_.get());
+  }
+
+  void attend() {
+    each_tile([&](int64_t tile) { kernels().attention_start(a_, tile, queries(tile), sum(tile)); });
+    for (int64_t done = 0; done < blocks_; done += step_) {
+      const int64_t count = std::min(step_, blocks_ - done);
+      share_blocks(done, count);
+      each_tile([&](int64_t tile) { join(tile, done, count); });
+    }
+    each_tile([&](int64_t tile) { kernels().attention_finish(a_, tile, sum(tile)); });
+  }
+
+ private:
+  float* queries(int64_t tile) { return queries_ + tile * queries_of(a_); }
+  float* sum(int64_t tile) { return queries(tiles_) + tile * partial_of(a_); }
+  float* partial(int64_t tile, int64_t i) { return sum(tiles_) + (tile * step_ + i) * partial_of(a_); }
+
+  template <typename Work> void each_tile(const Work& work) {
+    pool_.run(tiles_, 1, [&](int64_t first, int64_t last, int) {
+      for (int64_t tile = first; tile < last; ++tile) work(tile);
     });
   }
-  each_tile([&](int64_t tile, float*, float* sum) { kernels().attention_finish(a, tile, sum); });
-}
+
+  // Runs of consecutive blocks, each of which serves all tiles of its key head while in the caches.
+  void share_blocks(int64_t done, int64_t count) {
+    const int64_t items = count * a_.shape.num_kv_heads, even = items / (RUNS * pool_.threads());
+    pool_.run(items, std::max<int64_t>(1, even), [&](int64_t first, int64_t last, int thread) {
+      for (int64_t item = first; item < last; ++item)
+        block(item / count, done, item % count, pool_.scratch(thread));
+    }, SCORES);
+  }
+
+  void block(int64_t head, int64_t done, int64_t i, float* scores) {
+    for (int64_t tile = head * a_.tiles; tile < (head + 1) * a_.tiles; ++tile)
+      if (done + i < blocks_of(a_, tile))
+        kernels().attention_block(a_, tile, done + i, queries(tile), scores, partial(tile, i));
+  }
+
+  void join(int64_t tile, int64_t done, int64_t count) {
+    for (int64_t i = 0; i < count && done + i < blocks_of(a_, tile); ++i)
+      kernels().attention_join(a_, partial(tile, i), sum(tile));
+  }
+
+  Pool& pool_;
+  const Attention& a_;
+  const int64_t tiles_, blocks_, step_;
+  std::unique_ptr<float[]> room_;
+  float* queries_;
+};
 
 AttentionShape attention_shape(int64_t heads, int64_t kv_heads, int64_t dim, int64_t rotary, float eps) {
   require(
@@ -139,8 +162,8 @@ void attention(Pool& pool, const AttentionShape& s, int64_t position, In2 query_
   pool.run(tokens, TOKEN_GRAIN, [&](int64_t first, int64_t last, int) {
     for (int64_t t = first; t < last; ++t) kernels().attention_cache(a, t);
   });
-  if (tiles > GROUP) attend_by_tiles(pool, a);
-  else attend_by_blocks(pool, a);
+  if (tiles > GROUP) attend_many_tiles(pool, a);
+  else FewTiles(pool, a).attend();
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The gated delta rule as a Python function: shapes are checked, the GIL is released, and heads and columns of the state
-// are shared out, piece by piece of a long chunk so that what lies between the steps stays in the caches.
+// The gated delta rule as a Python function: shapes are checked, the GIL is released, and the state's heads and columns
+// are shared out, piece by piece of a long chunk, so that what lies between the steps stays in the caches.
 #include <algorithm>
 #include <memory>
 
@@ -86,9 +86,9 @@ void bind_delta(nb::module_& m) {
   nb::class_<DeltaShape>(m, "DeltaShape");
   m.def("delta_shape", &delta_shape, nb::arg("key_heads"), nb::arg("value_heads"), nb::arg("key_dim"),
         nb::arg("value_dim"), nb::arg("conv_kernel"), nb::arg("eps"));
-  m.def("delta", &delta, nb::arg("pool"), nb::arg("shape"), exact("mixed"), exact("gate"), exact("beta"), exact("decay"),
-        exact("conv"), exact("log_decay"), exact("decay_bias"), exact("norm"), exact("conv_state"), exact("state"),
-        exact("out"));
+  m.def("delta", &delta, nb::arg("pool"), nb::arg("shape"), exact("mixed"), exact("gate"), exact("beta"),
+        exact("decay"), exact("conv"), exact("log_decay"), exact("decay_bias"), exact("norm"), exact("conv_state"),
+        exact("state"), exact("out"));
 }
 
 }  // namespace moepack

@@ -49,8 +49,9 @@ Pool::~Pool() {
 }
 
 void Pool::reserve(size_t threads, int64_t floats) {
+  const auto room = static_cast<size_t>(floats + LINE);
   for (size_t thread = 0; thread < threads; ++thread)
-    if (scratch_[thread].size() < static_cast<size_t>(floats)) scratch_[thread].resize(static_cast<size_t>(floats));
+    if (scratch_[thread].size() < room) scratch_[thread].resize(room);
 }
 
 void Pool::share(int64_t count, int64_t grain, const void* work, Call call) {

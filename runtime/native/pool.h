@@ -10,6 +10,14 @@
 
 namespace moepack {
 
+constexpr int64_t LINE = 16;  // floats of a cache line
+
+// The first cache line of a room that was asked for with LINE floats more.
+inline float* aligned(float* room) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(room), line = LINE * sizeof(float);
+  return reinterpret_cast<float*>((address + line - 1) / line * line);
+}
+
 class Pool {
  public:
   // `threads` includes the caller, so threads - 1 are started.
@@ -37,8 +45,8 @@ class Pool {
     });
   }
 
-  // The calling thread's own room. Call only inside work.
-  float* scratch(int thread) { return scratch_[static_cast<size_t>(thread)].data(); }
+  // The calling thread's own room, from a cache line on. Call only inside work.
+  float* scratch(int thread) { return aligned(scratch_[static_cast<size_t>(thread)].data()); }
 
  private:
   using Call = void (*)(const void*, int64_t, int64_t, int);

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from matrices import FLOATS, affine, coded, floats
 from oracle import dequantize, dequantize_grids, expert_matrix
 from packs import random_record
-from reference import attend, choose, delta_step, l2_norm, rms_norm, rotate, sigmoid, silu
+from reference import choose, rms_norm, sigmoid, silu
 
 from moepack.layout.formats import (
     AFFINE_FORMATS,
@@ -195,97 +195,6 @@ def test_an_expert_reads_its_record(
     for i in range(len(tokens)):
         CPU.expert(alone, x, record, CPU.layout(layout), tokens[i : i + 1], weights[i : i + 1])
     assert all(np.array_equal(result, alone) for result in results)
-
-
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "rotary"), [(4, 2, 32, 8), (3, 1, 24, 6), (2, 2, 80, 0), (8, 1, 64, 64)]
-)
-def test_attention(heads: int, kv_heads: int, dim: int, rotary: int) -> None:
-    random = np.random.default_rng(heads)
-    tokens, theta = 21, 1e4
-    query_gate, key, value = (floats(random, tokens, n * dim) for n in (2 * heads, kv_heads, kv_heads))
-    norms = [floats(random, dim) for _ in range(2)]
-    results = [run_attention(cpu, chunk, (heads, kv_heads, dim, rotary), query_gate, key, value, norms, theta)
-               for cpu in CPUS.values() for chunk in (21, 4, 1)]  # fmt: skip
-    keys, values, wanted = [], [], np.empty((tokens, heads * dim))
-    for t in range(tokens):
-        query, gate = np.split(query_gate[t].astype(float).reshape(heads, 2 * dim), 2, axis=1)
-        keys.append(rotate(rms_norm(key[t].astype(float).reshape(kv_heads, dim), norms[1], EPS), t, rotary, theta))
-        values.append(value[t].astype(float).reshape(kv_heads, dim))
-        turned = rotate(rms_norm(query, norms[0], EPS), t, rotary, theta)
-        wanted[t] = (attend(turned, np.stack(keys), np.stack(values)) * sigmoid(gate)).reshape(-1)
-    assert close(results[0], wanted, 5e-6)
-    assert all(np.array_equal(result, results[0]) for result in results)
-
-
-def run_attention(
-    cpu: CpuBackend,
-    chunk: int,
-    sizes: tuple[int, int, int, int],
-    query_gate: np.ndarray,
-    key: np.ndarray,
-    value: np.ndarray,
-    norms: list[np.ndarray],
-    theta: float,
-) -> np.ndarray:
-    heads, kv_heads, dim, rotary = sizes
-    tokens = len(query_gate)
-    shape = _native.attention_shape(heads, kv_heads, dim, rotary, EPS)
-    keys, values = (np.full((tokens, kv_heads * dim), np.nan, np.float32) for _ in range(2))
-    frequencies = (theta ** (-np.arange(0, rotary, 2) / max(rotary, 1))).astype(np.float32)
-    out = np.empty((tokens, heads * dim), np.float32)
-    for first in range(0, tokens, chunk):
-        part = slice(first, min(first + chunk, tokens))
-        cos, sin = (np.empty((part.stop - first, rotary // 2), np.float32) for _ in range(2))
-        _native.rotation(first, frequencies, cos, sin)
-        inputs = (query_gate[part], key[part], value[part], *norms, cos, sin, keys, values)
-        _native.attention(cpu._pool, shape, first, *inputs, out[part])
-    return out
-
-
-@pytest.mark.parametrize(
-    ("key_heads", "value_heads", "key_dim", "value_dim"), [(2, 4, 32, 32), (1, 3, 24, 40), (2, 2, 128, 80)]
-)
-@pytest.mark.parametrize("kernel", [2, 4])
-def test_delta_rule(key_heads: int, value_heads: int, key_dim: int, value_dim: int, kernel: int) -> None:
-    random = np.random.default_rng(key_heads)
-    tokens, width = 19, value_heads * value_dim
-    channels = 2 * key_heads * key_dim + width
-    mixed, gate = floats(random, tokens, channels), floats(random, tokens, width)
-    beta, decay = floats(random, tokens, value_heads), floats(random, tokens, value_heads, scale=9.0)
-    conv, norm = floats(random, kernel, channels), floats(random, value_dim)
-    log_decay, bias = floats(random, value_heads), floats(random, value_heads)
-    shape = _native.delta_shape(key_heads, value_heads, key_dim, value_dim, kernel, EPS)
-    results = []
-    for cpu, chunk in ((cpu, chunk) for cpu in CPUS.values() for chunk in (19, 7, 2, 1)):
-        inputs, memory = (
-            np.zeros((kernel - 1, channels), np.float32),
-            np.zeros((value_heads, key_dim, value_dim), np.float32),
-        )
-        out = np.empty((tokens, width), np.float32)
-        for first in range(0, tokens, chunk):
-            part = slice(first, first + chunk)
-            arrays = (mixed[part], gate[part], beta[part], decay[part], conv, log_decay, bias, norm, inputs, memory)
-            _native.delta(cpu._pool, shape, *arrays, out[part])
-        results.append(np.concatenate([out.ravel(), memory.ravel(), inputs.ravel()]))
-    assert all(np.array_equal(result, results[0]) for result in results)
-
-    memory, wanted = np.zeros((value_heads, key_dim, value_dim)), np.empty((tokens, width))
-    padded = np.concatenate([np.zeros((kernel - 1, channels)), mixed.astype(float)])
-    for t in range(tokens):
-        row = silu((padded[t : t + kernel] * conv).sum(0))
-        query, key, value = np.split(row, [key_heads * key_dim, 2 * key_heads * key_dim])
-        query, key = (
-            np.repeat(l2_norm(part.reshape(key_heads, key_dim)), value_heads // key_heads, 0) for part in (query, key)
-        )
-        rate = np.exp(-np.exp(log_decay.astype(float)) * np.logaddexp(0, decay[t].astype(float) + bias))
-        read = delta_step(
-            memory, query / np.sqrt(key_dim), key, value.reshape(value_heads, -1), rate, sigmoid(beta[t].astype(float))
-        )
-        wanted[t] = (rms_norm(read, norm, EPS) * silu(gate[t].astype(float).reshape(read.shape))).reshape(-1)
-    assert close(results[0][: wanted.size].reshape(wanted.shape), wanted, 2e-5)
-    assert close(results[0][wanted.size :][: memory.size].reshape(memory.shape), memory, 2e-5)
-    assert np.array_equal(results[0][-inputs.size :].reshape(inputs.shape), mixed[tokens - kernel + 1 :])
 
 
 def test_misfits_are_refused_before_anything_is_read() -> None:

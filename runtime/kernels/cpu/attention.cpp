@@ -20,8 +20,8 @@ constexpr int KEYS = 8, DIMS = 16;
 constexpr int KEYS = 4, DIMS = 4;
 #endif
 constexpr int64_t AHEAD = 2 * KEYS;  // positions between a key and the one that is asked of the caches
-constexpr int LAST = LANES - 1;      // of sixteen floats that may lie on two cache lines: asking for it brings the second
-constexpr float HIDDEN = -3.0e38f;  // below every score, and still finite less any of them
+constexpr int LAST = LANES - 1;      // of sixteen floats on two cache lines: asking for it brings the second
+constexpr float HIDDEN = -3.0e38f;   // below every score, and still finite less any of them
 
 // Asks for a cache line, not as far as the first level, where rows of a cache, all alike placed, displace each other.
 __attribute__((always_inline)) inline void ask(const float* line) { __builtin_prefetch(line, 0, 2); }
@@ -65,8 +65,8 @@ void score(const float* queries, const float* const* keys, int64_t ahead, int64_
   for (int n = 0; n < KEYS; ++n) store(scores + n * LANES, sums[n]);
 }
 
-// Scores of `count` positions, each [16 rows]; writes up to KEYS - 1 more, which mean nothing. Asks for the first of the
-// positions' values on the way.
+// Scores of `count` positions, each [16 rows]; writes up to KEYS - 1 more, which mean nothing. Asks for the first of
+// each position's values on the way.
 void score_all(const float* queries, const float* keys, const float* values, int64_t stride, int64_t dim, int64_t count,
                float* scores) {
   for (int64_t j = 0; j < count; j += KEYS) {

@@ -75,8 +75,8 @@ constexpr int64_t ATTENTION_ROWS = 16, ATTENTION_BLOCK = 256;
 // One chunk's view of a full-attention layer. `keys` and `values` are the cache [capacity, num_kv_heads * head_dim];
 // token t of the chunk sits at `position + t`; cos and sin are [tokens, rotary_dims / 2] for those positions.
 // The query rows of a key head, token by token and in each token head by head, are cut into tiles; tiles are numbered
-// through, key head by key head, `tiles` for each. Of a tile, arrays have one row of ATTENTION_ROWS floats for each dimension; a partial
-// result is [head_dim + 2] such rows: the largest score, the sum of exponentials, and their weighted sum of values.
+// through, key head by key head, `tiles` for each. Of a tile, arrays have a row of ATTENTION_ROWS floats for each
+// dimension; a partial result has two more: [largest score | sum of exponentials | values weighted by exponentials].
 struct Attention {
   AttentionShape shape;
   int64_t tokens, position, tiles;
@@ -99,7 +99,7 @@ struct Delta {
   int64_t tokens, channels;
   const float *mixed, *gate, *beta, *decay;  // projections: qkv; z [tokens, value_heads * value_dim]; b; a
   const float *conv, *log_decay, *decay_bias, *norm;  // conv [conv_kernel, channels]; log_decay is A_log
-  float *convolved, *keeps, *learns;  // scratch; the latter two [tokens, value_heads]: exp(..) and sigmoid(b) above
+  float *convolved, *keeps, *learns;  // scratch; the latter two [tokens, value_heads]: the state's decay; sigmoid(b)
   float *conv_state, *state, *out;
 };
 
