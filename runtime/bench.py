@@ -68,9 +68,14 @@ class Workload:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', ' ')}: {getattr(self, name)} is less than 1")
 
+    @property
+    def length(self) -> int:
+        """Tokens of one repetition."""
+        return self.prompt_tokens + self.decode_tokens
+
     def check(self, context: int) -> None:
         """Raises UsageError when a repetition has more tokens than `context`."""
-        if self.prompt_tokens + self.decode_tokens > context:
+        if self.length > context:
             raise UsageError(
                 f"{self.prompt_tokens} prompt and {self.decode_tokens} decode tokens do not fit the context of "
                 f"{context}; ask for fewer"
@@ -79,7 +84,7 @@ class Workload:
     def tokens(self, repetition: int) -> tuple[list[int], list[int]]:
         """The prompt and the tokens to decode of one repetition."""
         random = np.random.Generator(np.random.PCG64(repetition))
-        drawn = random.integers(self.vocab_size, size=self.prompt_tokens + self.decode_tokens).tolist()
+        drawn = random.integers(self.vocab_size, size=self.length).tolist()
         return drawn[: self.prompt_tokens], drawn[self.prompt_tokens :]
 
 

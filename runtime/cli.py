@@ -154,6 +154,7 @@ def bench(
     options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
     with Pack.open(pack) as opened:
         workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size)
+        options = _long_enough(opened, options, workload.length)
         workload.check(plan_run(opened, options).context)
         files = [pack / layer.file for layer in opened.manifest.layers]
         measured = measure(partial(Engine.of, opened, options), partial(host.drop_cached, files), workload)
@@ -191,6 +192,13 @@ def doctor(
         print_json(report.diagnosis_document(found))
     else:
         console.out.print("\n".join(report.diagnosis_lines(str(pack), found)), markup=False)
+
+
+def _long_enough(pack: Pack, options: EngineOptions, length: int) -> EngineOptions:
+    """Options whose context holds `length` tokens, if the model's does and nobody asked for another."""
+    if options.context is not None or plan_run(pack, options).context >= length:
+        return options
+    return replace(options, context=min(length, pack.model.max_position_embeddings))
 
 
 def _chosen(language: Language, **flags: float | None) -> Sampling:

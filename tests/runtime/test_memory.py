@@ -239,6 +239,13 @@ def test_the_peak_of_a_long_prompt_stays_within_the_smallest_budget(broad: Path,
     assert plan <= budget
 
 
+def test_a_benchmark_takes_the_context_it_needs_where_a_small_budget_would_leave_less(broad: Path) -> None:
+    workload = ("--prompt-tokens", 2500, "--decode-tokens", 1, "--repetitions", 1, "--memory", "145MB")
+    done = run("bench", broad, *workload, "--json")
+    assert json.loads(done.stdout)["context"] == 2501, done.stderr
+    assert run("bench", broad, *workload, "--context", 2048).returncode == 2
+
+
 @measured_here
 def test_a_chat_starts_with_the_smallest_budget_and_stays_within_it(demo: Path) -> None:
     chat = ("generate", demo, "--messages", QUESTION, "--temp", 0.5, "-n", 8)
