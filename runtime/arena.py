@@ -24,6 +24,11 @@ def reserve(size: int) -> Record:
     return whole[start : start + size]
 
 
+def occupied(size: int) -> int:
+    """Memory that an arena of `size` bytes takes once all of it was written: whole huge pages."""
+    return -(-size // HUGE_PAGE) * HUGE_PAGE
+
+
 def packed(sizes: Sequence[int]) -> tuple[list[int], int]:
     """Where things of these sizes start when laid side by side, each on a cache line; and the size of all."""
     starts, end = [], 0

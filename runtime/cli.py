@@ -157,6 +157,7 @@ def bench(
     with Pack.open(pack) as opened:
         tokens = None if text is None else Asked(prompt_file=text, raw=True).tokens(Language.of(opened))
         workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size, tokens)
+        options = _long_enough(opened, options, workload.length)
         workload.check(plan_run(opened, options).context)
         files = [pack / layer.file for layer in opened.manifest.layers]
         drop, rate = partial(host.drop_cached, files), partial(random_read_rate, opened)
@@ -195,6 +196,13 @@ def doctor(
         print_json(report.diagnosis_document(found))
     else:
         console.out.print("\n".join(report.diagnosis_lines(str(pack), found)), markup=False)
+
+
+def _long_enough(pack: Pack, options: EngineOptions, length: int) -> EngineOptions:
+    """Options whose context holds `length` tokens, if the model's does and nobody asked for another."""
+    if options.context is not None or plan_run(pack, options).context >= length:
+        return options
+    return replace(options, context=min(length, pack.model.max_position_embeddings))
 
 
 def _chosen(language: Language, **flags: float | None) -> Sampling:

@@ -11,7 +11,7 @@ from ..manifests.errors import UsageError
 GIB = 2**30
 SPECIFIED = "the maker's specification"
 GEN4_DRIVE = "what PCIe 4.0 NVMe drives are sold as"
-DESKTOP = "two channels of DDR5-5600"
+DESKTOP = "computed from two channels of DDR5-5600"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ DEVICES: Sequence[Device] = (
         12 * GIB,
         76.8,
         3.2,
-        "LPDDR5X-9600 on 64 bits, as analysts of the A19 Pro report it",
+        "computed from LPDDR5X-9600 on 64 bits; analysts of the A19 Pro report 75.8",
         "a storage benchmark of the 512 GB model, sequential; the 256 GB model reached half of it",
         usable=0.5,  # iOS ends an app long before all memory is used
     ),
@@ -76,7 +76,7 @@ DEVICES: Sequence[Device] = (
         546,
         7.3,
         SPECIFIED,
-        "a press review's sequential reads of the 4 TB model",
+        "computed from a press review, whose M5 Max read 13.6 GB/s sequentially, 86 % more than its M4 Max",
     ),
     Device(
         "m5-pro-48gb",

@@ -12,6 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _native
+
 Protection = Literal["locked", "no swap", "may be swapped"]
 
 
@@ -57,9 +62,16 @@ def memory_free() -> int:
     return memory_total() if free is None else free * 1024
 
 
+def lock(memory: NDArray[np.uint8]) -> bool:
+    """Keep `memory` from being moved to disk; the limit is raised as far as this process may. False if it refuses."""
+    most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
+    return _native.lock(memory) == 0
+
+
 def protection(size: int, meminfo: Path = Path("/proc/meminfo")) -> Protection:
     """What keeps `size` bytes of anonymous memory from being moved to disk: a lock, if the limit allows one."""
-    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     if limit == resource.RLIM_INFINITY or limit >= size:
         return "locked"
     return "no swap" if _number(meminfo, r"^SwapTotal:\s+(\d+) kB$") == 0 else "may be swapped"

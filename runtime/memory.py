@@ -146,8 +146,8 @@ class _Division:
         room = self._budget.size - self._process - self._trunk
 
         def fits(context: int) -> bool:
-            state = state_bytes(self._model, context)
-            return state <= room // PART_OF_ROOM and self._leaves_good_slots(context, min(context, LEAST_CHUNK))
+            state, chunk = state_bytes(self._model, context), min(context, self._chunk or LEAST_CHUNK)
+            return state <= room // PART_OF_ROOM and self._leaves_good_slots(context, chunk)
 
         return _halved(most, LEAST_CONTEXT, fits)
 

@@ -16,7 +16,7 @@ from ..layout.reader import Pack
 from ..layout.tensorfile import ARRAY_DTYPES, Array, TensorEntry, byte_view
 from ..manifests.errors import MismatchError
 from ..manifests.files import open_regular, read_exactly
-from . import _native, arena
+from . import arena, host
 
 PIECE_BYTES = 16 * 1024 * 1024
 READERS = 4  # large reads under way at once come close to any drive's peak
@@ -50,7 +50,7 @@ def read_trunk(pack: Pack, *, check_digest: bool) -> dict[str, Array]:
             hasher.update(byte_view(piece.to))
     if check_digest:
         _require_digest(pack, hasher.hexdigest())
-    _native.lock(memory)
+    host.lock(memory)
     return tensors
 
 
@@ -66,7 +66,7 @@ def trunk_bytes(pack: Pack) -> int:
     """Memory that the trunk takes: its arena, and float32 copies of the small weights that kernels want so."""
     entries = pack.trunk.entries.values()
     small = [entry for entry in entries if len(entry.shape) < 2 or entry.name.endswith("conv1d.weight")]
-    return arena.packed([entry.size for entry in entries])[1] + sum(map(_float_copy, small))
+    return arena.occupied(arena.packed([entry.size for entry in entries])[1]) + sum(map(_float_copy, small))
 
 
 def _float_copy(entry: TensorEntry) -> int:

@@ -126,6 +126,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> Pack:
 
 
 def test_what_nobody_asked_for_grows_with_the_budget_and_never_starves_the_slots(wide: Pack) -> None:
+    """For every budget from the smallest up there is a plan, whatever else was asked for."""
     least = smallest(refusal(wide, 1000, chunk=None))
     before = planned(wide, least, chunk=None)
     assert (before.context, before.chunk, before.slots) == (2048, 32, 1)
@@ -140,6 +141,15 @@ def test_what_nobody_asked_for_grows_with_the_budget_and_never_starves_the_slots
         assert found.chunk == 32 or found.scratch <= (room - found.state) // 4
         before = found
     assert (before.context, before.chunk) == (32768, 2048)
+
+
+@pytest.mark.parametrize("asked", [{"chunk": 1500}, {"slots": 700}, {"slots": 50, "chunk": 300}, {"context": 9000}])
+def test_every_budget_from_the_smallest_up_works(wide: Pack, asked: dict[str, int]) -> None:
+    least = smallest(refusal(wide, 1000, **{"chunk": None, **asked}))
+    for budget in range(least, least + 6_000_000_000, 97_000_003):
+        found = planned(wide, budget, **{"chunk": None, **asked})
+        assert found.total <= budget
+        assert all(getattr(found, name) == value for name, value in asked.items())
 
 
 def test_a_context_that_does_not_fit_is_answered_with_one_that_does(wide: Pack) -> None:
@@ -190,7 +200,7 @@ def test_control_groups_from_the_process_up_to_the_root(tmp_path: Path) -> None:
 
 
 MOE_RUN = str(Path(sys.executable).parent / "moe-run")
-LONG = ("--prompt-tokens", "600", "--decode-tokens", "4", "--repetitions", "1")
+LONG = ("--prompt-tokens", "1200", "--decode-tokens", "4", "--repetitions", "1")
 BROAD = Shape(hidden=1024, heads=8, head_dim=128, value_heads=16, experts=12, intermediate=512, vocab=8192)
 measured_here = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 
@@ -218,14 +228,22 @@ def broad(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFac
 
 
 @measured_here
-@pytest.mark.parametrize("spare", [0, 15_000_000, 60_000_000])
-def test_the_peak_stays_within_five_percent_of_the_budget(broad: Path, spare: int) -> None:
-    refused = run("bench", broad, *LONG, "--memory", "1MB")
+@pytest.mark.parametrize("options", [(), ("--chunk", 1200, "--context", 1300), ("--slots", 48, "--chunk", 300)])
+def test_the_peak_of_a_long_prompt_stays_within_the_smallest_budget(broad: Path, options: tuple[object, ...]) -> None:
+    """And within it, not only within five percent of it: a benchmark's process is smaller than a chat's."""
+    refused = run("bench", broad, *LONG, *options, "--memory", "1MB")
     assert refused.returncode == 2
-    budget = smallest(refused.stderr) + spare
-    plan, most = peak("bench", broad, *LONG, "--memory", budget)
+    budget = smallest(refused.stderr)
+    plan, most = peak("bench", broad, *LONG, *options, "--memory", budget)
+    assert most <= budget
     assert plan <= budget
-    assert most <= 1.05 * budget
+
+
+def test_a_benchmark_takes_the_context_it_needs_where_a_small_budget_would_leave_less(broad: Path) -> None:
+    workload = ("--prompt-tokens", 2500, "--decode-tokens", 1, "--repetitions", 1, "--memory", "145MB")
+    done = run("bench", broad, *workload, "--json")
+    assert json.loads(done.stdout)["context"] == 2501, done.stderr
+    assert run("bench", broad, *workload, "--context", 2048).returncode == 2
 
 
 @measured_here

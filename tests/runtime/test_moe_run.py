@@ -539,7 +539,7 @@ def test_bench_refuses_what_does_not_fit(pack: Path) -> None:
 
 def test_help_and_version(pack: Path) -> None:
     assert re.fullmatch(r"moe-run \d+\.\d+\.\d+\n", moe_run("--version").stdout)
-    for command in ((), ("generate",), ("bench",)):
+    for command in ((), ("generate",), ("bench",), ("doctor",)):
         run = moe_run(*command, "--help", COLUMNS="100")
         assert run.returncode == 0
         assert "130 interrupted" in " ".join(run.stdout.split())
