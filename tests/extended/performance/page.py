@@ -17,6 +17,7 @@ TITLES = {
     "wide": "Eight layers of full width in 6 GB",
     "digests": "What checking digests costs",
     "start": "From the command to the first token",
+    "locality": "Routing",
     "kernels": "Expert kernels",
 }
 TOKENS = "Tokens per second, medians of {rounds} alternating rounds; the ratio is moepack's median over the other's."
@@ -32,8 +33,18 @@ TEXTS = {
     "wide": "As above: 512 experts a layer, 10 per token, 8 layers, `affine2-g64`. " + TOKENS,
     "digests": "The limited decoding above, with and without comparing each record with its digest. " + TOKENS,
     "start": "`moe-run generate` on the demo model, one token, in a new process: seconds.",
+    "locality": (
+        "The share of the wanted experts that a least-recently-used cache of its own for each layer holds, by the"
+        " cache's share of the layer's experts, and the share of a token's experts that the token before it had. The"
+        " synthetic models share directions between tokens (tests/extended/synthetic.py) so that a text of theirs"
+        " routes like the trained 512-expert model of the published figures: 3000 tokens, the first quarter not"
+        " counted. Figures of the other sections are on random tokens of a model that shares none, as the peers' are."
+    ),
     "kernels": "Products of the 397B model's expert with 1 to 64 tokens, by format and instruction set.",
 }
+SIZES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of caches, in shares of a layer's experts
+MODELS_OWN = "Qwen3.5-397B-A17B, 512 experts, 4 per token, published by Flash-MoE"
+PUBLISHED = (MODELS_OWN, "49%", "59%", "68%", "71%", "", "8-34%")
 HEAD = """# Performance
 
 Measured by `make bench`, which writes this page; `make bench PARTS=decode,prefill` measures some of it anew. Nothing
@@ -77,7 +88,9 @@ def _part(part: str, series: list[Series]) -> Iterator[str]:
     counts = sorted({len(each.values) for each in series})
     yield f"## {TITLES[part]}\n"
     yield TEXTS[part].format(rounds=" or ".join(map(str, counts))) + "\n"
-    yield from {"kernels": _printed, "start": _start, "digests": _digests}.get(part, _rates)(series)
+    yield from {"kernels": _printed, "locality": _locality, "start": _start, "digests": _digests}.get(part, _rates)(
+        series
+    )
     if part in ("beyond", "wide", "digests"):
         yield from _accounts(series)
 
@@ -152,6 +165,19 @@ def _start(series: list[Series]) -> Iterator[str]:
             f"{each.median:.2f} s in all, of which the prefill takes {prefill:.2f} s: {each.median - prefill:.2f} s for"
             " Python, the pack, its trunk and the tokenizer.\n"
         )
+
+
+def _locality(series: list[Series]) -> Iterator[str]:
+    """Models down, cache sizes across."""
+    found = {(each.side, each.case): each.median for each in series}
+    columns = [*(f"{size:.3g}" for size in SIZES), "overlap"]
+    sides = _distinct(each.side for each in series)
+    rows = [(side, *(_part_of(found.get((side, column))) for column in columns)) for side in sides]
+    yield from table(("hit rate", *(f"1/{round(1 / size)}" for size in SIZES), "overlap"), [PUBLISHED, *rows])
+
+
+def _part_of(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 def _printed(series: list[Series]) -> Iterator[str]:

@@ -5,16 +5,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from extended.peers.llama_programs import Build
 from extended.performance import limited
 from extended.performance.limited import forget
+from extended.performance.locality import Locality, trace
+from extended.performance.page import SIZES
 from extended.performance.series import Series
 from extended.performance.sides import (
     LlamaBench,
@@ -26,11 +29,18 @@ from extended.performance.sides import (
     printed_rate,
     transformers,
 )
-from extended.performance.subjects import MID, MOE_RUN, THREADS, WIDE, Subject, demo
+from extended.performance.subjects import MID, MOE_RUN, ROUTED, SHARED, THREADS, WIDE, Subject, demo, trained
+from extended.words import text, tokenizer
+
+from moepack.layout.reader import Pack
+from moepack.runtime.asked import Asked
+from moepack.runtime.engine import Engine, EngineOptions
+from moepack.runtime.language import Language
 
 DECODED, PROMPTS, ROUNDS = 32, (128, 512, 2048), 5
 PROMPT_ROUNDS = {128: 5, 512: 3, 2048: 3}
 LIMITS = {"600 MiB": 600 * 2**20, "450 MiB": 450 * 2**20}
+TRACED = 3000  # tokens whose routing is looked at
 LIMITED_TOKENS, LIMITED_ROUNDS = 16, 3
 OVER = 1.05  # a budget is kept within 5 %: what we are told to use, so that the limit is not passed
 KERNELS = Path(__file__).parent.parent / "kernels.py"
@@ -169,7 +179,37 @@ def kernels(peers: Peers) -> list[Series]:
     return found
 
 
-PARTS = {each.__name__: each for each in (decode, prefill, beyond, digests, start, kernels, wide)}
+def locality(peers: Peers) -> list[Series]:
+    """How far experts are used again: synthetic models on a text of theirs and on random tokens, and trained ones."""
+    found = []
+    for name, subject in ROUTED.items():
+        vocab, topics = subject.width.vocab, subject.width.routing.topics
+        local = tokenizer(vocab).encode(text(vocab, topics, TRACED)).ids
+        drawn = np.random.default_rng(0).integers(vocab, size=TRACED).tolist()
+        for tokens, side in ((local, f"synthetic, {name}, its text"), (drawn, f"synthetic, {name}, random tokens")):
+            found += reuse(subject.pack, side, tokens)
+    if (pack := trained()) is not None:
+        found += reuse(pack, "trained, 16 experts, 4 per token, English", english(pack))
+    return found
+
+
+def reuse(pack: Path, side: str, tokens: Sequence[int]) -> list[Series]:
+    """Hit rates of least-recently-used caches of some shares of a layer's experts, and neighbours' overlap."""
+    with Engine.open(pack, EngineOptions(threads=THREADS, context=len(tokens))) as engine:
+        experts = engine.model.num_experts
+        seen = Locality.of(trace(engine, tokens), experts, SIZES)
+    hits = {f"{count / experts:.3g}": rate for count, rate in seen.hits.items() if count >= seen.experts_per_token}
+    return [Series(case, side, [value]) for case, value in (hits | {"overlap": seen.overlap}).items()]
+
+
+def english(pack: Path) -> list[int]:
+    """Held-out text in a trained model's tokens."""
+    with Pack.open(pack) as opened:
+        tokens = Asked(prompt_file=SHARED / "text" / "val_text.txt", raw=True).tokens(Language.of(opened))
+    return tokens[:TRACED]
+
+
+PARTS = {each.__name__: each for each in (decode, prefill, beyond, digests, start, locality, kernels, wide)}
 DEFAULT = [name for name in PARTS if name != "wide"]
 
 

@@ -1,17 +1,19 @@
 """The models that `make bench` measures, each made once under build/bench, for us and for peers."""
 
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from extended.peers.llama_programs import Build
-from extended.synthetic import Routing, Width, write_checkpoint
+from extended.synthetic import LOCAL, Width, write_checkpoint
 from extended.twin import write_twin
 from extended.words import write_tokenizer
 
 ROOT = Path(__file__).parents[3]
 PLACE = ROOT / "build" / "bench"
+SHARED = Path(os.environ.get("MOEPACK_SHARED", ROOT.parent / "shared")) / "models"
 MOE_PACK = Path(sys.executable).parent / "moe-pack"
 MOE_RUN = Path(sys.executable).parent / "moe-run"
 THREADS = 2
@@ -65,9 +67,22 @@ class Subject:
 
 
 MID = Subject("mid", Width(layers=4, experts=32, vocab=8192))
-LOCAL = Subject("local", Width(layers=4, experts=128, vocab=8192, routing=Routing(popular=0.2, topical=0.3)))
 QUICK = ("--expert-format", "affine2-g64", "--method", "minmax")
 WIDE = Subject("wide", Width(layers=8, experts=512, vocab=8192), QUICK)
+NARROW = Width(layers=4, hidden=1024, intermediate=64, vocab=8192, heads=8, key_heads=4, value_heads=16, routing=LOCAL)
+ROUTED = {  # what only routing is looked at of, so narrow ones do
+    "512 experts, 4 per token": Subject("routed-512-4", replace(NARROW, experts_per_token=4), QUICK),
+    "512 experts, 10 per token": Subject("routed-512-10", NARROW, QUICK),
+    "16 experts, 4 per token": Subject("routed-16-4", replace(NARROW, experts=16, experts_per_token=4), QUICK),
+}
+
+
+def trained() -> Path | None:
+    """A pack of the trained 66-million-parameter model, where that is at hand (see ../quality/subjects.py)."""
+    checkpoint, path = SHARED / "trained-66m", PLACE / "trained-66m"
+    if checkpoint.is_dir() and not path.exists():
+        _run(MOE_PACK, "build", checkpoint, path)
+    return path if path.exists() else None
 
 
 def demo() -> Path:
