@@ -1,5 +1,6 @@
 """docs/performance.md and its picture, from what `make bench` has kept. Says of nothing more than was measured."""
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,11 @@ TITLES = {
 }
 TOKENS = "Tokens per second, medians of {rounds} alternating rounds; the ratio is moepack's median over the other's."
 TEXTS = {
-    "decode": "32 random tokens one by one, from an empty context; all experts in memory, page cache warm. " + TOKENS,
+    "decode": (
+        "32 random tokens one by one, from an empty context; all experts in memory, page cache warm. MB/token: the"
+        " weights that one token is computed with, in each one's own format; GB/s: those times tokens per second. "
+    )
+    + TOKENS,
     "prefill": "Prompts of random tokens from an empty context; all experts in memory, page cache warm. " + TOKENS,
     "beyond": (
         "16 random tokens one by one in a control group with the stated limit, which counts the page cache too. The"
@@ -45,18 +50,14 @@ TEXTS = {
 SIZES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of caches, in shares of a layer's experts
 MODELS_OWN = "Qwen3.5-397B-A17B, 512 experts, 4 per token, published by Flash-MoE"
 PUBLISHED = (MODELS_OWN, "49%", "59%", "68%", "71%", "", "8-34%")
-HEAD = """# Performance
-
-Measured by `make bench`, which writes this page; `make bench PARTS=decode,prefill` measures some of it anew. Nothing
-here ran on Apple hardware.
-
-The model is synthetic, for speed depends on sizes and routing and not on what is said: {model} llama.cpp and
-ik_llama.cpp read the same weights as Q2_K (3.04 bits per weight in all, which is ours too: 2-bit experts and a 4-bit
-trunk), transformers reads them in bfloat16. Everyone has {threads} threads. K is the model's own, 10 of 32 experts.
-"""
-MODEL = (
-    "four layers with all of Qwen3.5-397B-A17B's sizes (hidden 4096, three Gated DeltaNet layers and one of attention,"
-    " experts of 1024), 32 experts a layer and a vocabulary of 8192."
+HEAD = (
+    "Measured by `make bench`, which writes this page; `make bench PARTS=decode,prefill` measures some of it anew."
+    " Nothing here ran on Apple hardware.",
+    "The model is synthetic, for speed depends on sizes and routing and not on what is said: four layers with all of"
+    " Qwen3.5-397B-A17B's sizes (hidden 4096, three Gated DeltaNet layers and one of attention, experts of 1024), 32"
+    " experts a layer and a vocabulary of 8192. llama.cpp and ik_llama.cpp read the same weights as Q2_K, 3.04 bits per"
+    " weight in all, which is ours too: 2-bit experts and a 4-bit trunk. transformers reads them in bfloat16. Everyone"
+    " has {threads} threads. K is the model's own, 10 of 32 experts. GB are 10^9 bytes.",
 )
 
 
@@ -78,7 +79,8 @@ def render(facts: Facts, parts: dict[str, list[Series]]) -> str:
 
 
 def _head(facts: Facts, *, with_picture: bool) -> Iterator[str]:
-    yield HEAD.format(model=MODEL, threads=facts.threads)
+    yield "# Performance\n"
+    yield from (filled(paragraph.format(threads=facts.threads)) for paragraph in HEAD)
     yield from table(("", ""), ((name, value) for name, value in {**facts.machine, **facts.versions}.items()))
     if with_picture:
         yield f"![Decoding, tokens per second]({PICTURE})\n"
@@ -87,12 +89,28 @@ def _head(facts: Facts, *, with_picture: bool) -> Iterator[str]:
 def _part(part: str, series: list[Series]) -> Iterator[str]:
     counts = sorted({len(each.values) for each in series})
     yield f"## {TITLES[part]}\n"
-    yield TEXTS[part].format(rounds=" or ".join(map(str, counts))) + "\n"
-    yield from {"kernels": _printed, "locality": _locality, "start": _start, "digests": _digests}.get(part, _rates)(
-        series
-    )
+    yield filled(TEXTS[part].format(rounds=" or ".join(map(str, counts))))
+    yield from {
+        "decode": _decode,
+        "kernels": _printed,
+        "locality": _locality,
+        "start": _start,
+        "digests": _digests,
+    }.get(part, _rates)(series)
     if part in ("beyond", "wide", "digests"):
         yield from _accounts(series)
+
+
+def _decode(series: list[Series]) -> Iterator[str]:
+    """Speeds beside what memory had to deliver for them."""
+    found = {(each.side, each.case): each for each in series}
+    heads = ("", "tokens/s", "MB/token", "GB/s")
+    yield from table(heads, ((each.side, _rate(found, each.side, each.case), *_traffic(each)) for each in series))
+
+
+def _traffic(series: Series) -> tuple[str, str]:
+    size = series.seen["bytes_per_token"]
+    return f"{size / 1e6:.0f}", f"{size * series.median / 1e9:.1f}"
 
 
 def _rates(series: list[Series]) -> Iterator[str]:
@@ -161,9 +179,9 @@ def _digests(series: list[Series]) -> Iterator[str]:
 def _start(series: list[Series]) -> Iterator[str]:
     for each in series:
         prefill = median(round_["prefill"] for round_ in each.seen["rounds"])
-        yield (
+        yield filled(
             f"{each.median:.2f} s in all, of which the prefill takes {prefill:.2f} s: {each.median - prefill:.2f} s for"
-            " Python, the pack, its trunk and the tokenizer.\n"
+            " Python, the pack, its trunk and the tokenizer."
         )
 
 
@@ -191,6 +209,11 @@ def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
     yield f"| --- |{' ---: |' * (len(heads) - 1)}"
     yield from (f"| {' | '.join(row)} |" for row in rows)
     yield ""
+
+
+def filled(paragraph: str) -> str:
+    """A paragraph in lines of at most 120 characters, and an empty line."""
+    return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

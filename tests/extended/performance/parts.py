@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,11 @@ def decode(peers: Peers) -> list[Series]:
     """Decoding with everything in memory."""
     with ExitStack() as resources:
         sides: list[Side] = [ours(MID, resources), *peers.sides(MID), transformers(MID)]
-        return rounds("in memory", {side.name: plainly(side.decode, DECODED) for side in sides}, ROUNDS)
+        found = rounds("in memory", {side.name: plainly(side.decode, DECODED) for side in sides}, ROUNDS)
+    sizes = {"moepack": MID.pack_bytes, "transformers": MID.twin_bytes}
+    if peers.llama is not None:
+        sizes |= dict.fromkeys(("llama.cpp", "ik_llama.cpp"), partial(MID.gguf_bytes, peers.llama))
+    return [replace(each, seen={**each.seen, "bytes_per_token": sizes[each.side.split()[0]]()}) for each in found]
 
 
 def prefill(peers: Peers) -> list[Series]:

@@ -1,6 +1,7 @@
 """The models that `make bench` measures, each made once under build/bench, for us and for peers."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -11,12 +12,17 @@ from extended.synthetic import LOCAL, Width, write_checkpoint
 from extended.twin import write_twin
 from extended.words import write_tokenizer
 
+from moepack.layout.reader import Pack
+from moepack.layout.tensorfile import TensorFile
+
 ROOT = Path(__file__).parents[3]
 PLACE = ROOT / "build" / "bench"
 SHARED = Path(os.environ.get("MOEPACK_SHARED", ROOT.parent / "shared")) / "models"
 MOE_PACK = Path(sys.executable).parent / "moe-pack"
 MOE_RUN = Path(sys.executable).parent / "moe-run"
 THREADS = 2
+EMBEDDING = re.compile(r"embed_tokens|token_embd")
+ROUTED_EXPERTS = re.compile(r"\bexperts\.|_exps\b")
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,31 @@ class Subject:
             build.run("llama-quantize", floats, path, "Q2_K", str(THREADS))
             floats.unlink()
         return path
+
+    def pack_bytes(self) -> float:
+        """Bytes of weights that a token decoded from the pack is computed with."""
+        with Pack.open(self.pack) as pack:
+            trunk = {name: entry.size for name, entry in pack.trunk.entries.items()}
+            records = {f"experts.{i}": record.stride * pack.model.num_experts for i, record in enumerate(pack.records)}
+        return self._per_token(trunk | records)
+
+    def gguf_bytes(self, build: Build) -> float:
+        """The same of the GGUF file."""
+        return self._per_token({name: size for name, (_, size, _) in build.sizes(self.gguf(build)).items()})
+
+    def twin_bytes(self) -> float:
+        """The same of the bfloat16 twin."""
+        sizes = {}
+        for path in self.twin.glob("*.safetensors"):
+            with TensorFile.open(path) as file:
+                sizes |= {name: entry.size for name, entry in file.entries.items()}
+        return self._per_token(sizes)
+
+    def _per_token(self, sizes: dict[str, int]) -> float:
+        """All of the trunk but the embedding, of which a token reads a row, and its share of the routed experts."""
+        share = self.width.experts_per_token / self.width.experts
+        kept = {name: size for name, size in sizes.items() if not EMBEDDING.search(name)}
+        return sum(size * (share if ROUTED_EXPERTS.search(name) else 1) for name, size in kept.items())
 
 
 MID = Subject("mid", Width(layers=4, experts=32, vocab=8192))
