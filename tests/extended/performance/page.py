@@ -90,13 +90,9 @@ def _part(part: str, series: list[Series]) -> Iterator[str]:
     counts = sorted({len(each.values) for each in series})
     yield f"## {TITLES[part]}\n"
     yield filled(TEXTS[part].format(rounds=" or ".join(map(str, counts))))
-    yield from {
-        "decode": _decode,
-        "kernels": _printed,
-        "locality": _locality,
-        "start": _start,
-        "digests": _digests,
-    }.get(part, _rates)(series)
+    shown = {"decode": _decode, "locality": _locality, "kernels": _printed}
+    shown |= {"start": _start, "digests": _digests}
+    yield from shown.get(part, _rates)(series)
     if part in ("beyond", "wide", "digests"):
         yield from _accounts(series)
 
