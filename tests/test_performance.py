@@ -20,7 +20,11 @@ def limited(rate: float, **ceiling: Any) -> dict[str, Any]:
     """One round of `moe-run bench` under a limit, as a part keeps it."""
     warm = {"hit_rate": 0.75, "bytes_per_token": 4e7, "gigabytes_per_second": 0.8, "tokens_per_second": rate}
     ceiling = {"share": 0.7, "cause": "storage", **ceiling}
-    figures = [{"condition": "warm", "phase": phase, "ceiling": ceiling, **warm} for phase in ("prompt", "decode")]
+    figures = [
+        {"condition": condition, "phase": phase, "ceiling": ceiling, **warm}
+        for condition in ("cold", "warm")
+        for phase in ("prompt", "decode")
+    ]
     return {"figures": figures, "slots": 40, "storage_gigabytes_per_second": 1.2, "group_peak": 6e8}
 
 
@@ -59,7 +63,7 @@ def test_the_page_accounts_for_limited_runs() -> None:
     series = [Series("600 MiB", "moepack", [4.0, 5.0], {"rounds": rounds}), Series("600 MiB", "llama.cpp", [1.0], {})]
     shown = page.render(FACTS, {"beyond": series})
     assert "| llama.cpp | 1 (1-1), ratio 4.50 |" in shown
-    assert "| 600 MiB | 40 | 75% | 40.0 | 0.80 | 1.20 | 80% | storage | 600 |" in shown
+    assert "| 600 MiB, warm | 4.50 | 40 | 75% | 40.0 | 0.80 | 1.20 | 80% | storage | 600 |" in shown
 
 
 def test_the_page_says_what_checking_costs() -> None:

@@ -30,6 +30,29 @@ TEXTS = {
     + TOKENS,
     "prefill": "Prompts of random tokens from an empty context; all experts in memory, page cache warm. " + TOKENS,
     "beyond": (
+        "16 random tokens one by one in a control group with the stated limit, which counts the page cache too. Files"
+        " are dropped from the page cache before every round. What is timed is warm: moepack's slots hold what a prompt"
+        " and an answer left there, and peers have been through their own warm-up. moepack's `--memory` is the limit"
+        " over 1.05. llama.cpp maps its file; ik_llama.cpp, whose llama-bench cannot prefetch, continues a prompt of"
+        " one word. The second table is moepack's own account, also from empty slots. The ceiling is the time that the"
+        " storage needs for the missing bytes, or the computing time if that is longer. "
+    )
+    + TOKENS,
+    "wide": "Eight layers of full width in 6 GB",
+    "digests": "What checking digests costs",
+    "start": "From the command to the first token",
+    "locality": "Routing",
+    "kernels": "Expert kernels",
+}
+TOKENS = "Tokens per second, medians of {rounds} alternating rounds; the ratio is moepack's median over the other's."
+TEXTS = {
+    "decode": (
+        "32 random tokens one by one, from an empty context; all experts in memory, page cache warm. MB/token: the"
+        " weights that one token is computed with, in each one's own format; GB/s: those times tokens per second. "
+    )
+    + TOKENS,
+    "prefill": "Prompts of random tokens from an empty context; all experts in memory, page cache warm. " + TOKENS,
+    "beyond": (
         "16 random tokens one by one in a control group with the stated limit, which counts the page cache too. The"
         " model's pages are dropped before every round; moepack's slots hold what a prompt and an answer left there,"
         " and its `--memory` is the limit over 1.05. llama.cpp maps its file; ik_llama.cpp continues a prompt of one"
@@ -137,14 +160,20 @@ def _accounts(series: list[Series]) -> Iterator[str]:
         "set by",
         "group's peak MB",
     )
-    rows = [(each.case if each.side == OURS else each.side, each) for each in series if _figures(each)]
-    yield from table(heads, ((name, *_account(each)) for name, each in rows))
+    yield from table(heads, (row for each in series if _figures(each, "warm") for row in _account(each)))
 
 
-def _account(series: Series) -> tuple[str, ...]:
-    rounds, figures = series.seen["rounds"], _figures(series)
+def _account(series: Series) -> Iterator[tuple[str, ...]]:
+    """From empty slots, and warm."""
+    name = series.case if series.side == OURS else series.side
+    for condition in ("cold", "warm"):
+        yield f"{name}, {condition}", *_accounted(series.seen["rounds"], _figures(series, condition))
+
+
+def _accounted(rounds: list[dict[str, Any]], figures: list[dict[str, Any]]) -> tuple[str, ...]:
     ceilings = [each["ceiling"] for each in figures]
     return (
+        f"{_median(figures, 'tokens_per_second'):.2f}",
         str(rounds[0]["slots"]),
         f"{_median(figures, 'hit_rate'):.0%}",
         f"{_median(figures, 'bytes_per_token') / 1e6:.1f}",
@@ -156,10 +185,10 @@ def _account(series: Series) -> tuple[str, ...]:
     )
 
 
-def _figures(series: Series) -> list[dict[str, Any]]:
-    """The warm decoding of each round, where a round was one of `moe-run bench`."""
+def _figures(series: Series, condition: str) -> list[dict[str, Any]]:
+    """The decoding of each round, where a round was one of `moe-run bench`."""
     rounds = [each["figures"] for each in series.seen.get("rounds", []) if "figures" in each]
-    return [next(f for f in each if (f["condition"], f["phase"]) == ("warm", "decode")) for each in rounds]
+    return [next(f for f in each if (f["condition"], f["phase"]) == (condition, "decode")) for each in rounds]
 
 
 def _median(rows: list[dict[str, Any]], name: str) -> float:
