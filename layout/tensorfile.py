@@ -74,9 +74,10 @@ class TensorFile:
         self.read_into(name, out, first)
         return out
 
-    def read_into(self, name: str, out: Array, first: int | None = None) -> None:
+    def read_into(self, name: str, out: Array, first: int | None = None, *, keep_cached: bool = True) -> None:
         """Fill the C-contiguous `out` with the whole tensor, or with as many rows from `first` on as `out` holds.
 
+        Without `keep_cached` the system is asked to forget these bytes of the file, where it can be asked.
         Raises ValueError if `out` does not fit the tensor, StorageError if the device fails or the file shrank.
         """
         entry = self._entry(name)
@@ -85,6 +86,8 @@ class TensorFile:
         if first is None and len(view) != entry.size:
             raise ValueError(f"{name} has {entry.size} bytes, the buffer {len(view)}")
         read_exactly(self._descriptor, view, offset, self.path)
+        if not keep_cached and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
 
     def read_columns_into(self, name: str, out: Array, first: int) -> None:
         """Fill the C-contiguous `out` [rows, n] with `tensor[:, first : first + n]`: one `pread` of each row.

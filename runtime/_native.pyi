@@ -17,15 +17,44 @@ class Pool:
     def __init__(self, threads: int) -> None: ...
 
 class ReadPool:
-    """Threads that read byte ranges into arrays."""
+    """Threads that read byte ranges of files into arrays, and hand out what has arrived."""
 
     def __init__(self, threads: int) -> None: ...
-    def submit(self, fd: int, offset: int, to: Bytes) -> int:
-        """Start filling `to` from `offset` of `fd`; returns a ticket. `to` must outlive the read."""
-    def wait(self, ticket: int) -> tuple[int, int]:
-        """Wait for a read, once per ticket: (bytes read, errno or 0). Fewer bytes without errno: the file ended."""
-    def drain(self) -> None:
-        """Wait until no read is queued or under way."""
+    def submit(
+        self,
+        ticket: int,
+        fd: int,
+        offset: int,
+        to: list[Bytes],
+        *,
+        pieces: int = 1,
+        urgent: bool = True,
+        forget: bool = False,
+    ) -> None:
+        """Start filling the arrays in `to`, one after the other, from `offset` of `fd` on.
+
+        The first has the number `ticket`, the next ones those after it. They must outlive the read. `pieces` threads
+        share it; reads that are not urgent wait until no urgent one is queued or under way; `forget` drops the pages
+        from the system's cache.
+        """
+
+    def hurry(self, ticket: int) -> None:
+        """Make a read urgent, unless it is under way or over."""
+    def cancel(self, ticket: int) -> bool:
+        """Give up a read that is not under way yet, all its tickets; False if it is, or is over."""
+    def next(self) -> tuple[int, int, int] | None:
+        """Wait for any array that is filled: (ticket, bytes read, errno or 0); None once the pool is closed.
+
+        Fewer bytes without errno: the file ended.
+        """
+    def abandon(self) -> None:
+        """Give up every read, and wait for those under way; none of their tickets is handed out any more."""
+    def close(self) -> None:
+        """Give up every read and end the threads."""
+    def idle(self) -> bool:
+        """Whether no read is queued or under way."""
+    def busy_seconds(self) -> float:
+        """How long at least one read has been under way."""
 
 class Matrix:
     """A weight matrix [rows, cols] as stored; keeps its arrays alive."""
@@ -128,3 +157,15 @@ def delta(
     out: Floats,
 ) -> None:
     """Convolution, gated delta rule and gated norm, token by token; advances conv_state and state."""
+
+def bound_heap() -> bool:
+    """Make this process's allocator return large blocks when they are freed; False where it has no such settings."""
+
+def trim_heap() -> None:
+    """Return what the allocator holds and nobody uses; does nothing where it has no such call."""
+
+def lock(memory: Bytes) -> int:
+    """Keep `memory` from being swapped out until it is unmapped: 0, or the errno of the system's refusal."""
+
+def read_bandwidth(pool: Pool, memory: Bytes) -> float:
+    """Bytes per second at which all of the pool's threads together read `memory` once, at least a megabyte."""

@@ -15,8 +15,11 @@ from ..manifests.command import application, reported
 from ..manifests.console import print_json, say
 from ..manifests.errors import INTERRUPTED_EXIT_CODE
 from . import host, report
+from ._native import bound_heap
 from .asked import Asked
 from .bench import Workload, measure
+from .devices import device as find_device
+from .doctor import diagnose, diagnose_for
 from .engine import MOST_THREADS, Engine, EngineOptions, plan_run
 from .generate import Generation, Limits, check_room
 from .language import Language
@@ -54,10 +57,18 @@ SlotsOption = Annotated[
 ]
 ThreadsOption = Annotated[int, _engine(help="Threads that compute.", min=1, max=MOST_THREADS, show_default="all cores")]
 ContextOption = Annotated[
-    int | None, _engine(help="Most tokens, prompt and answer together.", show_default="the model's, at most 32768")
+    int | None,
+    _engine(
+        help="Most tokens, prompt and answer together.",
+        show_default="the model's, at most 32768, less in a small budget",
+    ),
 ]
 ChunkOption = Annotated[
-    int, _engine(help="Prompt tokens computed together; each chunk reads each expert it needs once.")
+    int | None,
+    _engine(
+        help="Prompt tokens computed together; each chunk reads each expert it needs once.",
+        show_default="2048, less in a small budget",
+    ),
 ]
 DigestsOption = Annotated[
     bool, _engine("--check-digests/--no-check-digests", help="Compare every expert read with its digest before use.")
@@ -102,7 +113,7 @@ def generate(
     slots: SlotsOption = None,
     threads: ThreadsOption = DEFAULTS.threads,
     context: ContextOption = None,
-    chunk: ChunkOption = DEFAULTS.chunk,
+    chunk: ChunkOption = None,
     check_digests: DigestsOption = True,
     json: JsonOption = False,
 ) -> None:
@@ -137,7 +148,7 @@ def bench(
     slots: SlotsOption = None,
     threads: ThreadsOption = DEFAULTS.threads,
     context: ContextOption = None,
-    chunk: ChunkOption = DEFAULTS.chunk,
+    chunk: ChunkOption = None,
     check_digests: DigestsOption = True,
     json: JsonOption = False,
 ) -> None:
@@ -156,6 +167,34 @@ def bench(
     else:
         console.out.print(report.bench_table(str(pack), measured.figures))
         console.out.print(report.bench_remarks(measured, workload), markup=False)
+
+
+@app.command(epilog=EXIT_CODES)
+@reported
+def doctor(
+    pack: PackArgument,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Plan for a published device instead, such as m3-max-48gb or iphone-17-pro."),
+    ] = None,
+    experts_per_token: KOption = None,
+    memory: MemoryOption = None,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = DEFAULTS.threads,
+    context: ContextOption = None,
+    chunk: ChunkOption = None,
+    check_digests: DigestsOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Show how a pack would run: memory by part, what was measured here, speeds to expect and what limits them."""
+    options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
+    published = None if device is None else find_device(device)
+    with Pack.open(pack) as opened:
+        found = diagnose_for(opened, options, published) if published else diagnose(opened, options, disk=None)
+    if json:
+        print_json(report.diagnosis_document(found))
+    else:
+        console.out.print("\n".join(report.diagnosis_lines(str(pack), found)), markup=False)
 
 
 def _chosen(language: Language, **flags: float | None) -> Sampling:
@@ -214,4 +253,5 @@ def _size(text: str | None) -> int | None:
 
 def main() -> None:
     """The console script: errors become one sentence and an exit code."""
+    bound_heap()
     command.main(app)

@@ -5,8 +5,7 @@ knows token numbers only: text, sampling and stopping belong to its callers.
 """
 
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,17 +36,19 @@ class EngineOptions:
     """How to run a pack. None leaves a choice to the engine.
 
     `memory`: bytes for the whole process. `slots`: expert records kept in memory. `experts_per_token`: K, at most the
-    model's. `chunk`: prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare every
-    record and the trunk with the pack's digests before using them.
+    model's. `chunk`: most prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare
+    every record and the trunk with the pack's digests before using them. `exact`: products see activations as float32,
+    where otherwise those with quantized matrices see them rounded to eight bits.
     """
 
     threads: int = field(default_factory=cpus)
     memory: int | None = None
     slots: int | None = None
     experts_per_token: int | None = None
-    chunk: int = 512
+    chunk: int | None = None
     context: int | None = None
     check_digests: bool = True
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,7 @@ class Engine:
         self.backend = backend
         self.experts_per_token = _experts_per_token(pack.model, options)
         trunk = weights.load(pack, backend, check_digest=options.check_digests)
-        self._experts = ExpertStream(
-            pack, memory.slots, experts_per_token=self.experts_per_token, check_digests=options.check_digests
-        )
+        self._experts = ExpertStream(pack, memory.slots, check_digests=options.check_digests)
         self._decoder = TextModel(pack.model, trunk, pack.records, self._experts, backend, self.experts_per_token)
         self._resources = ExitStack()
         self._resources.callback(self._experts.close)
@@ -108,7 +107,7 @@ class Engine:
         """
         options = options or EngineOptions()
         memory = plan_run(pack, options)
-        return cls(pack, options, memory, open_backend(options.threads))
+        return cls(pack, options, memory, open_backend(options.threads, options.exact))
 
     @property
     def context(self) -> int:
@@ -119,7 +118,17 @@ class Engine:
     def stats(self) -> EngineStats:
         """Reads so far, and where the memory is."""
         read = self._experts.stats
-        return EngineStats(read.records_read, read.bytes_read, read.hits, read.wait_seconds, self.memory.parts())
+        return EngineStats(
+            read.records_read,
+            read.bytes_read,
+            read.hits,
+            read.wait_seconds,
+            self.memory.parts(),
+            read.read_seconds,
+            read.foreseen,
+            read.foreseen_used,
+            dict(self._decoder.stages.seconds),
+        )
 
     def new_session(self) -> "Session":
         """A session at position 0."""
@@ -157,25 +166,29 @@ class Session:
         Raises UsageError for no tokens, unknown tokens or more than the context holds, StorageError and MismatchError
         if experts cannot be read or are damaged.
         """
-        last = deque(self._advance(tokens), maxlen=1).pop()
-        logits: Floats = self._decoder.logits(last[-1:])[0]
+        *before, last = self._chunks(tokens)
+        for part in before:
+            self._advance(part)
+        logits: Floats = self._decoder.logits(self._advance(last)[-1:])[0]
         return logits
 
     def extend_all(self, tokens: Sequence[int]) -> Floats:
         """Give more tokens; returns the logits after each, float32 [len(tokens), vocab]. Raises as `extend` does."""
-        return np.concatenate([self._decoder.logits(hidden) for hidden in self._advance(tokens)])
+        return np.concatenate([self._decoder.logits(self._advance(part)) for part in self._chunks(tokens)])
 
-    def _advance(self, tokens: Sequence[int]) -> Iterator[Tensor]:
-        """The residual stream of each chunk, in order."""
+    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        """The tokens as they are computed together, once they have been checked."""
         self._check(tokens)
-        chunk = self._engine.options.chunk
-        for first in range(0, len(tokens), chunk):
-            part = tokens[first : first + chunk]
-            self._failed = True
-            hidden = self._decoder.hidden(part, self._state)
-            self._state.position += len(part)
-            self._failed = False
-            yield hidden
+        size = self._engine.memory.chunk
+        return [tokens[first : first + size] for first in range(0, len(tokens), size)]
+
+    def _advance(self, tokens: Sequence[int]) -> Tensor:
+        """The residual stream of one chunk."""
+        self._failed = True
+        hidden = self._decoder.hidden(tokens, self._state)
+        self._state.position += len(tokens)
+        self._failed = False
+        return hidden
 
     def _check(self, tokens: Sequence[int]) -> None:
         if self._engine.closed:
@@ -201,18 +214,18 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     """
     if not 1 <= options.threads <= MOST_THREADS:
         raise UsageError(f"{options.threads} threads are outside 1 to {MOST_THREADS}")
-    if options.chunk < 1:
+    if options.chunk is not None and options.chunk < 1:
         raise UsageError(f"chunks of {options.chunk} tokens: they must be of at least 1")
     _experts_per_token(pack.model, options)
     return plan(pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk)
 
 
-def open_backend(threads: int) -> Backend:
-    """The backend of this machine. Raises UsageError for a number of threads or an instruction set it has not."""
+def open_backend(threads: int, exact: bool = True) -> Backend:
+    """The backend of this machine; `exact` as in EngineOptions. Raises UsageError for a number of threads or an instruction set it has not."""
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"{threads} threads are outside 1 to {MOST_THREADS}")
     try:
-        return CpuBackend(threads)
+        return CpuBackend(threads, exact=exact)
     except RuntimeError as error:  # MOEPACK_ISA names no instruction set of this machine
         raise UsageError(f"{error}; unset it to use the best one") from error
 

@@ -1,118 +1,63 @@
-"""Expert streaming: records read in parallel into a fixed set of slots, checked, and handed out in order.
+"""Expert streaming: records read from disk into a fixed set of slots, checked, and handed out as the engine needs them.
 
-A slot whose record is in use or still arriving is never reused. Which records happen to be in memory changes speed
-only: every record is the bytes whose digest the pack states, or there is an error and no token.
+Decoding asks for `batches`: what is in memory first, the rest as it arrives. Sweeps over many experts ask for
+`records`: in order, with large reads ahead. `foresee` reads what a later layer will probably want, while the disk has
+nothing else to do. Which records happen to be in memory changes speed only: every record is the bytes whose digest
+the pack states, or there is an error and no token. One thread at a time calls.
 """
 
-import mmap
-import os
 import time
-from collections import OrderedDict, deque
+import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from ..layout.reader import Pack
-from ..manifests.errors import MismatchError, StorageError
 from . import _native
+from .disk import DEFAULT, Tuning
+from .streaming.ahead import Ahead, Reach
+from .streaming.arrivals import Arrivals, Arrived, Manner, Reader
+from .streaming.cache import HALF_LIFE, Cache, Key
+from .streaming.files import LayerFiles
+from .streaming.foresight import Foresight
+from .streaming.slots import Bytes, slot_arena, slot_pitch
 
-Bytes: TypeAlias = NDArray[np.uint8]
-Key: TypeAlias = tuple[int, int]  # (layer, expert)
-
-HUGE_PAGE = 2 * 1024 * 1024  # aligned destinations make reads faster: fewer translations, larger transfers
-READ_THREADS = 8
-CHECK_THREADS = 2  # they wait for reads and hash what arrived, both without the GIL
-
-
-class Reader(Protocol):
-    """Starts reads and waits for them; see _native.ReadPool."""
-
-    def submit(self, fd: int, offset: int, to: Bytes) -> int:
-        """Start filling `to`; returns a ticket."""
-
-    def wait(self, ticket: int) -> tuple[int, int]:
-        """(bytes read, errno or 0) of a ticket."""
-
-    def drain(self) -> None:
-        """Wait until no read is under way."""
+MEMORY = 32 * int(HALF_LIFE)  # tokens of a chunk that still count at its end
+MOST_GUESSES = 8  # records of one layer
 
 
 @dataclass
 class StreamStats:
-    """What streaming has cost so far. `hits` are records that were still in a slot when their turn came."""
+    """What streaming has cost so far.
+
+    `hits` are records that were still in a slot when their turn came; `foreseen` were read on a guess, of which
+    `foreseen_used` were right (and are no hits). `wait_seconds`: the engine had nothing to compute with.
+    `read_seconds`: at least one read was under way.
+    """
 
     records_read: int = 0
     bytes_read: int = 0
     hits: int = 0
     wait_seconds: float = 0.0
-
-
-class _Share:
-    """Some slots and the records in them, least recently used first; those in `arriving` are not whole yet.
-
-    `disturbed` while a visit is under way, and after one that was cut short until `recover`.
-    """
-
-    def __init__(self, slots: Sequence[Bytes]) -> None:
-        self.slots = tuple(slots)
-        self.free = list(slots)
-        self.resident: OrderedDict[Key, Bytes] = OrderedDict()
-        self.arriving: dict[Key, Future[None]] = {}
-        self.window = min(READ_THREADS, len(slots))
-        self.disturbed = False
-
-    def recover(self) -> None:
-        """Take back every slot without a whole record, wherever an interrupt struck; no read may be under way."""
-        for key in self.arriving:
-            self.resident.pop(key, None)
-        self.arriving.clear()
-        held = {id(slot) for slot in self.resident.values()}
-        self.free = [slot for slot in self.slots if id(slot) not in held]
-        self.disturbed = False
+    read_seconds: float = 0.0
+    foreseen: int = 0
+    foreseen_used: int = 0
 
 
 class _Visit:
-    """One pass over the records in `queue`: those before `ahead` are in slots or arriving."""
+    """The records of one layer that are wanted now; those in `fetched` were read for this visit."""
 
-    def __init__(self, share: _Share, queue: Sequence[Key]) -> None:
-        self.queue = queue
-        self.ahead = 0
-        self._share = share
-        wanted = set(queue)
-        self._spare = deque(key for key in share.resident if key not in wanted)
-        self._later = [index for index, key in enumerate(queue) if key in share.resident]
-
-    def room(self) -> Bytes | None:
-        """A slot for the record at `ahead`, or None if it must wait.
-
-        Free slots first, then the least recently used record that this visit needs no more. While fewer reads than the
-        window are ahead, also the record that is needed last: the disk would idle otherwise. The first record in turn
-        always gets one, for then every slot holds a later one.
-        """
-        share = self._share
-        if share.free:
-            return share.free.pop()
-        if self._spare:
-            return share.resident.pop(self._spare.popleft())
-        if len(share.arriving) < share.window and self._later and self._later[-1] > self.ahead:
-            return share.resident.pop(self.queue[self._later.pop()])
-        return None
-
-    def leave(self, key: Key) -> None:
-        """The record has been used and may make room."""
-        self._spare.append(key)
+    def __init__(self, layer: int, experts: Sequence[int]) -> None:
+        self.keys = tuple((layer, expert) for expert in experts)
+        self.fetched: set[Key] = set()
 
 
 class ExpertStream:
     """Hands out expert records of `pack`, keeping at most `slots` of them in memory.
 
-    With at least `experts_per_token` slots per layer each layer has its own: experts are visited layer by layer, and
-    one shared least-recently-used list would always drop exactly what comes next. With fewer, all layers share them.
     Reading and checking go on while the caller computes; `close` ends their threads.
     """
 
@@ -121,128 +66,239 @@ class ExpertStream:
         pack: Pack,
         slots: int,
         *,
-        experts_per_token: int,
         check_digests: bool = True,
+        tuning: Tuning = DEFAULT,
         reader: Reader | None = None,
     ) -> None:
-        self.stats = StreamStats()
-        self.slot_bytes = slot_pitch(pack)
+        """Raises StorageError if the pack's files cannot be opened as `tuning` says."""
+        self._stats = StreamStats()
         self._pack = pack
-        self._check = check_digests
-        self._reader: Reader = reader or _native.ReadPool(READ_THREADS)
-        self._checkers = ThreadPoolExecutor(CHECK_THREADS, "moepack-check")
-        self._shares = _shares(_slots(slots, self.slot_bytes), pack.model.num_layers, experts_per_token)
+        self._files = LayerFiles(pack, tuning.access)
+        self._reader: Reader = reader or _native.ReadPool(tuning.depth)
+        self._arrivals = Arrivals(
+            pack, self._files, self._reader, Manner(pieces=tuning.split), check_digests=check_digests
+        )
+        self._close = weakref.finalize(self, _close, self._arrivals, self._files)
+        self._cache = Cache(slot_arena(slots, slot_pitch(pack)))
+        self._foresight = Foresight()
+        self._guesses: dict[Key, Key | None] = {}  # to the record that made room, if one did
+        self._depth = tuning.depth
+        self._tokens = [0] * pack.model.num_layers
+        self._visit: _Visit | None = None  # the one under way, or one that was cut short until `_recover`
+
+    @property
+    def stats(self) -> StreamStats:
+        """The counters as they stand."""
+        self._stats.read_seconds = self._reader.busy_seconds()
+        return self._stats
+
+    def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Bytes]]]:
+        """Yield (expert, record) of distinct `experts` in batches, in no particular order.
+
+        Reads of all that are missing go out first; then come those in memory, which may be none; then the others, at
+        least one at a time, as they arrive.
+        With a slot for each expert all records stay valid until the iteration ends; with fewer, a batch is valid until
+        the next one is asked for. Raises StorageError if the device fails or a file ends early, MismatchError if the
+        bytes are not the pack's.
+        """
+        visit = self._begin(layer, experts)
+        self._use(layer, visit.keys)
+        waiting, missing = list(visit.keys), deque(key for key in visit.keys if not self._has(key))
+        try:
+            first = True
+            while waiting or first:
+                self._request(visit, missing)
+                batch = self._whole(waiting)
+                if batch or first:
+                    first = False
+                    yield [self._hand_out(visit, key) for key in batch]
+                    waiting = [key for key in waiting if key not in batch]
+                    self._leave(visit, batch)
+                else:
+                    self._settle(self._next())
+            self._visit = None
+        finally:
+            if self._visit is visit:
+                self._recover()
 
     def records(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Bytes]]:
         """Yield (expert, record) in the order of `experts`, which are distinct; a record is valid until the next one.
 
-        While one is computed with, as many of the following as there are slots for are being read. Raises StorageError
-        if the device fails or the file ends early, MismatchError if the bytes are not the pack's.
+        While one is computed with, as many of the following as there are slots for are being read, neighbours on disk
+        together. Raises as `batches` does.
         """
-        share = self._shares[layer % len(self._shares)]
-        if share.disturbed:  # a second interrupt cut the last recovery short
-            self._recover(share)
-        visit = _Visit(share, [(layer, expert) for expert in experts])
-        share.disturbed = True
+        visit = self._begin(layer, experts)
+        reach = Reach.of(self._pack.records[layer].stride, len(self._cache.slots), self._depth)
+        ahead = Ahead(visit.keys, visit.fetched, self._cache, self._arrivals, reach)
         try:
-            for key in visit.queue:
-                self._request(share, visit)
-                yield key[1], self._arrived(share, key)
-                visit.leave(key)
-            share.disturbed = False
+            for key in visit.keys:
+                ahead.extend()
+                while key not in self._cache.records:
+                    self._settle(self._next())
+                    ahead.extend()
+                yield self._hand_out(visit, key)
+                ahead.leave(key)
+            self._visit = None
         finally:
-            if share.disturbed:
-                self._recover(share)
+            if self._visit is visit:
+                self._recover()
+
+    def learn(self, layer: int, ids: NDArray[np.int32]) -> None:
+        """The tokens of a chunk chose experts `ids` [tokens, K]: what decoding will want is kept from sweeps.
+
+        `batches` learns by itself, `records` does not.
+        """
+        self._tokens[layer] += len(ids)
+        ages = np.arange(len(ids[-MEMORY:]))[::-1]
+        times = np.bincount(ids[-MEMORY:].ravel(), np.repeat(2.0 ** (-ages / HALF_LIFE), ids.shape[1]))
+        for expert in np.flatnonzero(times).tolist():
+            self._cache.use((layer, expert), self._tokens[layer], times[expert])
+
+    @property
+    def may_foresee(self) -> bool:
+        """Whether a guess at a later layer's experts is welcome: the disk is idle, and guessing has paid so far."""
+        return self._foresight.pays and self._reader.idle()
+
+    def foresee(self, layer: int, experts: Sequence[int]) -> None:
+        """Start reading some of `experts`, likeliest first, that `layer` will probably want and memory does not hold.
+
+        Such reads wait for all others, and those that have not begun when the layer turns out not to want them are
+        given up. Does nothing where it would not pay.
+        """
+        if not self._foresight.pays:
+            return
+        self._settle_ready()
+        keys = [(layer, expert) for expert in experts]
+        reads = 0
+        for key in keys:
+            if self._has(key):
+                continue
+            if len(self._guesses) == MOST_GUESSES or not self._guess(key, keys):
+                break
+            reads += 1
+        self._foresight.tried(reads)
 
     def close(self) -> None:
-        """End the threads that check; no records can be had afterwards."""
-        self._checkers.shutdown()
+        """End the threads; no records can be had afterwards."""
+        self._close()
 
-    def _request(self, share: _Share, visit: _Visit) -> None:
-        """Start reading what is missing of the visit, in order, as long as there is room."""
-        while visit.ahead < len(visit.queue):
-            key = visit.queue[visit.ahead]
-            if key not in share.resident:
-                slot = visit.room()
-                if slot is None:
-                    return
-                share.arriving[key] = self._start(key, slot)
-                share.resident[key] = slot
-            visit.ahead += 1
+    def _begin(self, layer: int, experts: Sequence[int]) -> _Visit:
+        """Account for a visit, and make sure that what is in memory of it stays."""
+        if self._visit is not None:  # it was never finished, or a second interrupt cut its recovery short
+            self._recover()
+        self._visit = visit = _Visit(layer, experts)
+        self._settle_ready()
+        self._cache.pin(visit.keys)
+        self._foresight.visit()
+        self._judge_guesses(layer, visit)
+        return visit
 
-    def _start(self, key: Key, slot: Bytes) -> "Future[None]":
-        address = self._pack.address(*key)
-        record = slot[: address.size]
-        ticket = self._reader.submit(address.fd, address.offset, record)
-        return self._checkers.submit(self._finish, key, ticket, record)
+    def _has(self, key: Key) -> bool:
+        return key in self._cache.records or key in self._arrivals
 
-    def _finish(self, key: Key, ticket: int, record: Bytes) -> None:
-        """Wait for a read and check what it brought."""
-        got, error = self._reader.wait(ticket)
-        if error or got < len(record):
-            raise StorageError(self._failure(key, got, error))
-        if self._check and blake3(record.data).digest() != self._pack.record_digest(*key):
-            raise MismatchError(
-                f"{self._place(key)} is damaged: its bytes differ from the pack's digest;"
-                f" `moe-pack verify {self._pack.path}` names every damaged part"
-            )
+    def _use(self, layer: int, keys: Sequence[Key]) -> None:
+        """One token wants these records."""
+        self._tokens[layer] += 1
+        for key in keys:
+            self._cache.use(key, self._tokens[layer])
 
-    def _arrived(self, share: _Share, key: Key) -> Bytes:
-        """The record whose turn it is, once it is there and right."""
-        record = share.resident[key][: self._pack.records[key[0]].stride]
-        if key in share.arriving:
-            self._wait(share.arriving[key])
-            del share.arriving[key]
-            self.stats.records_read += 1
-            self.stats.bytes_read += len(record)
+    def _judge_guesses(self, layer: int, visit: _Visit) -> None:
+        """The visited layer shows which guesses were right; those of other layers stay open."""
+        for key in [key for key in self._guesses if key[0] == layer]:
+            displaced, wanted = self._guesses.pop(key), key in visit.keys
+            if wanted:
+                visit.fetched.add(key)
+                if key in self._arrivals:
+                    self._arrivals.hurry(key)
+            elif key in self._arrivals and (slot := self._arrivals.cancel(key)) is not None:
+                self._give_back(slot, displaced)
+                continue
+            self._stats.foreseen += 1
+            self._stats.foreseen_used += wanted
+            self._foresight.judge(used=wanted)
+
+    def _give_back(self, slot: Bytes, displaced: Key | None) -> None:
+        """A slot that nothing was read into still holds the record that it held before."""
+        if displaced is None or self._has(displaced):
+            self._cache.free.append(slot)
         else:
-            self.stats.hits += 1
-        share.resident.move_to_end(key)
-        return record
+            self._cache.put(displaced, slot)
 
-    def _wait(self, arrival: "Future[None]") -> None:
+    def _guess(self, key: Key, kept: Sequence[Key]) -> bool:
+        """Read a record on a guess; False if no slot can be had for it."""
+        displaced = None if self._cache.free else self._cache.coldest(kept)
+        if displaced is None and not self._cache.free:
+            return False
+        slot = self._cache.free.pop() if displaced is None else self._cache.drop(displaced)
+        self._guesses[key] = displaced
+        self._arrivals.start([key], [slot], urgent=False)
+        return True
+
+    def _request(self, visit: _Visit, missing: deque[Key]) -> None:
+        """Start reading what is missing, as far as there are slots."""
+        while missing and (slot := self._room()) is not None:
+            key = missing.popleft()
+            visit.fetched.add(key)
+            self._arrivals.start([key], [slot], urgent=True)
+
+    def _room(self) -> Bytes | None:
+        slot = self._cache.room()
+        return self._reclaimed() if slot is None else slot
+
+    def _reclaimed(self) -> Bytes | None:
+        """The slot of a guess whose read has not begun."""
+        for key in [key for key in self._guesses if key in self._arrivals]:
+            if (slot := self._arrivals.cancel(key)) is not None:
+                del self._guesses[key]
+                return slot
+        return None
+
+    def _whole(self, waiting: list[Key]) -> list[Key]:
+        """What of it is in memory by now."""
+        self._settle_ready()
+        return [key for key in waiting if key in self._cache.records]
+
+    def _hand_out(self, visit: _Visit, key: Key) -> tuple[int, Bytes]:
+        self._stats.hits += key not in visit.fetched
+        return key[1], self._cache.records[key][: self._pack.records[key[0]].stride]
+
+    def _leave(self, visit: _Visit, batch: list[Key]) -> None:
+        """Where there are fewer slots than records, what was handed out makes room."""
+        if len(visit.keys) > len(self._cache.slots):
+            for key in batch:
+                self._cache.unpin(key)
+
+    def _next(self) -> Arrived:
         start = time.perf_counter()
         try:
-            arrival.result()
+            return self._arrivals.next()
         finally:
-            self.stats.wait_seconds += time.perf_counter() - start
+            self._stats.wait_seconds += time.perf_counter() - start
 
-    def _recover(self, share: _Share) -> None:
-        """After an early end: wait for what nobody will use, then for reads that an interrupt left unregistered."""
-        wait(share.arriving.values())
-        self._reader.drain()
-        share.recover()
+    def _settle_ready(self) -> None:
+        for arrived in self._arrivals.ready():
+            self._settle(arrived)
 
-    def _failure(self, key: Key, got: int, error: int) -> str:
-        if error:
-            return f"{self._place(key)} cannot be read: {os.strerror(error)}; check the disk"
-        return f"{self._place(key)} ends after {got} bytes; the file was truncated after the pack was opened"
+    def _settle(self, arrived: Arrived) -> None:
+        """A record takes its place in the cache; one that failed is an error if anybody wants it."""
+        if arrived.error is None:
+            self._cache.put(arrived.key, arrived.slot)
+            self._stats.records_read += 1
+            self._stats.bytes_read += self._pack.records[arrived.key[0]].stride
+        elif arrived.key in self._guesses:
+            self._guesses.pop(arrived.key)
+            self._cache.free.append(arrived.slot)
+        else:
+            raise arrived.error
 
-    def _place(self, key: Key) -> str:
-        layer, expert = key
-        address = self._pack.address(layer, expert)
-        file = self._pack.path / self._pack.manifest.layers[layer].file
-        return f"{file}: layer {layer}, expert {expert} (bytes {address.offset}+{address.size})"
-
-
-def slot_pitch(pack: Pack) -> int:
-    """Bytes from one slot to the next: the largest stride, in whole huge pages if that wastes less than an eighth."""
-    stride = max(record.stride for record in pack.records)
-    aligned = -(-stride // HUGE_PAGE) * HUGE_PAGE
-    return aligned if aligned - stride < aligned // 8 else stride
-
-
-def _slots(count: int, pitch: int) -> list[Bytes]:
-    """Slots side by side in anonymous memory that starts on a huge page."""
-    memory = mmap.mmap(-1, count * pitch + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    arena = np.frombuffer(memory, np.uint8)
-    start = -arena.ctypes.data % HUGE_PAGE
-    return [arena[start + i * pitch : start + (i + 1) * pitch] for i in range(count)]
+    def _recover(self) -> None:
+        """After an early end: no read is left behind, and every slot without a whole record is free."""
+        self._arrivals.abandon()
+        self._guesses.clear()
+        self._cache.recover()
+        self._visit = None
 
 
-def _shares(slots: list[Bytes], layers: int, experts_per_token: int) -> list[_Share]:
-    if len(slots) // layers < experts_per_token:
-        return [_Share(slots)]
-    return [_Share(slots[layer::layers]) for layer in range(layers)]
+def _close(arrivals: Arrivals, files: LayerFiles) -> None:
+    arrivals.close()
+    files.close()

@@ -6,9 +6,13 @@ Each answer is None (or False) where a system does not say; nobody guesses.
 import os
 import re
 import resource
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
+
+Protection = Literal["locked", "no swap", "may be swapped"]
 
 
 def peak_resident() -> int:
@@ -38,6 +42,27 @@ def drop_cached(files: Iterable[Path]) -> bool:
         finally:
             os.close(descriptor)
     return True
+
+
+def memory_total() -> int:
+    """Bytes of memory in this machine."""
+    if (linux := _number(Path("/proc/meminfo"), r"^MemTotal:\s+(\d+) kB$")) is not None:
+        return linux * 1024
+    return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True).stdout)
+
+
+def memory_free() -> int:
+    """Bytes that could be made available now; on macOS all there are, for it has no figure for the former."""
+    free = _number(Path("/proc/meminfo"), r"^MemAvailable:\s+(\d+) kB$")
+    return memory_total() if free is None else free * 1024
+
+
+def protection(size: int, meminfo: Path = Path("/proc/meminfo")) -> Protection:
+    """What keeps `size` bytes of anonymous memory from being moved to disk: a lock, if the limit allows one."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if limit == resource.RLIM_INFINITY or limit >= size:
+        return "locked"
+    return "no swap" if _number(meminfo, r"^SwapTotal:\s+(\d+) kB$") == 0 else "may be swapped"
 
 
 def _number(file: Path, pattern: str) -> int | None:

@@ -1,30 +1,43 @@
 """The memory plan: what a run needs besides experts, and how many expert slots the rest of the budget holds.
 
-The budget is for the whole process. It is a promise: what does not fit is refused before anything is allocated.
+The budget is for the whole process, at its peak. It is a promise: what does not fit is refused before anything is
+allocated, with the smallest budget that works. What nobody asked for (budget, context, chunk) is chosen here.
 """
 
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..layout.reader import Pack
 from ..manifests import schema
 from ..manifests.errors import UsageError
-from .experts import HUGE_PAGE, slot_pitch
+from . import host
+from .arena import HUGE_PAGE
+from .model import SPAN
+from .quantities import megabytes
 from .state import FLOAT_BYTES, delta_channels, position_bytes, recurrent_bytes
+from .streaming.slots import slot_pitch
+from .trunk import trunk_bytes
 
-PROCESS_BYTES = 128 * 1024 * 1024  # the interpreter and libraries
-TOKENIZER_COPIES = 9  # measured: the peak of reading a tokenizer.json, in sizes of that file
+PROCESS_BYTES = 74_000_000  # measured: interpreter, libraries, a chat, threads; with an allocator kept by bound_heap
+TOKENIZER_READING = 11  # measured: the peak of reading a tokenizer.json, in sizes of that file; before the trunk
+TOKENIZER_KEPT = 5  # measured: what stays of it, in the same sizes
 MESSAGE_STEP = 1_000_000  # budgets in messages are whole MB, written as GB
 SHARE_OF_AVAILABLE = 0.75  # of the memory that is free now; the rest is for others and the page cache
-DEFAULT_CONTEXT = 32768
+DEFAULT_CONTEXT, LEAST_CONTEXT = 32768, 2048
+DEFAULT_CHUNK, LEAST_CHUNK = 2048, 32
+PART_OF_ROOM = 4  # caches take at most one part in four of what the trunk leaves, scratch of what is left then
+ROUTE_FLOATS = 10  # per token and expert: its id and weight, and what sorting them by expert takes
+SAMPLING_COPIES = 10  # of the logits, in floats: sampling sorts and sums them in float64
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of each part, for `context` positions and `slots` expert slots; their sum is at most `budget`."""
+    """Bytes of each part, for `context` positions, `chunk` prompt tokens at a time and `slots` expert slots.
+
+    Their sum is at most `budget`. `reason` says where a budget comes from that nobody asked for; else it is empty.
+    """
 
     budget: int
     process: int
@@ -34,6 +47,8 @@ class MemoryPlan:
     slots: int
     slot_bytes: int
     context: int
+    chunk: int
+    reason: str = ""
 
     @property
     def total(self) -> int:
@@ -47,72 +62,185 @@ class MemoryPlan:
         return {**fixed, "experts": experts}
 
 
-def plan(pack: Pack, *, memory: int | None, slots: int | None, context: int | None, chunk: int) -> MemoryPlan:
-    """Divide `memory` bytes (by default a share of what is available). `slots` fixes the number of expert slots.
+def plan(
+    pack: Pack,
+    *,
+    memory: int | None,
+    slots: int | None = None,
+    context: int | None = None,
+    chunk: int | None = None,
+) -> MemoryPlan:
+    """Divide `memory` bytes (by default a share of what is available).
 
-    Raises UsageError, naming the smallest budget that works, if the parts do not fit, and for a context or number of
-    slots outside the model's range.
+    `slots` fixes the number of expert slots, `context` the positions, `chunk` the prompt tokens computed together.
+    Without them: a context of DEFAULT_CONTEXT and chunks of DEFAULT_CHUNK, halved while they take more than their part
+    of the room or leave fewer slots than one layer of one token needs, though not below their least; slots get the
+    rest. Raises UsageError, naming the smallest budget that works, if the parts do not fit, and for a context or
+    number of slots outside the model's range.
     """
-    model = pack.model
-    positions = _context(model, context)
-    budget = available_memory() if memory is None else memory
-    state = recurrent_bytes(model) + positions * position_bytes(model)
-    scratch = scratch_bytes(model, chunk)
-    fixed = MemoryPlan(budget, _process(pack), pack.trunk.size, state, scratch, 0, slot_pitch(pack), positions)
-    return _with_slots(fixed, slots, model.num_layers * model.num_experts, chunk)
+    budget = default_budget() if memory is None else Budget(memory)
+    return _Division(pack, budget, slots, context, chunk).plan()
 
 
-def _process(pack: Pack) -> int:
-    tokenizer = pack.path / "tokenizer.json"
-    return PROCESS_BYTES + (TOKENIZER_COPIES * tokenizer.stat().st_size if tokenizer.exists() else 0)
+@dataclass(frozen=True)
+class Budget:
+    """Bytes for the process, and why as many, when nobody asked for them."""
+
+    size: int
+    reason: str = ""
 
 
-def _context(model: schema.Model, context: int | None) -> int:
-    if context is None:
-        return min(model.max_position_embeddings, DEFAULT_CONTEXT)
-    if not 1 <= context <= model.max_position_embeddings:
-        raise UsageError(f"a context of {context} tokens is outside the model's 1 to {model.max_position_embeddings}")
-    return context
+class _Division:
+    """One budget being divided; each step knows what those before it took."""
 
+    def __init__(self, pack: Pack, budget: Budget, slots: int | None, context: int | None, chunk: int | None) -> None:
+        model = pack.model
+        if context is not None and not 1 <= context <= model.max_position_embeddings:
+            most = model.max_position_embeddings
+            raise UsageError(f"a context of {context} tokens is outside the model's 1 to {most}")
+        if slots is not None and slots < 1:
+            raise UsageError(f"{slots} expert slots are too few; streaming needs at least 1")
+        self._model, self._budget = model, budget
+        self._slots, self._context, self._chunk = slots, context, chunk
+        self._records = model.num_layers * model.num_experts
+        self._pitch = slot_pitch(pack)
+        self._trunk = trunk_bytes(pack)
+        self._process, self._starting = process_bytes(pack)
 
-def _with_slots(fixed: MemoryPlan, wanted: int | None, most: int, chunk: int) -> MemoryPlan:
-    if wanted is not None and wanted < 1:
-        raise UsageError(f"{wanted} expert slots are too few; streaming needs at least 1")
-    room = (fixed.budget - fixed.total - HUGE_PAGE) // fixed.slot_bytes
-    slots = min(room, most) if wanted is None else min(wanted, most)
-    if slots < 1 or slots > room:
-        smallest = fixed.total + HUGE_PAGE + max(1, min(wanted or 1, most)) * fixed.slot_bytes
-        pasteable = -(-smallest // MESSAGE_STEP) * MESSAGE_STEP
-        raise UsageError(
-            f"{fixed.budget / 1e9:.3f}GB of memory are too few: give --memory {pasteable / 1e9:.3f}GB or more, which is"
-            f" for a context of {fixed.context} tokens and chunks of {chunk}; smaller ones need less"
+    def plan(self) -> MemoryPlan:
+        """The plan, or a refusal."""
+        context = self._context or self._chosen_context()
+        chunk = min(self._chunk or self._chosen_chunk(context), context)
+        room = (self._budget.size - self._before_slots(context, chunk)) // self._pitch
+        if room < self._least_slots or self._budget.size < self._starting:
+            raise UsageError(self._refusal())
+        return MemoryPlan(
+            budget=self._budget.size,
+            process=self._process,
+            trunk=self._trunk,
+            state=state_bytes(self._model, context),
+            scratch=scratch_bytes(self._model, chunk),
+            slots=min(self._records, self._slots or room),
+            slot_bytes=self._pitch,
+            context=context,
+            chunk=chunk,
+            reason=self._budget.reason,
         )
-    return MemoryPlan(**{**vars(fixed), "slots": slots})
+
+    @property
+    def _least_slots(self) -> int:
+        return min(self._records, self._slots or 1)
+
+    @property
+    def _good_slots(self) -> int:
+        """One layer of one token, unless a number was asked for."""
+        return min(self._records, self._slots or self._model.num_experts_per_tok)
+
+    def _before_slots(self, context: int, chunk: int) -> int:
+        """All parts but the slots, whose first one may lie up to a huge page into its memory."""
+        fixed = self._process + self._trunk + HUGE_PAGE
+        return fixed + state_bytes(self._model, context) + scratch_bytes(self._model, chunk)
+
+    def _chosen_context(self) -> int:
+        most = min(self._model.max_position_embeddings, DEFAULT_CONTEXT)
+        room = self._budget.size - self._process - self._trunk
+
+        def fits(context: int) -> bool:
+            state = state_bytes(self._model, context)
+            return state <= room // PART_OF_ROOM and self._leaves_good_slots(context, min(context, LEAST_CHUNK))
+
+        return _halved(most, LEAST_CONTEXT, fits)
+
+    def _chosen_chunk(self, context: int) -> int:
+        room = self._budget.size - self._process - self._trunk - state_bytes(self._model, context)
+
+        def fits(chunk: int) -> bool:
+            scratch = scratch_bytes(self._model, chunk)
+            return scratch <= room // PART_OF_ROOM and self._leaves_good_slots(context, chunk)
+
+        return _halved(min(DEFAULT_CHUNK, context), LEAST_CHUNK, fits)
+
+    def _leaves_good_slots(self, context: int, chunk: int) -> bool:
+        return self._before_slots(context, chunk) + self._good_slots * self._pitch <= self._budget.size
+
+    def _refusal(self) -> str:
+        """What would work instead: a larger budget, or a smaller context if one was asked for."""
+        context = self._context or min(self._model.max_position_embeddings, LEAST_CONTEXT)
+        chunk = min(self._chunk or LEAST_CHUNK, context)
+        smallest = max(self._starting, self._before_slots(context, chunk) + self._least_slots * self._pitch)
+        pasteable = -(-smallest // MESSAGE_STEP) * MESSAGE_STEP
+        return (
+            f"{self._budget.size / 1e9:.3f}GB of memory are too few: give --memory {pasteable / 1e9:.3f}GB or more,"
+            f" which is for a context of {context} tokens and chunks of {chunk}{self._shorter(context, chunk)}"
+        )
+
+    def _shorter(self, context: int, chunk: int) -> str:
+        """The context that fits the budget as it is, if it is worth naming."""
+        over = self._before_slots(context, chunk) + self._least_slots * self._pitch - self._budget.size
+        fitting = context - -(-over // max(1, position_bytes(self._model)))
+        worth = self._context is not None and chunk <= fitting < context
+        return f", or --context {fitting}" if worth else ""
 
 
-def scratch_bytes(model: schema.Model, chunk: int) -> int:
-    """Activations of one chunk: per token the residual stream and the widest layer's projections; and logits."""
-    full, linear = model.full_attention, model.linear_attention
-    attention = 4 * full.num_heads * full.head_dim + 2 * full.num_kv_heads * full.head_dim
-    delta = 2 * delta_channels(linear) + 2 * linear.num_value_heads * (linear.value_head_dim + 1)
-    experts = 2 * model.moe_intermediate_size + model.shared_expert_intermediate_size + model.num_experts
-    widest = max(attention, delta, experts)
-    return FLOAT_BYTES * (chunk * (6 * model.hidden_size + widest) + 2 * model.vocab_size)
+def _halved(most: int, least: int, fits: Callable[[int], bool]) -> int:
+    """`most`, halved until it fits, but not below `least`."""
+    while most > least and not fits(most):
+        most = max(least, most // 2)
+    return most
 
 
-def available_memory() -> int:
-    """The default budget: a share of the memory that is available now, to this process's control group too.
+def process_bytes(pack: Pack) -> tuple[int, int]:
+    """What the process holds besides the model while it runs, and what it needs at most before the trunk is read."""
+    tokenizer = pack.path / "tokenizer.json"
+    size = tokenizer.stat().st_size if tokenizer.exists() else 0
+    return PROCESS_BYTES + TOKENIZER_KEPT * size, PROCESS_BYTES + TOKENIZER_READING * size
+
+
+def state_bytes(model: schema.Model, context: int) -> int:
+    """A session's recurrent states, and its key/value caches for the whole context."""
+    return recurrent_bytes(model) + context * position_bytes(model)
+
+
+def scratch_bytes(model: schema.Model, chunk: int, span: int = SPAN) -> int:
+    """Activations at their peak, while `chunk` tokens go through a layer, `span` of them at a time through its mixer.
+
+    In the mixer: the residual stream and a norm of the whole chunk; of a span its norm, its result and the widest
+    mixer's projections. Among the experts: residual stream, norm, sum and one spare of the whole chunk, its routes
+    (ids and weights, also sorted) and the widest of router, routed and shared expert, since all tokens may choose one.
+    Besides, the logits of the last token, with the copies that sampling makes.
+    """
+    hidden, spanned = model.hidden_size, min(span, chunk)
+    widest = max(_attention_width(model.full_attention), _delta_width(model.linear_attention))
+    mixing = 2 * chunk * hidden + spanned * (2 * hidden + widest)
+    expert = chunk * (4 * hidden + _expert_width(model) + ROUTE_FLOATS * model.num_experts_per_tok)
+    return FLOAT_BYTES * (max(mixing, expert) + SAMPLING_COPIES * model.vocab_size)
+
+
+def _attention_width(shape: schema.FullAttention) -> int:
+    """Floats per token: queries and gates as projected, queries as rotated, the output; keys and values."""
+    return 4 * shape.num_heads * shape.head_dim + 2 * shape.num_kv_heads * shape.head_dim
+
+
+def _delta_width(shape: schema.LinearAttention) -> int:
+    """Floats per token: channels before and after the convolution; gate and output; two numbers per head."""
+    return 2 * delta_channels(shape) + 2 * shape.num_value_heads * (shape.value_head_dim + 1)
+
+
+def _expert_width(model: schema.Model) -> int:
+    """Floats per token: the router's logits, or what lies between an expert's projections."""
+    return max(model.num_experts, model.moe_intermediate_size, model.shared_expert_intermediate_size)
+
+
+def default_budget() -> Budget:
+    """A share of the memory that is available now, to this process's control group too.
 
     On macOS the share is of all memory: the system has no figure for what could be made available.
     """
-    return int(SHARE_OF_AVAILABLE * min([_system_available(), *_group_available()]))
-
-
-def _system_available() -> int:
-    if sys.platform == "darwin":
-        return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True).stdout)
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    system, group = host.memory_free(), min(_group_available(), default=None)
+    limited = group is not None and group < system
+    free = group if group is not None and limited else system
+    whose = "left to this control group" if limited else "in this machine" if sys.platform == "darwin" else "free"
+    return Budget(int(SHARE_OF_AVAILABLE * free), f"3/4 of the {megabytes(free)} that are {whose}")
 
 
 def _group_available(proc: Path = Path("/proc"), mount: Path = Path("/sys/fs/cgroup")) -> list[int]:

@@ -17,14 +17,18 @@ from .backends.base import (
     DeltaState,
     DeltaWeights,
     Floats,
+    Ids,
     Matrix,
     Record,
     Rotation,
     Routes,
     Tensor,
 )
+from .stages import Stages
 from .state import State
 from .weights import LayerWeights, Weights
+
+SPAN = 256  # tokens of a chunk that go through a mixer together; experts see the whole chunk
 
 
 class Experts(Protocol):
@@ -32,6 +36,19 @@ class Experts(Protocol):
 
     def records(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Record]]:
         """Yield (expert, record) in the order of `experts`."""
+
+    def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Record]]]:
+        """Yield (expert, record) as they can be had: first those in memory, which may be none, then the others."""
+
+    def learn(self, layer: int, ids: Ids) -> None:
+        """What the tokens of a chunk chose, [tokens, K]."""
+
+    @property
+    def may_foresee(self) -> bool:
+        """Whether a guess at a later layer's experts is welcome."""
+
+    def foresee(self, layer: int, experts: Sequence[int]) -> None:
+        """A guess at what `layer` will want, likeliest first."""
 
 
 class Operations:
@@ -63,9 +80,13 @@ class Operations:
 
     def add_shared(self, to: Tensor, normed: Tensor, weights: LayerWeights) -> None:
         """to += sigmoid(gate) * the shared expert of normed tokens, in place."""
+        self.backend.add_gated(to, *self.shared_expert(normed, weights))
+
+    def shared_expert(self, normed: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor]:
+        """The shared expert of normed tokens, and its gate before the sigmoid, [tokens, 1]."""
         backend, shared = self.backend, weights.shared
         inner = backend.swiglu(normed, shared.gate_proj, shared.up_proj)
-        backend.add_gated(to, backend.linear(inner, shared.down_proj), backend.linear(normed, shared.gate))
+        return backend.linear(inner, shared.down_proj), backend.linear(normed, shared.gate)
 
     def logits(self, x: Tensor, norm: Tensor, head: Matrix) -> Floats:
         """Logits [tokens, vocab] on the host, of rows of the residual stream."""
@@ -91,28 +112,86 @@ class TextModel:
         self._experts = experts
         self._backend = backend
         self._experts_per_token = experts_per_token
+        self.stages = Stages()
 
     def hidden(self, tokens: Sequence[int], state: State) -> Tensor:
         """The residual stream [tokens, hidden] after the last layer; advances `state`'s layers, not its position."""
-        backend, operations = self._backend, self._operations
-        x = backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
-        rotation = backend.rotation(state.position, len(tokens), self._shape.full_attention)
-        for index, weights in enumerate(self._weights.layers):
-            backend.add(x, operations.mix(x, weights, state.layers[index], state.position, rotation))
-            normed = operations.norm(x, weights.post_norm)
-            backend.add(x, self._feed_forward(index, normed, weights))
+        x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
+        try:
+            for index, weights in enumerate(self._weights.layers):
+                self.stages.turn("mixer")
+                self._mix(x, weights, state.layers[index], state.position)
+                self._feed_forward(index, x, weights)
+        finally:
+            self.stages.turn(None)
         return x
 
     def logits(self, hidden: Tensor) -> Floats:
         """Logits [tokens, vocab] on the host, of rows of the residual stream."""
-        return self._operations.logits(hidden, self._weights.norm, self._weights.head)
+        self.stages.turn("head")
+        logits = self._operations.logits(hidden, self._weights.norm, self._weights.head)
+        self.stages.turn(None)
+        return logits
 
-    def _feed_forward(self, index: int, normed: Tensor, weights: LayerWeights) -> Tensor:
-        backend = self._backend
+    def _mix(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> None:
+        """x += the layer's mixer, a span of tokens at a time, which bounds the memory of its projections."""
+        for first in range(0, len(x), SPAN):
+            part = x[first : first + SPAN]
+            rotation = self._backend.rotation(position + first, len(part), self._shape.full_attention)
+            self._backend.add(part, self._operations.mix(part, weights, state, position + first, rotation))
+
+    def _feed_forward(self, index: int, x: Tensor, weights: LayerWeights) -> None:
+        """x += the layer's experts."""
+        self.stages.turn("router")
+        normed = self._backend.shared(self._operations.norm(x, weights.post_norm))
         routes = self._operations.route(normed, weights, self._experts_per_token)
+        if len(x) == 1:
+            self._backend.add(x, self._one_token(index, x, normed, routes))
+        else:
+            self._backend.add(x, self._sweep(index, normed, routes))
+
+    def _sweep(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
+        """What all experts give to many tokens, one expert after the other."""
+        backend, stages = self._backend, self.stages
+        self._experts.learn(index, routes.ids)
         visits = {expert: (tokens, shares) for expert, tokens, shares in routes.by_expert()}
-        out = backend.zeros(len(normed), self._shape.hidden_size)
+        out = backend.zeros(len(routes.ids), self._shape.hidden_size)
+        stages.turn("reads")
         for expert, record in self._experts.records(index, list(visits)):
+            stages.turn("experts")
             backend.expert(out, normed, record, self._layouts[index], *visits[expert])
-        self._operations.add_shared(out, normed, weights)
+            stages.turn("reads")
+        stages.turn("shared")
+        self._operations.add_shared(out, normed, self._weights.layers[index])
         return out
+
+    def _one_token(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
+        """The same for one token: experts are computed as they come, and added up in ascending order all the same."""
+        backend, stages, ids = self._backend, self.stages, routes.ids[0]
+        parts, came = backend.zeros(len(ids), self._shape.hidden_size), []
+        shared = None
+        stages.turn("reads")
+        for batch in self._experts.batches(index, ids.tolist()):
+            stages.turn("experts")
+            backend.experts(normed, [record for _, record in batch], self._layouts[index], parts[len(came):])
+            came += [expert for expert, _ in batch]
+            if shared is None:  # the other experts' reads are under way by now
+                shared = self._meanwhile(index, x, normed)
+            stages.turn("reads")
+        stages.turn("experts")
+        order = np.argsort(came).astype(np.int32)
+        weights = routes.weights[0][np.argsort(ids)]
+        out = backend.combine(parts, order, weights)
+        backend.add_gated(out, *shared)
+        return out
+
+    def _meanwhile(self, index: int, x: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """What can be computed while experts arrive: the shared expert, and a guess at what the next layer wants."""
+        following = index + 1
+        if following < len(self._weights.layers) and self._experts.may_foresee:
+            self.stages.turn("router")
+            weights = self._weights.layers[following]
+            guess = self._operations.route(self._operations.norm(x, weights.post_norm), weights, self._experts_per_token)
+            self._experts.foresee(following, guess.ids[0].tolist())
+        self.stages.turn("shared")
+        return self._operations.shared_expert(normed, self._weights.layers[index])

@@ -12,9 +12,12 @@ from rich.table import Table
 from . import host
 from ._native import instruction_set
 from .bench import Measured, Workload
+from .doctor import Diagnosis
 from .engine import Engine
 from .figures import Ceiling, Figures, share
+from .forecast import Forecast
 from .generate import Result
+from .memory import MemoryPlan
 from .quantities import megabytes
 from .sampling import Sampling
 
@@ -27,16 +30,33 @@ COLUMNS = (
     " from disk: the share of the bytes read that the page cache did not have; of limit: the time that the storage"
     " needs for the bytes that were missing, or the computing time if that is longer (c), over the time it took"
 )
+NOTHING_RUN = "Figures others published; moepack was not run there"
+PROTECTIONS = {
+    "locked": "locked in memory",
+    "no swap": "not locked, but without swap it cannot be evicted",
+    "may be swapped": "may be swapped out; raise the limit of locked memory (ulimit -l)",
+    None: "",
+}
 RANDOM = "random, so no hit rate is as good as a text's"
 TEXT = "of the text given"
 NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is no figure of theirs to compare with"
 
 
 def notes(engine: Engine) -> list[str]:
-    """What the user chose to give up: the model's own number of experts per token, the check of digests."""
+    """What the user gave up: the model's own K, the check of digests. And the budget, when nobody asked for one."""
     used, own = engine.experts_per_token, engine.model.num_experts_per_tok
-    given_up = [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
-    return given_up if engine.options.check_digests else [*given_up, UNCHECKED]
+    found = [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
+    found += [] if engine.options.check_digests else [UNCHECKED]
+    return [*found, budget_line(engine.memory)] if engine.memory.reason else found
+
+
+def budget_line(plan: MemoryPlan) -> str:
+    """How much memory a run may take, and why as much when nobody asked for it."""
+    reason = f" ({plan.reason})" if plan.reason else ""
+    return (
+        f"memory: at most {megabytes(plan.total)} of a budget of {megabytes(plan.budget)}{reason}, with"
+        f" {plan.slots} expert slots, for a context of {plan.context} tokens in chunks of {plan.chunk}"
+    )
 
 
 def engine_facts(engine: Engine) -> dict[str, Any]:
@@ -46,9 +66,10 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "model_experts_per_token": engine.model.num_experts_per_tok,
         "threads": engine.options.threads,
         "instruction_set": instruction_set(),
-        "chunk": engine.options.chunk,
+        "chunk": engine.memory.chunk,
         "context": engine.context,
         "slots": engine.memory.slots,
+        "memory_budget": engine.memory.budget,
         "digests_checked": engine.options.check_digests,
         "planned_bytes": dict(engine.stats.resident),
         "peak_resident_bytes": host.peak_resident(),
@@ -177,3 +198,87 @@ def _counted(tokens: int, rate: float | None) -> str:
 
 def _percent(part: float | None) -> str:
     return "n/a" if part is None else f"{part:.0%}"
+
+
+def diagnosis_document(found: Diagnosis) -> dict[str, Any]:
+    """Everything that was found, for `doctor --json`."""
+    return {
+        "memory": {"budget": found.plan.budget, "planned_bytes": found.plan.parts(), "total": found.plan.total},
+        **{name: getattr(found.plan, name) for name in ("slots", "slot_bytes", "context", "chunk")},
+        "machine": asdict(found.machine),
+        "per_token": asdict(found.demand),
+        "decode": [asdict(each) for each in found.decode],
+        "prefill_ceiling": [asdict(each) for each in found.prefill],
+        "digests_checked": found.digests_checked,
+    }
+
+
+def diagnosis_lines(title: str, found: Diagnosis) -> list[str]:
+    """The same for a person."""
+    return [f"{title} on {_machine_line(found)}", *_memory_lines(found), *_speed_lines(found), *_forecast_lines(found)]
+
+
+def _machine_line(found: Diagnosis) -> str:
+    machine = found.machine
+    if machine.measured:
+        return f"{machine.name}: {megabytes(machine.memory)} of memory, {megabytes(machine.free or 0)} free"
+    return f"{machine.name}: {megabytes(machine.memory)} of memory. {NOTHING_RUN}"
+
+
+def _memory_lines(found: Diagnosis) -> list[str]:
+    plan = found.plan
+    all_experts = found.demand.layers * found.demand.experts_per_layer
+    remarks = {
+        "trunk": PROTECTIONS[found.machine.protection],
+        "state": f"a context of {plan.context} tokens",
+        "scratch": f"chunks of {plan.chunk} tokens",
+        "experts": f"{plan.slots} of {all_experts} experts, {plan.slot_bytes} bytes each",
+    }
+    parts = [_line(name, megabytes(size), remarks.get(name, "")) for name, size in plan.parts().items()]
+    reason = f"; {plan.reason}" if plan.reason else ""
+    return [*parts, _line("together", megabytes(plan.total), f"of a budget of {megabytes(plan.budget)}{reason}")]
+
+
+def _speed_lines(found: Diagnosis) -> list[str]:
+    machine, rates = found.machine, found.machine.rates
+    how = f"measured, {machine.threads} threads" if machine.measured else "published"
+    lines = [
+        _line("disk", _rate(rates.disk), machine.disk),
+        _line("memory", _rate(rates.memory), how),
+        *([_line("kernels", _rate(rates.kernels), f"{how}, {machine.instruction_set}")] if machine.measured else []),
+        _line("digests", "checked" if found.digests_checked else "NOT checked", ""),
+    ]
+    return [*lines, *(f"  {source}" for source in machine.sources)]
+
+
+def _forecast_lines(found: Diagnosis) -> list[str]:
+    demand = found.demand
+    lines = [
+        f"forecast: each token reads {megabytes(demand.trunk)} of trunk and {megabytes(demand.experts)} of experts;"
+        " reads and computing overlapped, nothing else counted, so these are ceilings"
+    ]
+    lines += [_decode_line(each) for each in found.decode]
+    if found.prefill:
+        ceilings = ", ".join(f"{each.chunk}: {_tokens(each.tokens_per_second)}" for each in found.prefill)
+        lines.append(f"  prefill, as far as the disk allows, in chunks of {ceilings}")
+    return lines
+
+
+def _decode_line(each: Forecast) -> str:
+    limit = f", limited by {each.limit}" if each.limit else ""
+    return (
+        f"  decode, {each.assumption}: {_tokens(each.tokens_per_second)}{limit};"
+        f" {each.hit_rate:.0%} of the experts in memory, {megabytes(each.bytes_missed)} from disk per token"
+    )
+
+
+def _line(name: str, value: str, remark: str) -> str:
+    return f"  {name:<9}{value:>12}  {remark}".rstrip()
+
+
+def _rate(gigabytes_per_second: float | None) -> str:
+    return "unknown" if gigabytes_per_second is None else f"{gigabytes_per_second:.2f} GB/s"
+
+
+def _tokens(rate: float | None) -> str:
+    return "not limited" if rate is None else f"{rate:.{0 if rate >= 100 else 1}f} tokens/s"

@@ -12,7 +12,8 @@ from ..layout.matrix import Array, ExpertMatrices, expert_matrices
 from ..layout.reader import Pack
 from ..manifests import schema
 from .experts import ExpertStream
-from .weights import Tensors, check_trunk, trunk_formats
+from .trunk import check_trunk
+from .weights import Tensors, trunk_formats
 
 SLOTS = 8  # expert records read ahead; reads of one layer are 8 wide at most
 
@@ -38,7 +39,7 @@ class PackSource:
         self.model: schema.Model = pack.model
         self.where = str(pack.path)
         self.formats = trunk_formats(pack)
-        self._stream = ExpertStream(pack, SLOTS, experts_per_token=SLOTS + 1, check_digests=check_digests)
+        self._stream = ExpertStream(pack, SLOTS, check_digests=check_digests)
 
     @classmethod
     @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as Vocabulary
 
 from ..manifests.errors import CorruptInputError, UsageError
+from ._native import trim_heap
 from .packfiles import PackFiles
 
 FILE = "tokenizer.json"
@@ -114,6 +115,7 @@ def _parse(files: PackFiles) -> Vocabulary:
         vocabulary = Vocabulary.from_buffer(content)
     except Exception as error:  # the library raises bare Exceptions for some faults
         raise CorruptInputError(f"{files.path / FILE} is not a tokenizer: {error}") from error
+    trim_heap()  # parsing takes twice what it leaves
     vocabulary.no_truncation()  # a file may ask for either; both would change a prompt silently
     vocabulary.no_padding()
     return vocabulary

@@ -10,15 +10,14 @@ from typing import Protocol
 
 import ml_dtypes
 import numpy as np
-from blake3 import blake3
 
 from ..layout.formats import AffineFormat
 from ..layout.matrix import Array, StoredMatrix
 from ..layout.reader import Pack
 from ..manifests import schema
-from ..manifests.errors import CorruptInputError, MismatchError
-from ..manifests.files import open_regular, read_exactly
+from ..manifests.errors import CorruptInputError
 from .backends.base import AttentionWeights, Backend, DeltaWeights, Floats, Matrix, Tensor
+from .trunk import read_trunk
 
 FLOATS = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32))
 
@@ -102,53 +101,6 @@ def trunk_formats(pack: Pack) -> dict[str, AffineFormat]:
     return {stem: AffineFormat.parse(name) for stem, name in pack.manifest.trunk.formats.items()}
 
 
-def read_trunk(pack: Pack, *, check_digest: bool) -> dict[str, Array]:
-    """Every tensor of the trunk, in its own dtype; the digest is of exactly the bytes that are returned."""
-    hasher = _begun(pack)
-    tensors = {}
-    for name in _in_file_order(pack):
-        tensors[name] = pack.trunk.read(name)
-        if check_digest:
-            hasher.update(tensors[name].reshape(-1).view(np.uint8).data)
-    if check_digest:
-        _require_digest(pack, hasher.hexdigest())
-    return tensors
-
-
-def check_trunk(pack: Pack) -> None:
-    """Raise MismatchError unless the trunk's bytes are the manifest's; holds one tensor at a time."""
-    hasher = _begun(pack)
-    for name in _in_file_order(pack):
-        hasher.update(pack.trunk.read(name).reshape(-1).view(np.uint8).data)
-    _require_digest(pack, hasher.hexdigest())
-
-
-def _in_file_order(pack: Pack) -> list[str]:
-    return [entry.name for entry in sorted(pack.trunk.entries.values(), key=lambda entry: entry.offset)]
-
-
-def _begun(pack: Pack) -> blake3:
-    """A hasher that has seen the file up to its first tensor."""
-    hasher = blake3(max_threads=blake3.AUTO)
-    hasher.update(_prefix(pack, min((entry.offset for entry in pack.trunk.entries.values()), default=pack.trunk.size)))
-    return hasher
-
-
-def _require_digest(pack: Pack, found: str) -> None:
-    listed = next(file for file in pack.manifest.files if file.name == pack.manifest.trunk.file)
-    if found != listed.blake3:
-        raise MismatchError(
-            f"{pack.trunk.path} is damaged: its bytes differ from the manifest's digest; fetch or build the pack again"
-        )
-
-
-def _prefix(pack: Pack, size: int) -> bytes:
-    prefix = bytearray(size)
-    with open(open_regular(pack.trunk.path), "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor, not a path)
-        read_exactly(file.fileno(), memoryview(prefix), 0, pack.trunk.path)
-    return bytes(prefix)
-
-
 class TrunkLoader:
     """Takes parts of a trunk by canonical name. Raises CorruptInputError for what is missing or of another shape."""
 
@@ -187,7 +139,7 @@ class TrunkLoader:
             input_norm=self._vector(f"{prefix}.input_layernorm.weight", hidden),
             post_norm=self._vector(f"{prefix}.post_attention_layernorm.weight", hidden),
             mixer=self._attention(prefix) if full else self._delta(prefix),
-            router=self._matrix(f"{prefix}.mlp.gate", self._model.num_experts, hidden),
+            router=self._exact(f"{prefix}.mlp.gate", self._model.num_experts, hidden),
             shared=self._shared(f"{prefix}.mlp"),
         )
 
@@ -213,8 +165,8 @@ class TrunkLoader:
         return DeltaWeights(
             mixed=matrix("in_proj_qkv", channels, hidden),
             gate=matrix("in_proj_z", width, hidden),
-            beta=matrix("in_proj_b", heads, hidden),
-            decay=matrix("in_proj_a", heads, hidden),
+            beta=self._exact(f"{prefix}.in_proj_b", heads, hidden),
+            decay=self._exact(f"{prefix}.in_proj_a", heads, hidden),
             out=matrix("out_proj", hidden, width),
             conv=self._backend.vector(self._floats(f"{prefix}.conv1d.weight", channels, shape.conv_kernel).T),
             log_decay=self._vector(f"{prefix}.A_log", heads),
@@ -228,13 +180,19 @@ class TrunkLoader:
             gate_proj=self._matrix(f"{prefix}.shared_expert.gate_proj", intermediate, hidden),
             up_proj=self._matrix(f"{prefix}.shared_expert.up_proj", intermediate, hidden),
             down_proj=self._matrix(f"{prefix}.shared_expert.down_proj", hidden, intermediate),
-            gate=self._matrix(f"{prefix}.shared_expert_gate", 1, hidden),
+            gate=self._exact(f"{prefix}.shared_expert_gate", 1, hidden),
         )
 
     def _in(self, prefix: str, name: str, rows: int, cols: int) -> Matrix:
         return self._matrix(f"{prefix}.{name}", rows, cols)
 
     def _matrix(self, stem: str, rows: int, cols: int) -> Matrix:
+        return self._backend.matrix(self._stored(stem, rows, cols))
+
+    def _exact(self, stem: str, rows: int, cols: int) -> Matrix:
+        return self._backend.exact_matrix(self._stored(stem, rows, cols))
+
+    def _stored(self, stem: str, rows: int, cols: int) -> StoredMatrix:
         weight = self._tensor(f"{stem}.weight")
         format_ = self._tensors.formats.get(stem)
         if format_ is None:
@@ -243,7 +201,7 @@ class TrunkLoader:
             stored = StoredMatrix(weight, self._tensor(f"{stem}.scales"), self._tensor(f"{stem}.biases"), format_)
         if weight.ndim != 2 or stored.shape != (rows, cols) or (stored.format is None) != (weight.dtype in FLOATS):
             raise self._misfit(f"{stem}.weight", weight, (rows, cols))
-        return self._backend.matrix(stored)
+        return stored
 
     def _vector(self, name: str, size: int) -> Tensor:
         return self._backend.vector(self._floats(name, size))
@@ -252,7 +210,7 @@ class TrunkLoader:
         tensor = self._tensor(name)
         if tensor.shape != shape:
             raise self._misfit(name, tensor, shape)
-        return tensor.astype(np.float32)
+        return tensor.astype(np.float32, copy=False)
 
     def _tensor(self, name: str) -> Array:
         tensor = self._tensors.tensor(name)

@@ -4,7 +4,7 @@ The model says what a layer does in these operations, and nothing else. A backen
 point where the host must see a result is `Routes.ids`, once per layer, because the host then reads experts from disk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
@@ -100,6 +100,9 @@ class Backend(Protocol):
     def matrix(self, stored: StoredMatrix) -> Matrix:
         """Take over a stored matrix; its bits stay as they are."""
 
+    def exact_matrix(self, stored: StoredMatrix) -> Matrix:
+        """Like `matrix`, for small ones that decide much: their products never see rounded activations."""
+
     def vector(self, values: Floats) -> Tensor:
         """Take over small float32 weights of any shape."""
 
@@ -120,6 +123,9 @@ class Backend(Protocol):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight, per token."""
+
+    def shared(self, x: Tensor) -> Tensor:
+        """The same activations for several products, which then prepare them once; good for products only."""
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         """x matrix^T."""
@@ -158,3 +164,9 @@ class Backend(Protocol):
 
     def expert(self, to: Tensor, x: Tensor, record: Record, layout: Layout, tokens: Ids, weights: Floats) -> None:
         """to[tokens] += weights * expert(x[tokens]), in place; the record may be overwritten once this returns."""
+
+    def experts(self, x: Tensor, records: Sequence[Record], layout: Layout, to: Tensor) -> None:
+        """to[i] = expert(x) of record i, for one token `x`; the records may be overwritten once this returns."""
+
+    def combine(self, parts: Tensor, order: Ids, weights: Floats) -> Tensor:
+        """The sum of weights[i] * parts[order[i]], [1, hidden], added up in this order as `expert` does."""

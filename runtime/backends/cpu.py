@@ -3,6 +3,7 @@
 Results do not depend on the number of threads nor on which tokens share a call (see kernels/cpu/kernels.h).
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -36,9 +37,11 @@ _DTYPES: dict[Any, str] = {
 class CpuBackend:
     """Runs every operation on `threads` CPU threads."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, exact: bool = False) -> None:
+        """`exact`: products see activations as floats, never rounded to eight bits."""
         self.name = f"cpu ({_native.instruction_set()})"
         self._pool = _native.Pool(threads)
+        self._exact = exact
 
     def matrix(self, stored: StoredMatrix) -> _native.Matrix:
         """A native handle that keeps the stored arrays alive; nothing is copied."""
@@ -51,6 +54,14 @@ class CpuBackend:
         if isinstance(format_, GridFormat):
             return _native.grid_matrix(weight, first, second, _levels(format_), format_.group_size, rows, cols)
         return _native.affine_matrix(weight, first, second, dtype, format_.bits, format_.group_size, rows, cols)
+
+    def exact_matrix(self, stored: StoredMatrix) -> _native.Matrix:
+        """See Backend.exact_matrix."""
+        return self.matrix(stored).exact()
+
+    def shared(self, x: Floats | _native.Activations) -> _native.Activations:
+        """See Backend.shared."""
+        return x if isinstance(x, _native.Activations) else _native.Activations(x, exact=self._exact)
 
     def vector(self, values: Floats) -> Floats:
         """The values, contiguous."""
@@ -87,14 +98,13 @@ class CpuBackend:
 
     def linear(self, x: Floats, matrix: _native.Matrix) -> Floats:
         """See Backend.linear."""
-        out = np.empty((len(x), matrix.rows), np.float32)
-        _native.matmul(self._pool, matrix, x, out)
-        return out
+        return self._products(self.shared(x), matrix)[0]
 
     def swiglu(self, x: Floats, gate: _native.Matrix, up: _native.Matrix) -> Floats:
         """See Backend.swiglu."""
-        out = np.empty((len(x), gate.rows), np.float32)
-        _native.swiglu(self._pool, gate, up, x, out)
+        rows = self.shared(x)
+        out = np.empty((rows.count, gate.rows), np.float32)
+        _native.swiglu(self._pool, gate, up, rows, out)
         return out
 
     def add(self, to: Floats, x: Floats) -> None:
@@ -125,7 +135,7 @@ class CpuBackend:
         """See Backend.attention."""
         sizes = _native.attention_shape(shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.rotary_dims, eps)
         out = np.empty((len(x), shape.num_heads * shape.head_dim), np.float32)
-        projected = (self.linear(x, weights.query), self.linear(x, weights.key), self.linear(x, weights.value))
+        projected = self._products(self.shared(x), weights.query, weights.key, weights.value)
         norms = (weights.query_norm, weights.key_norm)
         cache = (state.keys, state.values)
         _native.attention(self._pool, sizes, position, *projected, *norms, rotation.cos, rotation.sin, *cache, out)
@@ -139,7 +149,7 @@ class CpuBackend:
         sizes = _native.delta_shape(*heads, shape.conv_kernel, eps)
         out = np.empty((len(x), shape.num_value_heads * shape.value_head_dim), np.float32)
         projections = (weights.mixed, weights.gate, weights.beta, weights.decay)
-        mixed, gate, beta, decay = (self.linear(x, matrix) for matrix in projections)
+        mixed, gate, beta, decay = self._products(self.shared(x), *projections)
         small = (weights.conv, weights.log_decay, weights.decay_bias, weights.norm)
         _native.delta(self._pool, sizes, mixed, gate, beta, decay, *small, state.conv, state.memory, out)
         return self.linear(out, weights.out)
@@ -154,7 +164,29 @@ class CpuBackend:
         self, to: Floats, x: Floats, record: Record, layout: _native.RecordViews, tokens: Ids, weights: Floats
     ) -> None:
         """See Backend.expert."""
-        _native.expert(self._pool, layout, record, x, tokens, weights, to)
+        _native.expert(self._pool, layout, record, self.shared(x), tokens, weights, to)
+
+    def experts(
+        self,
+        x: Floats | _native.Activations,
+        records: Sequence[Record],
+        layout: _native.RecordViews,
+        to: Floats,
+    ) -> None:
+        """See Backend.experts."""
+        _native.experts(self._pool, layout, list(records), self.shared(x), to[: len(records)])
+
+    def combine(self, parts: Floats, order: Ids, weights: Floats) -> Floats:
+        """See Backend.combine."""
+        out = np.zeros((1, parts.shape[1]), np.float32)
+        _native.combine(parts, order, weights, out[0])
+        return out
+
+    def _products(self, x: _native.Activations, *matrices: _native.Matrix) -> list[Floats]:
+        """x matrix^T of each matrix, computed together."""
+        out = [np.empty((x.count, matrix.rows), np.float32) for matrix in matrices]
+        _native.matmul(self._pool, list(matrices), x, out)
+        return out
 
 
 def frequencies(dims: int, theta: float) -> Floats:

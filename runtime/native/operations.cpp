@@ -1,9 +1,13 @@
 // The kernels as Python functions: shapes are checked, the GIL is released, and the pool shares out the rows.
 #include "operations.h"
 
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "activations.h"
 #include "pool.h"
 #include "weights.h"
 
@@ -25,26 +29,68 @@ int64_t grain_of(const Pool& pool, int64_t rows, int64_t work_per_row) {
   return ((even > worth ? even : worth) + ROW_GRAIN - 1) / ROW_GRAIN * ROW_GRAIN;
 }
 
-Rows all_rows(const In2& x) { return {x.data(), nullptr, extent(x, 0), extent(x, 1)}; }
+// One product of a matrix with all rows of some activations: y is [rows of x][rows of the matrix].
+struct Product {
+  const Matrix* matrix;
+  Rows x;
+  float* y;
+};
 
-void matmul(Pool& pool, const HeldMatrix& matrix, In2 x, Out2 y) {
-  const Matrix& m = matrix.view;
-  require(extent(x, 1) == m.cols && extent(y, 1) == m.rows && extent(x, 0) == extent(y, 0),
-          "matmul: shapes do not fit");
-  nb::gil_scoped_release release;
-  pool.run(m.rows, grain_of(pool, m.rows, m.cols * extent(x, 0)),
-           [&](int64_t first, int64_t last, int) { kernels().matmul(m, all_rows(x), y.data(), m.rows, first, last); });
+int64_t scratch_of(const Matrix& m, const Rows& x) { return x.rounded ? kernels().product_scratch(m) : 0; }
+
+// Calls work(part, first, last, thread) for pieces of rows of several parts, of sizes[part] rows each, all at once.
+template <typename Work>
+void run_parts(Pool& pool, const std::vector<int64_t>& sizes, int64_t grain, int64_t scratch, const Work& work) {
+  std::vector<int64_t> starts = {0};  // in whole blocks of rows, so that no block is shared
+  for (const int64_t size : sizes) starts.push_back(starts.back() + (size + ROW_GRAIN - 1) / ROW_GRAIN * ROW_GRAIN);
+  pool.run(starts.back(), grain, [&](int64_t first, int64_t last, int thread) {
+    for (size_t part = 0; part < sizes.size(); ++part) {
+      const int64_t from = std::max(first, starts[part]) - starts[part];
+      const int64_t to = std::min(last - starts[part], sizes[part]);
+      if (from < to) work(part, from, to, thread);
+    }
+  }, scratch);
 }
 
-void swiglu(Pool& pool, const HeldMatrix& gate, const HeldMatrix& up, In2 x, Out2 h) {
+void multiply(Pool& pool, const std::vector<Product>& products) {
+  std::vector<int64_t> sizes;
+  int64_t scratch = 0, rows = 0, work = 0;
+  for (const Product& p : products) {
+    sizes.push_back(p.matrix->rows);
+    scratch = std::max(scratch, scratch_of(*p.matrix, p.x));
+    rows += p.matrix->rows, work = std::max(work, p.matrix->cols * p.x.count);
+  }
+  run_parts(pool, sizes, grain_of(pool, rows, work), scratch, [&](size_t part, int64_t first, int64_t last, int thread) {
+    const Product& p = products[part];
+    kernels().matmul(*p.matrix, p.x, p.y, p.matrix->rows, first, last, pool.scratch(thread));
+  });
+}
+
+void matmul(Pool& pool, const std::vector<const HeldMatrix*>& matrices, Activations& x, const std::vector<Out2>& ys) {
+  require(matrices.size() == ys.size(), "matmul: as many outputs as matrices");
+  for (size_t i = 0; i < ys.size(); ++i)
+    require(x.width() == matrices[i]->view.cols && extent(ys[i], 1) == matrices[i]->view.rows &&
+                extent(ys[i], 0) == x.count(),
+            "matmul: shapes do not fit");
+  nb::gil_scoped_release release;
+  std::vector<Product> products;
+  for (size_t i = 0; i < ys.size(); ++i) {
+    const Matrix& m = matrices[i]->view;
+    products.push_back({&m, x.rows(pool, m.kind, matrices[i]->exact), ys[i].data()});
+  }
+  multiply(pool, products);
+}
+
+void swiglu(Pool& pool, const HeldMatrix& gate, const HeldMatrix& up, Activations& x, Out2 h) {
   const Matrix &g = gate.view, &u = up.view;
-  require(g.rows == u.rows && g.cols == u.cols && extent(x, 1) == g.cols && extent(h, 1) == g.rows &&
-              extent(x, 0) == extent(h, 0),
+  require(g.rows == u.rows && g.cols == u.cols && x.width() == g.cols && extent(h, 1) == g.rows &&
+              x.count() == extent(h, 0),
           "swiglu: shapes do not fit");
   nb::gil_scoped_release release;
-  pool.run(g.rows, grain_of(pool, g.rows, 2 * g.cols * extent(x, 0)), [&](int64_t first, int64_t last, int) {
-    kernels().swiglu(g, u, all_rows(x), h.data(), g.rows, first, last);
-  });
+  const Rows for_gate = x.rows(pool, g.kind), for_up = x.rows(pool, u.kind);
+  pool.run(g.rows, grain_of(pool, g.rows, 2 * g.cols * x.count()), [&](int64_t first, int64_t last, int thread) {
+    kernels().swiglu(g, u, for_gate, for_up, h.data(), g.rows, first, last, pool.scratch(thread));
+  }, std::max(scratch_of(g, for_gate), scratch_of(u, for_up)));
 }
 
 void embed(const HeldMatrix& table, Array<const int32_t, 1> ids, Out2 y) {
@@ -92,70 +138,77 @@ void route(Pool& pool, In2 logits, Array<int32_t, 2> ids, Out2 weights) {
 }
 
 // y[tokens[i]] += weights[i] * expert(x[tokens[i]])
-void expert(Pool& pool, const RecordViews& layout, Bytes record, In2 x, Array<const int32_t, 1> tokens, In1 weights,
-            Out2 y) {
+void expert(Pool& pool, const RecordViews& layout, Bytes record, Activations& x, Array<const int32_t, 1> tokens,
+            In1 weights, Out2 y) {
   const int64_t count = extent(tokens, 0), wide = layout.intermediate;
   require(static_cast<int64_t>(record.size()) >= layout.size, "expert: the record is too short");
-  require(extent(x, 1) == layout.hidden && extent(y, 1) == layout.hidden && extent(x, 0) == extent(y, 0) &&
+  require(x.width() == layout.hidden && extent(y, 1) == layout.hidden && x.count() == extent(y, 0) &&
               extent(weights, 0) == count,
           "expert: shapes do not fit");
   for (int64_t i = 0; i < count; ++i)
-    require(tokens.data()[i] >= 0 && tokens.data()[i] < extent(x, 0), "expert: no such token");
+    require(tokens.data()[i] >= 0 && tokens.data()[i] < x.count(), "expert: no such token");
   nb::gil_scoped_release release;
   const Expert e = layout.expert(record.data());
+  RoundedRows gate_room, up_room;
+  const Rows for_gate = x.chosen(pool, e.gate.kind, tokens.data(), count, gate_room);
+  const bool alike = e.gate.kind == e.up.kind;
+  const Rows for_up = alike ? for_gate : x.chosen(pool, e.up.kind, tokens.data(), count, up_room);
   std::vector<float> hidden(static_cast<size_t>(count * wide));
-  pool.run(wide, grain_of(pool, wide, 2 * layout.hidden * count), [&](int64_t first, int64_t last, int) {
-    kernels().swiglu(e.gate, e.up, {x.data(), tokens.data(), count, layout.hidden}, hidden.data(), wide, first, last);
-  });
-  pool.run(layout.hidden, grain_of(pool, layout.hidden, wide * count), [&](int64_t first, int64_t last, int) {
-    kernels().accumulate(e.down, {hidden.data(), nullptr, count, wide}, tokens.data(), weights.data(), y.data(),
-                         layout.hidden, first, last);
-  });
+  pool.run(wide, grain_of(pool, wide, 2 * layout.hidden * count), [&](int64_t first, int64_t last, int thread) {
+    kernels().swiglu(e.gate, e.up, for_gate, for_up, hidden.data(), wide, first, last, pool.scratch(thread));
+  }, std::max(scratch_of(e.gate, for_gate), scratch_of(e.up, for_up)));
+  Activations inner(hidden.data(), count, wide, x.exact());
+  const Rows h = inner.rows(pool, e.down.kind);
+  pool.run(layout.hidden, grain_of(pool, layout.hidden, wide * count), [&](int64_t first, int64_t last, int thread) {
+    kernels().accumulate(e.down, h, tokens.data(), weights.data(), y.data(), layout.hidden, first, last,
+                         pool.scratch(thread));
+  }, scratch_of(e.down, h));
 }
 
-AttentionShape attention_shape(int64_t heads, int64_t kv_heads, int64_t dim, int64_t rotary, float eps) {
-  require(
-      heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && dim > 0 && rotary >= 0 && rotary % 2 == 0 && rotary <= dim,
-      "attention: no such shape");
-  return {heads, kv_heads, dim, rotary, eps};
-}
-
-void attention(Pool& pool, const AttentionShape& s, int64_t position, In2 query_gate, In2 key, In2 value,
-               In1 query_norm, In1 key_norm, In2 cos, In2 sin, Out2 keys, Out2 values, Out2 out) {
-  const int64_t tokens = extent(out, 0), width = s.num_heads * s.head_dim, kv_width = s.num_kv_heads * s.head_dim;
-  require(extent(out, 1) == width && extent(query_gate, 1) == 2 * width && extent(key, 1) == kv_width &&
-              extent(value, 1) == kv_width && extent(query_gate, 0) == tokens && extent(key, 0) == tokens &&
-              extent(value, 0) == tokens,
-          "attention: projections do not fit");
-  require(extent(query_norm, 0) == s.head_dim && extent(key_norm, 0) == s.head_dim && extent(cos, 0) == tokens &&
-              extent(sin, 0) == tokens && extent(cos, 1) == s.rotary_dims / 2 && extent(sin, 1) == s.rotary_dims / 2,
-          "attention: norms or rotations do not fit");
-  require(extent(keys, 1) == kv_width && extent(values, 1) == kv_width && position >= 0 &&
-              position + tokens <= extent(keys, 0) && position + tokens <= extent(values, 0),
-          "attention: the cache is too small");
+// Of one token: y[i] = expert i(x), the experts' rows shared out together.
+void experts(Pool& pool, const RecordViews& layout, const std::vector<Bytes>& records, Activations& x, Out2 y) {
+  const int64_t count = static_cast<int64_t>(records.size()), wide = layout.intermediate;
+  for (const Bytes& record : records)
+    require(static_cast<int64_t>(record.size()) >= layout.size, "experts: a record is too short");
+  require(x.width() == layout.hidden && x.count() == 1 && extent(y, 1) == layout.hidden && extent(y, 0) == count,
+          "experts: shapes do not fit");
   nb::gil_scoped_release release;
-  std::vector<float> queries(static_cast<size_t>(tokens * width));
-  const Attention a = {s,
-                       tokens,
-                       position,
-                       query_gate.data(),
-                       key.data(),
-                       value.data(),
-                       query_norm.data(),
-                       key_norm.data(),
-                       cos.data(),
-                       sin.data(),
-                       queries.data(),
-                       keys.data(),
-                       values.data(),
-                       out.data()};
-  pool.run(tokens, 4, [&](int64_t first, int64_t last, int) {
-    for (int64_t t = first; t < last; ++t) kernels().attention_prepare(a, t);
-  });
-  pool.run(tokens * s.num_heads, 1, [&](int64_t first, int64_t last, int thread) {
-    float* const scratch = pool.scratch(thread);
-    for (int64_t i = first; i < last; ++i) kernels().attention_head(a, i / s.num_heads, i % s.num_heads, scratch);
-  }, position + tokens);
+  std::vector<Expert> all;
+  for (const Bytes& record : records) all.push_back(layout.expert(record.data()));
+  if (all.empty()) return;
+  std::vector<float> hidden(static_cast<size_t>(count * wide));
+  const Rows for_gate = x.rows(pool, all[0].gate.kind), for_up = x.rows(pool, all[0].up.kind);
+  run_parts(pool, std::vector<int64_t>(records.size(), wide), grain_of(pool, count * wide, 2 * layout.hidden),
+            std::max(scratch_of(all[0].gate, for_gate), scratch_of(all[0].up, for_up)),
+            [&](size_t i, int64_t first, int64_t last, int thread) {
+              kernels().swiglu(all[i].gate, all[i].up, for_gate, for_up, hidden.data() + static_cast<int64_t>(i) * wide,
+                               wide, first, last, pool.scratch(thread));
+            });
+  Activations inner(hidden.data(), count, wide, x.exact());
+  std::vector<int32_t> row(records.size());
+  std::vector<Rows> h;
+  RoundedRows unused;
+  for (size_t i = 0; i < row.size(); ++i) {
+    row[i] = static_cast<int32_t>(i);
+    h.push_back(inner.chosen(pool, all[0].down.kind, &row[i], 1, unused));
+  }
+  run_parts(pool, std::vector<int64_t>(records.size(), layout.hidden), grain_of(pool, count * layout.hidden, wide),
+            scratch_of(all[0].down, h[0]),
+            [&](size_t i, int64_t first, int64_t last, int thread) {
+              kernels().matmul(all[i].down, h[i], y.data() + static_cast<int64_t>(i) * layout.hidden, layout.hidden,
+                               first, last, pool.scratch(thread));
+            });
+}
+
+// y += the sum of weights[i] * parts[order[i]], in the order given.
+void combine(In2 parts, Array<const int32_t, 1> order, In1 weights, Out1 y) {
+  const int64_t width = extent(y, 0);
+  require(extent(parts, 1) == width && extent(order, 0) == extent(weights, 0), "combine: shapes do not fit");
+  for (size_t i = 0; i < order.size(); ++i)
+    require(order.data()[i] >= 0 && order.data()[i] < extent(parts, 0), "combine: no such part");
+  nb::gil_scoped_release release;
+  for (size_t i = 0; i < order.size(); ++i)
+    kernels().add_share(parts.data() + order.data()[i] * width, weights.data()[i], y.data(), width);
 }
 
 // cos and sin of (position + t) * frequency, the angle rounded to float32 as transformers does.
@@ -171,42 +224,6 @@ void rotation(int64_t position, In1 frequencies, Out2 cos, Out2 sin) {
     }
 }
 
-DeltaShape delta_shape(int64_t key_heads, int64_t value_heads, int64_t key_dim, int64_t value_dim, int64_t kernel,
-                       float eps) {
-  require(
-      key_heads > 0 && value_heads > 0 && value_heads % key_heads == 0 && key_dim > 0 && value_dim > 0 && kernel > 0,
-      "delta: no such shape");
-  return {key_heads, value_heads, key_dim, value_dim, kernel, eps};
-}
-
-void delta(Pool& pool, const DeltaShape& s, In2 mixed, In2 gate, In2 beta, In2 decay, In2 conv, In1 log_decay,
-           In1 decay_bias, In1 norm, Out2 conv_state, Array<float, 3> state, Out2 out) {
-  const int64_t tokens = extent(out, 0), width = s.num_value_heads * s.value_head_dim;
-  const int64_t channels = 2 * s.num_key_heads * s.key_head_dim + width;
-  require(extent(out, 1) == width && extent(mixed, 1) == channels && extent(gate, 1) == width &&
-              extent(beta, 1) == s.num_value_heads && extent(decay, 1) == s.num_value_heads &&
-              extent(mixed, 0) == tokens && extent(gate, 0) == tokens && extent(beta, 0) == tokens &&
-              extent(decay, 0) == tokens,
-          "delta: projections do not fit");
-  require(extent(conv, 0) == s.conv_kernel && extent(conv, 1) == channels &&
-              extent(log_decay, 0) == s.num_value_heads && extent(decay_bias, 0) == s.num_value_heads &&
-              extent(norm, 0) == s.value_head_dim,
-          "delta: weights do not fit");
-  require(extent(conv_state, 0) == s.conv_kernel - 1 && extent(conv_state, 1) == channels &&
-              extent(state, 0) == s.num_value_heads && extent(state, 1) == s.key_head_dim &&
-              extent(state, 2) == s.value_head_dim,
-          "delta: the state does not fit");
-  nb::gil_scoped_release release;
-  std::vector<float> convolved(static_cast<size_t>(tokens * channels));
-  const Delta d = {s,           tokens,           channels,          mixed.data(),     gate.data(),
-                   beta.data(), decay.data(),     conv.data(),       log_decay.data(), decay_bias.data(),
-                   norm.data(), convolved.data(), conv_state.data(), state.data(),     out.data()};
-  pool.run(channels, 512, [&](int64_t first, int64_t last, int) { kernels().delta_conv(d, first, last); });
-  pool.run(s.num_value_heads, 1, [&](int64_t first, int64_t last, int thread) {
-    for (int64_t head = first; head < last; ++head) kernels().delta_head(d, head, pool.scratch(thread));
-  }, 2 * s.key_head_dim);
-}
-
 }  // namespace
 
 void bind_operations(nb::module_& m) {
@@ -218,23 +235,17 @@ void bind_operations(nb::module_& m) {
             new (self) Pool(threads);
           },
           nb::arg("threads"));
-  nb::class_<AttentionShape>(m, "AttentionShape");
-  nb::class_<DeltaShape>(m, "DeltaShape");
-  m.def("attention_shape", &attention_shape, nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"),
-        nb::arg("rotary_dims"), nb::arg("eps"));
-  m.def("delta_shape", &delta_shape, nb::arg("key_heads"), nb::arg("value_heads"), nb::arg("key_dim"),
-        nb::arg("value_dim"), nb::arg("conv_kernel"), nb::arg("eps"));
   m.def("instruction_set", [] { return kernels().name; });
-  m.def("matmul", &matmul, nb::arg("pool"), nb::arg("matrix"), exact("x"), exact("y"));
-  m.def("swiglu", &swiglu, nb::arg("pool"), nb::arg("gate"), nb::arg("up"), exact("x"), exact("h"));
+  m.def("matmul", &matmul, nb::arg("pool"), nb::arg("matrices"), nb::arg("x"), exact("ys"));
+  m.def("swiglu", &swiglu, nb::arg("pool"), nb::arg("gate"), nb::arg("up"), nb::arg("x"), exact("h"));
   m.def("embed", &embed, nb::arg("table"), exact("ids"), exact("y"));
   m.def("rms_norm", &rms_norm, nb::arg("pool"), exact("x"), exact("weight"), nb::arg("eps"), exact("y"));
   m.def("add_gated", &add_gated, nb::arg("pool"), exact("x"), exact("gate"), exact("y"));
   m.def("route", &route, nb::arg("pool"), exact("logits"), exact("ids"), exact("weights"));
-  m.def("expert", &expert, nb::arg("pool"), nb::arg("layout"), exact("record"), exact("x"), exact("tokens"), exact("weights"), exact("y"));
+  m.def("expert", &expert, nb::arg("pool"), nb::arg("layout"), exact("record"), nb::arg("x"), exact("tokens"), exact("weights"), exact("y"));
+  m.def("experts", &experts, nb::arg("pool"), nb::arg("layout"), exact("records"), nb::arg("x"), exact("y"));
+  m.def("combine", &combine, exact("parts"), exact("order"), exact("weights"), exact("y"));
   m.def("rotation", &rotation, nb::arg("position"), exact("frequencies"), exact("cos"), exact("sin"));
-  m.def("attention", &attention, nb::arg("pool"), nb::arg("shape"), nb::arg("position"), exact("query_gate"), exact("key"), exact("value"), exact("query_norm"), exact("key_norm"), exact("cos"), exact("sin"), exact("keys"), exact("values"), exact("out"));
-  m.def("delta", &delta, nb::arg("pool"), nb::arg("shape"), exact("mixed"), exact("gate"), exact("beta"), exact("decay"), exact("conv"), exact("log_decay"), exact("decay_bias"), exact("norm"), exact("conv_state"), exact("state"), exact("out"));
 }
 
 }  // namespace moepack

@@ -6,5 +6,7 @@
 namespace moepack {
 
 void bind_operations(nb::module_& m);
+void bind_attention(nb::module_& m);
+void bind_delta(nb::module_& m);
 
 }  // namespace moepack

@@ -69,7 +69,7 @@ HeldMatrix grid_matrix(Bytes codes, Bytes grids, Bytes scales, nb::object levels
   require(bytes(grids) == c.grid_bytes(rows, cols), "grid bytes do not fit the shape");
   require(bytes(scales) == c.scale_count(rows, cols) * 2, "scale bytes do not fit");
   return {{c.kind, Scalar::bf16, rows, cols, group, c.row_bytes(cols), codes.data(), scales.data(), nullptr,
-           grids.data(), held.data()},
+           grids.data(), held.data(), held.books()},
           {nb::cast(codes), nb::cast(grids), nb::cast(scales), levels}};
 }
 
@@ -79,7 +79,7 @@ Projection affine_projection(int64_t bits, int64_t group, int64_t codes, int64_t
 
 Projection grid_projection(nb::object levels, int64_t group, int64_t codes, int64_t grids, int64_t scales) {
   const Levels& held = nb::cast<const Levels&>(levels);
-  return {grid_coding(held, group), codes, scales, grids, held.data(), levels};
+  return {grid_coding(held, group), codes, scales, grids, &held, levels};
 }
 
 }  // namespace
@@ -96,6 +96,10 @@ Levels::Levels(Array<const int16_t, 2> table) {
       const int64_t grid = grids_per_byte == 1 ? byte : byte >> 4 * (i / size) & 15;
       *to++ = table.data()[grid * size + i % size];
     }
+  for (int64_t i = 0; grids == 16 && i < grids * size; ++i) {
+    require(table.data()[i] >= -127 && table.data()[i] <= 127, "a codebook's levels are bytes");
+    books_.push_back(static_cast<uint8_t>(table.data()[i] + 128));
+  }
 }
 
 void Coding::require_fit(int64_t rows, int64_t cols) const {
@@ -130,7 +134,7 @@ Expert RecordViews::expert(const uint8_t* record) const {
     const uint8_t* const extra = record + p.extra;
     return {p.coding.kind,     Scalar::bf16,      rows, cols, p.coding.group, p.coding.row_bytes(cols),
             record + p.codes,  record + p.scales, p.levels ? nullptr : extra, p.levels ? extra : nullptr,
-            p.levels};
+            p.levels ? p.levels->data() : nullptr, p.levels ? p.levels->books() : nullptr};
   };
   return {matrix(0), matrix(1), matrix(2)};
 }
@@ -138,7 +142,8 @@ Expert RecordViews::expert(const uint8_t* record) const {
 void bind_weights(nb::module_& m) {
   nb::class_<HeldMatrix>(m, "Matrix")
       .def_prop_ro("rows", [](const HeldMatrix& h) { return h.view.rows; })
-      .def_prop_ro("cols", [](const HeldMatrix& h) { return h.view.cols; });
+      .def_prop_ro("cols", [](const HeldMatrix& h) { return h.view.cols; })
+      .def("exact", [](HeldMatrix h) { return h.exact = true, h; });
   m.def("float_matrix", &float_matrix, exact("data"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"));
   m.def("affine_matrix", &affine_matrix, exact("codes"), exact("scales"), exact("biases"), nb::arg("dtype"),
         nb::arg("bits"), nb::arg("group"), nb::arg("rows"), nb::arg("cols"));
@@ -152,7 +157,8 @@ void bind_weights(nb::module_& m) {
         nb::arg("scales"));
   nb::class_<RecordViews>(m, "RecordViews")
       .def(nb::init<int64_t, int64_t, std::vector<Projection>, int64_t>(), nb::arg("hidden"), nb::arg("intermediate"),
-           nb::arg("projections"), nb::arg("size"));
+           nb::arg("projections"), nb::arg("size"))
+      .def_ro("hidden", &RecordViews::hidden);
 }
 
 }  // namespace moepack

@@ -12,6 +12,7 @@ namespace moepack {
 struct HeldMatrix {
   Matrix view;
   std::vector<nb::object> kept;  // what `view` points at
+  bool exact = false;            // multiplied by float activations, never by rounded ones
 };
 
 // A grid format's levels as the kernels want them: of the grids that each byte names, as floats on whole cache lines.
@@ -19,6 +20,7 @@ class Levels {
  public:
   explicit Levels(Array<const int16_t, 2> table);  // [grids, levels], 256 grids or 16
   const float* data() const { return lines_.data()->floats; }
+  const uint8_t* books() const { return books_.empty() ? nullptr : books_.data(); }
   int64_t bits, grids_per_byte;
 
  private:
@@ -26,6 +28,7 @@ class Levels {
     float floats[16];
   };
   std::vector<Line> lines_;
+  std::vector<uint8_t> books_;  // of sixteen codebooks, the levels plus 128
 };
 
 // How the codes of a matrix are stored, and how many bytes each of its arrays has.
@@ -42,8 +45,8 @@ struct Coding {
 struct Projection {
   Coding coding;
   int64_t codes, scales, extra;
-  const float* levels = nullptr;
-  nb::object kept;  // what `levels` points into
+  const Levels* levels = nullptr;
+  nb::object kept;  // the levels' owner
 };
 
 // Expert records of one layer: gate, up and down.

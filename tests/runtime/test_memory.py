@@ -1,21 +1,36 @@
 """The memory plan: a promise that is kept, or refused with the number that works."""
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
-from checkpoints import TINY, CheckpointMaker, Variant
-from packs import build_pack
+from checkpoints import CheckpointMaker, Shape, Variant
+from packs import build_pack, build_with
 from tinypack import build, tiny_model, tiny_plan
+from wide import WIDE
 
+from moepack.convert.recipe import Recipe
+from moepack.convert.shipped import CHECKPOINT, QUESTION
 from moepack.layout.reader import Pack
+from moepack.manifests import schema
 from moepack.manifests.errors import UsageError
 from moepack.runtime import memory
-from moepack.runtime.memory import MemoryPlan, plan
+from moepack.runtime.memory import MemoryPlan, plan, scratch_bytes
 from moepack.runtime.quantities import parse_size
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model, as moe-pack demo packs it."""
+    target = tmp_path_factory.mktemp("demo") / "pack"
+    build_with(CHECKPOINT, target, Recipe())
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +41,21 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
         yield opened
 
 
-def planned(pack: Pack, budget: int | None, slots: int | None = None, context: int | None = None) -> MemoryPlan:
-    return plan(pack, memory=budget, slots=slots, context=context, chunk=16)
+def planned(
+    pack: Pack, budget: int | None, slots: int | None = None, context: int | None = None, chunk: int | None = 16
+) -> MemoryPlan:
+    return plan(pack, memory=budget, slots=slots, context=context, chunk=chunk)
+
+
+def refusal(pack: Pack, budget: int, **asked: int | None) -> str:
+    with pytest.raises(UsageError, match="too few") as refused:
+        planned(pack, budget, **asked)
+    return str(refused.value)
+
+
+def smallest(sentence: str) -> int:
+    """The budget that a refusal says would work."""
+    return parse_size(re.search(r"--memory (\S+)", sentence)[1])
 
 
 def test_a_large_budget_holds_every_expert_and_no_more(pack: Pack) -> None:
@@ -37,26 +65,28 @@ def test_a_large_budget_holds_every_expert_and_no_more(pack: Pack) -> None:
 
 
 @pytest.mark.parametrize("slots", [None, 1, 5])
-def test_the_smallest_budget_it_names_can_be_pasted_and_is_the_smallest(pack: Pack, slots: int | None) -> None:
-    with pytest.raises(UsageError, match="for a context of 64 tokens and chunks of 16") as refused:
-        planned(pack, 1000, slots, context=64)
-    smallest = parse_size(re.search(r"--memory (\S+)", str(refused.value))[1])
-    found = planned(pack, smallest, slots, context=64)
+@pytest.mark.parametrize(("context", "chunk"), [(64, 16), (None, None)])
+def test_the_smallest_budget_it_names_can_be_pasted_and_is_the_smallest(
+    pack: Pack, slots: int | None, context: int | None, chunk: int | None
+) -> None:
+    sentence = refusal(pack, 1000, slots=slots, context=context, chunk=chunk)
+    assert f"for a context of 64 tokens and chunks of {chunk or 32}" in sentence
+    budget = smallest(sentence)
+    found = planned(pack, budget, slots, context, chunk)
     assert found.slots >= (slots or 1)
-    assert found.total <= smallest
-    with pytest.raises(UsageError, match="too few"):
-        planned(pack, smallest - memory.MESSAGE_STEP, slots, context=64)
+    assert found.total <= budget
+    refusal(pack, budget - memory.MESSAGE_STEP, slots=slots, context=context, chunk=chunk)
 
 
-def test_a_large_tokenizer_is_counted(pack: Pack) -> None:
+def test_a_large_tokenizer_is_counted_as_it_stays_and_as_it_is_read(pack: Pack) -> None:
     before = planned(pack, 10**12).process
     tokenizer = pack.path / "tokenizer.json"
-    kept = tokenizer.read_bytes() if tokenizer.exists() else None
     try:
-        tokenizer.write_bytes(bytes(len(kept or b"") + 1_000_000))
-        assert planned(pack, 10**12).process == before + memory.TOKENIZER_COPIES * 1_000_000
+        tokenizer.write_bytes(bytes(10_000_000))
+        assert planned(pack, 10**12).process == before + memory.TOKENIZER_KEPT * 10_000_000
+        assert smallest(refusal(pack, 1000)) == memory.PROCESS_BYTES + memory.TOKENIZER_READING * 10_000_000
     finally:
-        tokenizer.unlink() if kept is None else tokenizer.write_bytes(kept)
+        tokenizer.unlink()
 
 
 def test_more_context_leaves_fewer_slots(pack: Pack) -> None:
@@ -70,10 +100,70 @@ def test_the_state_is_counted_to_the_byte(pack: Pack) -> None:
     assert planned(pack, 10**12, context=10).state == 4 * (3 * 32 + 2 * 8 * 8) + 10 * 2 * 4 * 16
 
 
-def test_the_default_budget_is_what_is_available(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_system_available", lambda: 8_000_000_000)
-    monkeypatch.setattr(memory, "_group_available", lambda: [4_000_000_000])
-    assert planned(pack, None).budget == 3_000_000_000
+def test_the_scratch_of_the_397b_model_by_hand() -> None:
+    """Experts: 4 rows of 4096, 1024 between projections, 10 routes; mixer: 2 rows, and 256 tokens of a delta layer."""
+    sampling = 4 * 10 * WIDE.vocab_size
+    assert scratch_bytes(WIDE, 2048) == 4 * 2048 * (4 * 4096 + 1024 + 10 * 10) + sampling
+    delta = 2 * (2 * 16 * 128 + 64 * 128) + 2 * 64 * 129
+    assert scratch_bytes(WIDE, 32) == 4 * (2 * 32 * 4096 + 32 * (2 * 4096 + delta)) + sampling
+    assert scratch_bytes(WIDE, 512, span=64) < scratch_bytes(WIDE, 512)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All that a plan asks of a pack."""
+
+    model: schema.Model
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> Pack:
+    """A stand-in for the 397B model's pack at 2 bits: a trunk of 5.5 GB, records of 3.93 MB."""
+    monkeypatch.setattr(memory, "trunk_bytes", lambda pack: 5_500_000_000)
+    monkeypatch.setattr(memory, "process_bytes", lambda pack: (memory.PROCESS_BYTES, memory.PROCESS_BYTES))
+    monkeypatch.setattr(memory, "slot_pitch", lambda pack: 2 * memory.HUGE_PAGE)
+    return cast(Pack, Sizes(WIDE))
+
+
+def test_what_nobody_asked_for_grows_with_the_budget_and_never_starves_the_slots(wide: Pack) -> None:
+    least = smallest(refusal(wide, 1000, chunk=None))
+    before = planned(wide, least, chunk=None)
+    assert (before.context, before.chunk, before.slots) == (2048, 32, 1)
+    for budget in range(least, least + 20_000_000_000, 97_000_003):
+        found = planned(wide, budget, chunk=None)
+        assert found.total <= budget
+        assert (found.context, found.chunk) >= (before.context, 32)
+        room = budget - found.process - found.trunk
+        if (found.context, found.chunk) != (2048, 32):
+            assert found.slots >= WIDE.num_experts_per_tok
+        assert found.context == 2048 or found.state <= room // 4
+        assert found.chunk == 32 or found.scratch <= (room - found.state) // 4
+        before = found
+    assert (before.context, before.chunk) == (32768, 2048)
+
+
+def test_a_context_that_does_not_fit_is_answered_with_one_that_does(wide: Pack) -> None:
+    sentence = refusal(wide, 7_000_000_000, context=100_000)
+    fitting = int(re.search(r"or --context (\d+)", sentence)[1])
+    assert planned(wide, 7_000_000_000, context=fitting).slots >= 1
+    refusal(wide, 7_000_000_000, context=fitting + 100)
+    assert "--context" not in refusal(wide, 5_000_000_000, context=100_000)
+
+
+def test_a_chunk_is_never_longer_than_the_context(wide: Pack) -> None:
+    assert planned(wide, 10**12, context=100, chunk=None).chunk == 100
+    assert planned(wide, 10**12, chunk=5000).chunk == 5000
+
+
+def test_the_default_budget_is_a_share_of_what_is_free_and_says_so(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moepack.runtime.host.memory_free", lambda: 8_000_000_000)
+    monkeypatch.setattr(memory, "_group_available", lambda: [])
+    found = planned(pack, None)
+    assert (found.budget, found.reason.split(" that ")[0]) == (6_000_000_000, "3/4 of the 8.00 GB")
+    monkeypatch.setattr(memory, "_group_available", lambda: [9_000_000_000, 4_000_000_000])
+    found = planned(pack, None)
+    assert (found.budget, found.reason) == (3_000_000_000, "3/4 of the 4.00 GB that are left to this control group")
+    assert planned(pack, 10**12).reason == ""
 
 
 def group(folder: Path, names: tuple[str, str], limit: str, used: int, statistics: str = "") -> None:
@@ -99,29 +189,57 @@ def test_control_groups_from_the_process_up_to_the_root(tmp_path: Path) -> None:
     assert memory._group_available(tmp_path / "none", mount) == []
 
 
-PEAK = """
-import sys
-from pathlib import Path
-from moepack.runtime.engine import Engine, EngineOptions
-from moepack.runtime import cli
-options = EngineOptions(threads=2, memory=int(sys.argv[2]), chunk=256, context=4096)
-with Engine.open(Path(sys.argv[1]), options) as engine:
-    engine.new_session().extend([i * 7 % engine.model.vocab_size for i in range(4000)])
-status = Path("/proc/self/status").read_text().splitlines()
-print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
-"""
+MOE_RUN = str(Path(sys.executable).parent / "moe-run")
+LONG = ("--prompt-tokens", "600", "--decode-tokens", "4", "--repetitions", "1")
+BROAD = Shape(hidden=1024, heads=8, head_dim=128, value_heads=16, experts=12, intermediate=512, vocab=8192)
+measured_here = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
-def test_the_peak_of_a_long_prompt_stays_within_the_budget(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
-    build_pack(make_checkpoint(Variant(TINY)), tmp_path / "pack")
-    with Pack.open(tmp_path / "pack") as opened, pytest.raises(UsageError) as refused:
-        plan(opened, memory=1, slots=None, context=4096, chunk=256)
-    budget = parse_size(re.search(r"--memory (\S+)", str(refused.value))[1])
-    command = [sys.executable, "-c", PEAK, str(tmp_path / "pack"), str(budget)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0 < int(done.stdout) * 1024 <= budget
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The console script in a process of its own: what a budget is for."""
+    return subprocess.run([MOE_RUN, *map(str, arguments)], capture_output=True, text=True)
 
 
-def test_what_this_machine_has(tmp_path: Path) -> None:
-    assert 0 < memory.available_memory() < 2**50
+def peak(*arguments: object) -> tuple[int, int]:
+    """A run's planned bytes and its peak."""
+    done = run(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["peak_resident_bytes"] > found["planned_bytes"]["trunk"]
+    return sum(found["planned_bytes"].values()), found["peak_resident_bytes"]
+
+
+@pytest.fixture(scope="module")
+def broad(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of a model so broad that trunk, scratch and slots outweigh the interpreter."""
+    target = tmp_path_factory.mktemp("broad") / "pack"
+    build_pack(make_checkpoint(Variant(BROAD)), target)
+    return target
+
+
+@measured_here
+@pytest.mark.parametrize("spare", [0, 15_000_000, 60_000_000])
+def test_the_peak_stays_within_five_percent_of_the_budget(broad: Path, spare: int) -> None:
+    refused = run("bench", broad, *LONG, "--memory", "1MB")
+    assert refused.returncode == 2
+    budget = smallest(refused.stderr) + spare
+    plan, most = peak("bench", broad, *LONG, "--memory", budget)
+    assert plan <= budget
+    assert most <= 1.05 * budget
+
+
+@measured_here
+def test_a_chat_starts_with_the_smallest_budget_and_stays_within_it(demo: Path) -> None:
+    chat = ("generate", demo, "--messages", QUESTION, "--temp", 0.5, "-n", 8)
+    budget = smallest(run(*chat, "--memory", "1MB").stderr)
+    assert peak(*chat, "--memory", budget)[1] <= 1.05 * budget
+
+
+def test_a_run_says_which_budget_it_took_only_when_nobody_asked_for_one(demo: Path) -> None:
+    said = run("generate", demo, "-p", "hi", "-n", 1).stderr
+    assert re.search(r"^memory: at most .* of a budget of .* \(3/4 of the .*\)", said, re.MULTILINE)
+    assert "budget" not in run("generate", demo, "-p", "hi", "-n", 1, "--memory", "1GB").stderr
+
+
+def test_what_this_machine_has() -> None:
+    assert 0 < memory.default_budget().size < 2**50

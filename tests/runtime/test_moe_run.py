@@ -62,12 +62,16 @@ def document(*arguments: object) -> dict[str, Any]:
 
 
 def refusal(code: int, *arguments: object, stdin: bytes = b"") -> str:
-    """The one sentence on stderr of a command that must leave with `code` and print nothing."""
+    """The one sentence on stderr of a command that must leave with `code` and print nothing.
+
+    Before it, only the memory budget may have been stated.
+    """
     run = called("generate", *arguments, stdin=stdin)
     assert (run.returncode, run.stdout) == (code, ""), run.stderr
-    assert run.stderr.startswith("error: ")
-    assert run.stderr.count("\n") == 1
-    return run.stderr
+    *notes, sentence = run.stderr.splitlines()
+    assert all(note.startswith("memory: at most") for note in notes)
+    assert sentence.startswith("error: ")
+    return sentence
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +286,9 @@ def test_a_reader_that_leaves_is_no_error(pack: Path) -> None:
     run.stdout.close()
     assert run.stderr is not None
     errors = run.stderr.read()
-    assert (run.wait(60), errors) == (0, b"3 of 4 experts per token: not the model's own K\n")
+    notes = errors.splitlines()
+    assert (run.wait(60), notes[0]) == (0, b"3 of 4 experts per token: not the model's own K")
+    assert all(note.startswith(b"memory: at most") for note in notes[1:])
     run.stderr.close()
 
 

@@ -11,6 +11,14 @@ void rms_norm(const float* x, const float* weight, float eps, float* y, int64_t 
   }
 }
 
+void add_share(const float* x, float weight, float* y, int64_t count) {
+  const F16 share = set(weight);
+  for (int64_t i = 0; i < count; i += LANES) {
+    const int64_t left = count - i;
+    store_up_to(y + i, add(load_up_to(y + i, left), mul(share, load_up_to(x + i, left))), left);
+  }
+}
+
 void add_gated(const float* x, float gate, float* y, int64_t count) {
   const F16 open = sigmoid(set(gate));
   for (int64_t i = 0; i < count; i += LANES) {

@@ -18,7 +18,8 @@ enum class Scalar : int32_t { bf16, f16, f32 };
 // and scales and biases are [rows, cols / group] of type `scalar`. Float kinds: `data` is the matrix itself.
 // Grid kinds: `data` holds codes too, scales are bf16 [rows], and `grids` says which grid the codes of a group pick
 // their level from, in a byte per group (steps) or in four bits, low ones first (books). `levels` is
-// [256][1 or 2][2^bits]: for every byte the levels of the grids that it names.
+// [256][1 or 2][2^bits]: for every byte the levels of the grids that it names. `books` is [16][2^bits]: the levels of the
+// codebooks plus 128.
 struct Matrix {
   Kind kind;
   Scalar scalar;
@@ -28,14 +29,34 @@ struct Matrix {
   const void* biases;
   const uint8_t* grids = nullptr;
   const float* levels = nullptr;
+  const uint8_t* books = nullptr;
 };
 
-// Rows of activations: row t starts at base + index[t] * stride, or at base + t * stride without an index.
+constexpr int64_t BLOCK = 32;          // columns that share a scale when activations are rounded
+constexpr int64_t FEWEST_IN_TILES = 3;  // rows that make up for unpacking sixteen rows of a matrix
+
+// Rows of activations rounded to eight bits: codes are [rows][width], dealt out to the planes of a kind of matrix, and
+// zero from the last column to `width`, a multiple of 512. With B = width / 32 blocks: scales are [rows][B], offsets
+// (-128 * sum of the block's codes) likewise; sums are [rows][3][B], of groups of 32, 64 and 128: scale * sum of codes.
+// From FEWEST_IN_TILES rows on they come in tiles of as many rows as `tile_rows` says, and the last axes are
+// [width / 4][rows of the tile][4], [B][rows of the tile] and [3][B][rows of the tile].
+struct Rounded {
+  int64_t width;
+  int8_t* codes;
+  float* scales;
+  int32_t* offsets;
+  float* sums;
+};
+
+// Rows of activations: row t is row index[t] of the base, or row t without an index. `rounded`, if there, is the base
+// rounded for the matrix that it is multiplied with.
 struct Rows {
   const float* base;
   const int32_t* index;
   int64_t count, stride;
-  const float* operator[](int64_t t) const { return base + (index ? index[t] : t) * stride; }
+  const Rounded* rounded = nullptr;
+  int64_t place(int64_t t) const { return index ? index[t] : t; }
+  const float* operator[](int64_t t) const { return base + place(t) * stride; }
 };
 
 // One expert: gate and up are [intermediate, hidden], down is [hidden, intermediate].
@@ -48,20 +69,28 @@ struct AttentionShape {
   float eps;
 };
 
+// Query rows of a tile, and positions of a block; blocks lie at multiples of this, for all calls and tokens alike.
+constexpr int64_t ATTENTION_ROWS = 16, ATTENTION_BLOCK = 256;
+
 // One chunk's view of a full-attention layer. `keys` and `values` are the cache [capacity, num_kv_heads * head_dim];
 // token t of the chunk sits at `position + t`; cos and sin are [tokens, rotary_dims / 2] for those positions.
+// The query rows of a key head, token by token and in each token head by head, are cut into tiles; tiles are numbered
+// through, key head by key head, `tiles` for each. Of a tile, arrays have one row of ATTENTION_ROWS floats for each dimension; a partial
+// result is [head_dim + 2] such rows: the largest score, the sum of exponentials, and their weighted sum of values.
 struct Attention {
   AttentionShape shape;
-  int64_t tokens, position;
+  int64_t tokens, position, tiles;
   const float *query_gate, *key, *value;  // [tokens, num_heads * 2 * head_dim], [tokens, num_kv_heads * head_dim] twice
   const float *query_norm, *key_norm, *cos, *sin;
-  float *queries, *keys, *values, *out;  // queries and out are [tokens, heads * head_dim]
+  float *keys, *values, *out;  // out is [tokens, heads * head_dim]
 };
 
 struct DeltaShape {
   int64_t num_key_heads, num_value_heads, key_head_dim, value_head_dim, conv_kernel;
   float eps;
 };
+
+constexpr int64_t DELTA_COLUMNS = 32;  // of a head's state, that one thread advances at a time
 
 // One chunk's view of a Gated DeltaNet layer. `mixed` and `convolved` are [tokens, channels] with channels q | k | v;
 // conv_state is [conv_kernel - 1, channels], the inputs before the chunk; state is [value_heads, key_dim, value_dim].
@@ -70,35 +99,60 @@ struct Delta {
   int64_t tokens, channels;
   const float *mixed, *gate, *beta, *decay;  // projections: qkv; z [tokens, value_heads * value_dim]; b; a
   const float *conv, *log_decay, *decay_bias, *norm;  // conv [conv_kernel, channels]; log_decay is A_log
-  float *convolved, *conv_state, *state, *out;
+  float *convolved, *keeps, *learns;  // scratch; the latter two [tokens, value_heads]: exp(..) and sigmoid(b) above
+  float *conv_state, *state, *out;
 };
 
 struct Kernels {
   const char* name;
+  // How many planes activations are dealt out to for this kind of matrix; 0 if it multiplies floats only.
+  int64_t (*planes)(Kind);
+  // Rounds a row of `cols` floats to row `row` of `to`.
+  void (*round_row)(const float* x, int64_t cols, int64_t planes, int64_t row, const Rounded& to);
+  // How many of `left` rows the next tile has.
+  int64_t (*tile_rows)(int64_t left);
+  // The scratch that products with a matrix need, in floats.
+  int64_t (*product_scratch)(const Matrix&);
   // y[t, r] = matrix[r] . x[t] for rows first..last; y has `stride` floats per token.
-  void (*matmul)(const Matrix&, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last);
-  // h[t, r] = silu(gate[r] . x[t]) * (up[r] . x[t]).
-  void (*swiglu)(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first,
-                 int64_t last);
+  void (*matmul)(const Matrix&, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last, float* scratch);
+  // h[t, r] = silu(gate[r] . x[t]) * (up[r] . z[t]);
+  // x and z are the same rows, for the one matrix and for the other.
+  void (*swiglu)(const Matrix& gate, const Matrix& up, const Rows& x, const Rows& z, float* h, int64_t stride,
+                 int64_t first, int64_t last, float* scratch);
   // y[index[t], r] += weight[t] * (matrix[r] . h[t]), one rounding after the product and one after the sum.
   void (*accumulate)(const Matrix&, const Rows& h, const int32_t* index, const float* weight, float* y, int64_t stride,
-                     int64_t first, int64_t last);
+                     int64_t first, int64_t last, float* scratch);
   // y[c] = matrix[row, c]: a stored row as float32.
   void (*row)(const Matrix&, int64_t row, float* y);
   // y = x / sqrt(mean(x^2) + eps) * weight.
   void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t count);
+  // y = y + weight * x, one rounding after the product and one after the sum.
+  void (*add_share)(const float* x, float weight, float* y, int64_t count);
   // y = y + sigmoid(gate) * x.
   void (*add_gated)(const float* x, float gate, float* y, int64_t count);
   // The k largest of softmax(logits), renormalised to sum 1, largest first; ties go to the lower id. scratch: [count].
   void (*route)(const float* logits, int64_t count, int64_t k, int32_t* ids, float* weights, float* scratch);
-  // Of one token: q/k norms, rotation, and the cache's new row.
-  void (*attention_prepare)(const Attention&, int64_t token);
-  // Of one token and head: gated softmax attention over positions 0..position+token. scratch: one float per position.
-  void (*attention_head)(const Attention&, int64_t token, int64_t head, float* scratch);
-  // Causal convolution and SiLU of channels first..last, all tokens; advances conv_state.
-  void (*delta_conv)(const Delta&, int64_t first, int64_t last);
-  // The gated delta rule of one value head, all tokens; advances its state. scratch: 2 * key_dim floats.
-  void (*delta_head)(const Delta&, int64_t head, float* scratch);
+  // Of one token: the cache's new row.
+  void (*attention_cache)(const Attention&, int64_t token);
+  // queries [head_dim, ATTENTION_ROWS] of a tile: normed, rotated and divided by sqrt(head_dim); absent rows are zero.
+  // sum is the partial result of no block at all.
+  void (*attention_start)(const Attention&, int64_t tile, float* queries, float* sum);
+  // The partial result of a tile's rows over the positions of a block. scores: ATTENTION_BLOCK * ATTENTION_ROWS floats.
+  void (*attention_block)(const Attention&, int64_t tile, int64_t block, const float* queries, float* scores,
+                          float* partial);
+  // sum, the partial result of all blocks before, takes in that of the next one.
+  void (*attention_join)(const Attention&, const float* partial, float* sum);
+  // out of a tile's rows, from the partial result of all blocks.
+  void (*attention_finish)(const Attention&, int64_t tile, const float* sum);
+  // Of q, k and v heads first..last, numbered through, all tokens: convolution, SiLU, norm, and a v head's rates.
+  void (*delta_inputs)(const Delta&, int64_t first, int64_t last);
+  // Advances conv_state.
+  void (*delta_shift)(const Delta&);
+  // The gated delta rule of DELTA_COLUMNS columns of a value head, all tokens; advances its state.
+  // scratch: DELTA_COLUMNS * key_dim floats.
+  void (*delta_slice)(const Delta&, int64_t head, int64_t slice, float* scratch);
+  // The gated norm of one token's value head: row = token * value_heads + head.
+  void (*delta_outputs)(const Delta&, int64_t row);
 };
 
 // The best table this machine can run, or the one MOEPACK_ISA names (std::runtime_error if it cannot).

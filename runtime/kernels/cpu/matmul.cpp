@@ -1,11 +1,13 @@
 // Products of stored matrices with rows of activations: plain, SwiGLU, and the weighted sum over experts.
 //
-// Every dot product has one shape whatever is computed beside it: sixteen running sums over ascending columns, then the
-// reduction tree of simd.h. Tiles (some rows by some tokens) only decide which dot products share loads.
+// With float activations every dot product has one shape whatever is computed beside it: sixteen running sums over
+// ascending columns, then the reduction tree of simd.h. Tiles (some rows by some tokens) only decide which dot products
+// share loads. With rounded ones the shape is that of rounded.h.
 #include "affine.h"
 #include "declarations.h"
 #include "floatmat.h"
 #include "grids.h"
+#include "rounded.h"
 
 namespace moepack::MOEPACK_ISA {
 
@@ -13,9 +15,9 @@ namespace {
 
 constexpr int64_t BLOCK_ROWS = 16, BLOCK_TOKENS = 32;
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers; elsewhere 16
-constexpr int TILE_TOKENS = 8, ROWS_OF_ONE_TOKEN = 8;
+constexpr int TILE_TOKENS = 8, ROWS_OF_ONE_TOKEN = 8, PANEL_TOKENS = 12;
 #else
-constexpr int TILE_TOKENS = 4, ROWS_OF_ONE_TOKEN = 4;
+constexpr int TILE_TOKENS = 4, ROWS_OF_ONE_TOKEN = 4, PANEL_TOKENS = 3;
 #endif
 
 struct Block {
@@ -80,48 +82,138 @@ void fill(const Matrix& m, int64_t row, int64_t rows, const Rows& x, int64_t tok
   with_source(m, [&](auto source) { fill_from<decltype(source)>(m, row, rows, x, token, tokens, block); });
 }
 
-// Calls use(token, row, tokens, rows) for every block; tokens outside, so that a block's activations stay in the cache.
-template <typename Use> inline void blocks(int64_t tokens, int64_t first, int64_t last, Use&& use) {
-  for (int64_t token = 0; token < tokens; token += BLOCK_TOKENS)
-    for (int64_t row = first; row < last; row += BLOCK_ROWS)
-      use(token, row, tokens - token < BLOCK_TOKENS ? tokens - token : BLOCK_TOKENS,
-          last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS);
+// Calls run(codes) for a kind that multiplies rounded activations.
+template <typename Run> inline void with_codes(const Matrix& m, Run&& run) {
+  switch (m.kind) {
+    case Kind::affine2: return run(AffineCodes<2>(m));
+    case Kind::affine3: return run(AffineCodes<3>(m));
+    case Kind::affine4: return run(AffineCodes<4>(m));
+    case Kind::affine6: return run(AffineCodes<6>(m));
+    case Kind::affine8: return run(AffineCodes<8>(m));
+    case Kind::books2: return m.group == 8 ? run(BookCodes<2, 8>(m)) : run(BookCodes<2, 16>(m));
+    case Kind::books3: return m.group == 8 ? run(BookCodes<3, 8>(m)) : run(BookCodes<3, 16>(m));
+    default: return;
+  }
+}
+
+// Calls use(token, row, tokens, rows, block) for every block; tokens outside, so that a block's activations stay in the
+// cache.
+template <typename Use> void float_products(const Matrix& m, const Rows& x, int64_t first, int64_t last, Use&& use) {
+  Block block = {};
+  for (int64_t token = 0; token < x.count; token += BLOCK_TOKENS)
+    for (int64_t row = first; row < last; row += BLOCK_ROWS) {
+      const int64_t tokens = x.count - token < BLOCK_TOKENS ? x.count - token : BLOCK_TOKENS;
+      const int64_t rows = last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS;
+      fill(m, row, rows, x, token, tokens, block);
+      use(token, row, tokens, rows, block);
+    }
+}
+
+template <typename Codes, typename Use>
+void row_by_row(const Codes&, const Matrix& m, const Rows& x, int64_t row, int64_t rows, float* room, Use&& use) {
+  Block block = {};
+  for (int64_t t = 0; t < x.count; ++t)
+    dot_rows<Codes>(m, row, rows, tile_of(*x.rounded, x.place(t), 1, m.group), room, block.dots[t]);
+  use(int64_t{0}, row, x.count, rows, block);
+}
+
+// Tiles of T tokens from `token` on, then smaller ones, as tile_rows says.
+template <typename Codes, int T, typename Use>
+void tiles(const Matrix& m, const Panel& panel, const Rows& x, int64_t token, int64_t row, int64_t rows, Use&& use) {
+  Block block;
+  for (; token + T <= x.count; token += T) {
+    F16 dots[T];
+    panel_tile<Codes, T>(m, panel, tile_of(*x.rounded, token, T, m.group), dots);
+    for (int t = 0; t < T; ++t) store(block.dots[t], dots[t]);
+    use(token, row, int64_t{T}, rows, block);
+  }
+  if constexpr (T > 1) tiles<Codes, T / 2>(m, panel, x, token, row, rows, use);
+}
+
+template <typename Codes, typename Use>
+void tiles_of(const Codes&, const Matrix& m, const Panel& panel, const Rows& x, int64_t row, int64_t rows, Use&& use) {
+  tiles<Codes, PANEL_TOKENS>(m, panel, x, 0, row, rows, use);
+}
+
+// Rows outside, so that each is unpacked once.
+template <typename Use>
+void rounded_products(const Matrix& m, const Rows& x, int64_t first, int64_t last, float* scratch, Use&& use) {
+  with_codes(m, [&](const auto& codes) {
+    const Panel panel = panel_in(m, scratch);
+    for (int64_t row = first; row < last; row += PANEL_ROWS) {
+      const int64_t rows = last - row < PANEL_ROWS ? last - row : PANEL_ROWS;
+      if (x.count < FEWEST_IN_TILES) {
+        row_by_row(codes, m, x, row, rows, panel.scales, use);
+      } else {
+        fill_panel(m, codes, row, panel);
+        tiles_of(codes, m, panel, x, row, rows, use);
+      }
+    }
+  });
+}
+
+template <typename Use>
+void products(const Matrix& m, const Rows& x, int64_t first, int64_t last, float* scratch, Use&& use) {
+  if (x.rounded) rounded_products(m, x, first, last, scratch, use);
+  else float_products(m, x, first, last, use);
 }
 
 }  // namespace
 
-void matmul(const Matrix& m, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last) {
-  Block block;
-  blocks(x.count, first, last, [&](int64_t token, int64_t row, int64_t tokens, int64_t rows) {
-    fill(m, row, rows, x, token, tokens, block);
-    for (int64_t t = 0; t < tokens; ++t)
-      std::memcpy(y + (token + t) * stride + row, block.dots[t], static_cast<size_t>(rows) * sizeof(float));
-  });
+int64_t planes(Kind kind) {
+  switch (kind) {
+    case Kind::affine2:
+    case Kind::books2: return 4;
+    case Kind::affine4: return 2;
+    case Kind::affine3:
+    case Kind::affine6:
+    case Kind::affine8:
+    case Kind::books3: return 1;
+    default: return 0;
+  }
 }
 
-void swiglu(const Matrix& gate, const Matrix& up, const Rows& x, float* h, int64_t stride, int64_t first,
-            int64_t last) {
+int64_t tile_rows(int64_t left) {
+  int64_t rows = PANEL_TOKENS;
+  while (rows > left) rows /= 2;
+  return rows;
+}
+
+int64_t product_scratch(const Matrix& m) {
+  return planes(m.kind) == 0 ? 0 : (m.cols + STRETCH) * PANEL_ROWS / 4 + 2 * (m.cols / BLOCK + 1) * PANEL_ROWS + LANES;
+}
+
+void matmul(const Matrix& m, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last, float* scratch) {
+  products(m, x, first, last, scratch,
+           [&](int64_t token, int64_t row, int64_t tokens, int64_t rows, const Block& block) {
+             for (int64_t t = 0; t < tokens; ++t)
+               std::memcpy(y + (token + t) * stride + row, block.dots[t], static_cast<size_t>(rows) * sizeof(float));
+           });
+}
+
+void swiglu(const Matrix& gate, const Matrix& up, const Rows& x, const Rows& z, float* h, int64_t stride, int64_t first,
+            int64_t last, float* scratch) {
   static_assert(BLOCK_ROWS == LANES);
-  Block gates = {}, ups = {};
-  blocks(x.count, first, last, [&](int64_t token, int64_t row, int64_t tokens, int64_t rows) {
-    fill(gate, row, rows, x, token, tokens, gates);
-    fill(up, row, rows, x, token, tokens, ups);
-    for (int64_t t = 0; t < tokens; ++t)
-      store_up_to(h + (token + t) * stride + row, mul(silu(load(gates.dots[t])), load(ups.dots[t])), rows);
-  });
+  matmul(gate, x, h, stride, first, last, scratch);
+  products(up, z, first, last, scratch,
+           [&](int64_t token, int64_t row, int64_t tokens, int64_t rows, const Block& block) {
+             for (int64_t t = 0; t < tokens; ++t) {
+               float* const to = h + (token + t) * stride + row;
+               store_up_to(to, mul(silu(load_up_to(to, rows)), load(block.dots[t])), rows);
+             }
+           });
 }
 
 void accumulate(const Matrix& m, const Rows& h, const int32_t* index, const float* weight, float* y, int64_t stride,
-                int64_t first, int64_t last) {
-  Block block = {};
-  blocks(h.count, first, last, [&](int64_t token, int64_t row, int64_t tokens, int64_t rows) {
-    fill(m, row, rows, h, token, tokens, block);
-    for (int64_t t = 0; t < tokens; ++t) {
-      float* const to = y + index[token + t] * stride + row;
-      const F16 share = mul(set(weight[token + t]), load(block.dots[t]));
-      store_up_to(to, add(load_up_to(to, rows), share), rows);
-    }
-  });
+                int64_t first, int64_t last, float* scratch) {
+  products(m, h, first, last, scratch,
+           [&](int64_t token, int64_t row, int64_t tokens, int64_t rows, const Block& block) {
+             for (int64_t t = 0; t < tokens; ++t) {
+               float* const to = y + index[token + t] * stride + row;
+               const F16 share = mul(set(weight[token + t]), load(block.dots[t]));
+               store_up_to(to, add(load_up_to(to, rows), share), rows);
+             }
+           });
 }
 
 void row(const Matrix& m, int64_t row, float* y) {

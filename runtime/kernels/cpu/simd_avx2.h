@@ -41,6 +41,13 @@ inline __m256 widen_bf16(const uint16_t* from) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_eight(from)), 16));
 }
 inline F16 load_bf16(const uint16_t* from) { return {widen_bf16(from), widen_bf16(from + 8)}; }
+// 16 / REPEAT values, each in REPEAT lanes.
+template <int REPEAT> inline F16 load_bf16_repeated(const uint16_t* from) {
+  if constexpr (REPEAT == 1) return load_bf16(from);
+  uint16_t halves[16];
+  for (int i = 0; i < 16; ++i) halves[i] = from[i / REPEAT];
+  return load_bf16(halves);
+}
 inline F16 load_f16(const uint16_t* from) {
   return {_mm256_cvtph_ps(load_eight(from)), _mm256_cvtph_ps(load_eight(from + 8))};
 }

@@ -37,6 +37,17 @@ inline F16 load_bf16(const uint16_t* from) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
+// 16 / REPEAT values, each in REPEAT lanes.
+template <int REPEAT> inline F16 load_bf16_repeated(const uint16_t* from) {
+  if constexpr (REPEAT == 1) return load_bf16(from);
+  __m128i halves;
+  if constexpr (REPEAT == 2) halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  else halves = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  constexpr int STEP = REPEAT == 2 ? 1 : 2;
+  const __m512i index = _mm512_srli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), STEP);
+  const __m512i words = _mm512_permutexvar_epi32(index, _mm512_castsi256_si512(_mm256_cvtepu16_epi32(halves)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
+}
 inline F16 load_f16(const uint16_t* from) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
 }

@@ -64,6 +64,13 @@ inline F16 load_bf16(const uint16_t* from) {
   for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from + 4 * i), 16));
   return r;
 }
+// 16 / REPEAT values, each in REPEAT lanes.
+template <int REPEAT> inline F16 load_bf16_repeated(const uint16_t* from) {
+  if constexpr (REPEAT == 1) return load_bf16(from);
+  uint16_t halves[16];
+  for (int i = 0; i < 16; ++i) halves[i] = from[i / REPEAT];
+  return load_bf16(halves);
+}
 inline F16 load_f16(const uint16_t* from) {
   F16 r;
   for (int i = 0; i < 4; ++i) r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * i)));

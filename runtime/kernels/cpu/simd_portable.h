@@ -61,6 +61,14 @@ inline F16 load_bf16(const uint16_t* from) {
   return r;
 }
 
+// 16 / REPEAT values, each in REPEAT lanes.
+template <int REPEAT> inline F16 load_bf16_repeated(const uint16_t* from) {
+  if constexpr (REPEAT == 1) return load_bf16(from);
+  uint16_t halves[16];
+  for (int i = 0; i < 16; ++i) halves[i] = from[i / REPEAT];
+  return load_bf16(halves);
+}
+
 // IEEE half to float: the exponent is rebased by a multiplication, which also handles subnormals exactly.
 inline float half_to_float(uint16_t half) {
   const uint32_t magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;

@@ -1,0 +1,127 @@
+"""What a pack would be like to run, here or on a machine that somebody published figures of.
+
+Brings together the memory plan, what the machine delivers and the forecast; knows nothing of tables or JSON. Nothing of
+the pack but its small files is read, except to measure.
+"""
+
+from dataclasses import dataclass, replace
+
+from ..layout.reader import Pack
+from . import forecast, host, speed
+from ._native import instruction_set
+from .devices import Device
+from .engine import EngineOptions, open_backend, plan_run
+from .forecast import Demand, Forecast, Rates
+from .memory import MemoryPlan
+from .speed import Disk
+
+CHUNKS = (512, 2048, 4096)  # for which a ceiling of prefill is given, besides the plan's own
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the pack would run. Bandwidths in GB/s, None where not known; `free` is None for a published device.
+
+    `measured` here, or published: then `sources` says by whom. `protection` is what keeps the trunk in memory.
+    """
+
+    name: str
+    measured: bool
+    memory: int
+    free: int | None
+    rates: Rates
+    disk: str
+    threads: int | None
+    instruction_set: str | None
+    protection: host.Protection | None
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What a disk allows in chunks of so many tokens; None where nothing has to be read."""
+
+    chunk: int
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that `moe-run doctor` says of a pack."""
+
+    plan: MemoryPlan
+    machine: Machine
+    demand: Demand
+    decode: tuple[Forecast, Forecast]
+    prefill: tuple[Prefill, ...]
+    digests_checked: bool
+
+
+def diagnose(pack: Pack, options: EngineOptions, disk: Disk | None) -> Diagnosis:
+    """The pack on this machine, whose memory and kernels are measured; `disk` is what was measured of its disk.
+
+    Raises UsageError for options that cannot be met, as a run would.
+    """
+    plan = plan_run(pack, options)
+    return _diagnosis(pack, options, plan, _this_machine(pack, options, plan, disk))
+
+
+def diagnose_for(pack: Pack, options: EngineOptions, device: Device) -> Diagnosis:
+    """The pack on a published device; without a budget, on the share of its memory that one process may take.
+
+    Raises UsageError for options that cannot be met there.
+    """
+    budget = options.memory or int(device.usable * device.memory)
+    plan = plan_run(pack, replace(options, memory=budget))
+    return _diagnosis(pack, options, plan, _published(device))
+
+
+def _diagnosis(pack: Pack, options: EngineOptions, plan: MemoryPlan, machine: Machine) -> Diagnosis:
+    demand = Demand.of(pack, options.experts_per_token or pack.model.num_experts_per_tok)
+    decode = forecast.forecasts(demand, plan.slots, machine.rates)
+    return Diagnosis(plan, machine, demand, decode, _prefill(demand, plan, machine.rates.disk), options.check_digests)
+
+
+def _prefill(demand: Demand, plan: MemoryPlan, disk: float | None) -> tuple[Prefill, ...]:
+    if disk is None:
+        return ()
+    return tuple(
+        Prefill(chunk, forecast.prefill_ceiling(demand, plan.slots, chunk, disk))
+        for chunk in sorted({plan.chunk, *CHUNKS})
+    )
+
+
+def _this_machine(pack: Pack, options: EngineOptions, plan: MemoryPlan, disk: Disk | None) -> Machine:
+    memory = speed.memory_bandwidth(options.threads)
+    kernels = speed.kernel_bandwidth(pack, open_backend(options.threads))
+    return Machine(
+        name="this machine",
+        measured=True,
+        memory=host.memory_total(),
+        free=host.memory_free(),
+        rates=Rates(disk.gigabytes_per_second if disk else None, memory, kernels),
+        disk=_how_read(disk) if disk else "not measured",
+        threads=options.threads,
+        instruction_set=instruction_set(),
+        protection=host.protection(plan.trunk),
+    )
+
+
+def _how_read(disk: Disk) -> str:
+    pieces = f", each in {disk.split} pieces" if disk.split > 1 else ""
+    return f"{disk.access}, {disk.depth} reads at once{pieces}{'' if disk.measured else ', not measured'}"
+
+
+def _published(device: Device) -> Machine:
+    return Machine(
+        name=device.title,
+        measured=False,
+        memory=device.memory,
+        free=None,
+        rates=Rates(device.disk_gigabytes_per_second, device.memory_gigabytes_per_second),
+        disk="published",
+        threads=None,
+        instruction_set=None,
+        protection=None,
+        sources=(f"memory bandwidth: {device.memory_source}", f"disk: {device.disk_source}"),
+    )

@@ -1,0 +1,120 @@
+// The weights of a matrix as unsigned bytes, chunk by chunk, for products with rounded activations.
+//
+// A chunk is 64 bytes of every plane: byte i of plane p is column PLANES * i + p of the chunk, because that is what
+// shifting packed codes gives. Rounded activations are dealt out the same way, so order never matters to a sum.
+#pragma once
+
+#include "affine.h"
+#include "bytes.h"
+#include "kernels.h"
+
+namespace moepack::MOEPACK_ISA {
+
+constexpr int64_t AHEAD = 4096;  // bytes: how far ahead memory is asked for; the rows of a matrix follow each other
+
+// Scales or biases of the sixteen blocks from `block` on, zero beyond the row; one value serves REPEAT blocks.
+template <int REPEAT>
+inline F16 spread(const void* from, Scalar scalar, int64_t row_start, int64_t groups, int64_t block) {
+  const int64_t first = block / REPEAT, count = groups - first < LANES / REPEAT ? groups - first : LANES / REPEAT;
+  if (scalar == Scalar::bf16 && count == LANES / REPEAT)
+    return load_bf16_repeated<REPEAT>(static_cast<const uint16_t*>(from) + row_start + first);
+  float values[LANES], lanes[LANES] = {};
+  widen(from, scalar, row_start + first, count, values);
+  for (int64_t i = 0; i < count * REPEAT; ++i) lanes[i] = values[i / REPEAT];
+  return load(lanes);
+}
+
+template <int BITS> struct AffineCodes {
+  static constexpr int PLANES = BITS == 2 ? 4 : BITS == 4 ? 2 : 1, MOST = (1 << BITS) - 1;
+  static constexpr int64_t CHUNK = BYTES * PLANES;  // columns
+  static constexpr bool SHIFTED = false;            // whether bytes are weights, not 128 above them
+
+  // The chunk at `column` of a row, of which `left` columns exist; bytes past them are arbitrary.
+  static inline void planes(const Matrix& m, const AffineCodes&, int64_t row, int64_t column, int64_t left,
+                            U64 (&w)[PLANES]) {
+    const uint8_t* const from = m.data + row * m.row_bytes + column * BITS / 8;
+    __builtin_prefetch(from + AHEAD, 0, 2);
+    if constexpr (BITS == 3 || BITS == 6) {
+      if (BITS == 6) __builtin_prefetch(from + AHEAD + 32, 0, 2);
+      if (left >= CHUNK) return void(w[0] = unpack<BITS>(from));
+      uint8_t codes[CHUNK] = {};
+      std::memcpy(codes, from, static_cast<size_t>(left * BITS / 8));
+      w[0] = unpack<BITS>(codes);
+    } else {
+      const U64 chunk = left >= CHUNK ? load_bytes(from) : load_bytes_up_to(from, left * BITS / 8);
+      w[0] = lowest<BITS>(chunk);
+      if constexpr (PLANES > 1) w[1] = lowest<BITS>(shifted<BITS>(chunk));
+      if constexpr (PLANES > 2) w[2] = lowest<BITS>(shifted<2 * BITS>(chunk));
+      if constexpr (PLANES > 2) w[3] = lowest<BITS>(shifted<3 * BITS>(chunk));
+    }
+  }
+
+  explicit AffineCodes(const Matrix&) {}
+
+  // The scales of a row's blocks times those of the activations, in `room`.
+  static inline const float* factors(const Matrix& m, int64_t row, const float* scales, float* room) {
+    if (m.group == 32) multiply<1>(m, row, scales, room);
+    else if (m.group == 64) multiply<2>(m, row, scales, room);
+    else multiply<4>(m, row, scales, room);
+    return room;
+  }
+
+  // What the biases add: of every group, its bias times the sum of its activations.
+  static inline float finish(const Matrix& m, int64_t row, F16 sum, const float* sums) {
+    const int64_t groups = m.cols / m.group;
+    F16 more = set(0.0f);
+    for (int64_t g = 0; g < groups; g += LANES)
+      more = fma(spread<1>(m.biases, m.scalar, row * groups, groups, g), load(sums + g), more);
+    return reduce_add(sum) + reduce_add(more);
+  }
+
+ private:
+  template <int REPEAT>
+  static inline void multiply(const Matrix& m, int64_t row, const float* scales, float* to) {
+    const int64_t blocks = m.cols / BLOCK, groups = blocks / REPEAT;
+    for (int64_t b = 0; b < blocks; b += LANES)
+      store(to + b, mul(spread<REPEAT>(m.scales, m.scalar, row * groups, groups, b), load(scales + b)));
+  }
+};
+
+template <int BITS, int GROUP> struct BookCodes {
+  static constexpr int PLANES = BITS == 2 ? 4 : 1, MOST = 255;
+  static constexpr int64_t CHUNK = BYTES * PLANES, GRID_BYTES = CHUNK / GROUP / 2;
+  static constexpr bool SHIFTED = true;
+
+  Books<BITS> books;
+  explicit BookCodes(const Matrix& m) : books(m.books) {}
+
+  static inline void planes(const Matrix& m, const BookCodes& self, int64_t row, int64_t column, int64_t left,
+                            U64 (&w)[PLANES]) {
+    const uint8_t* from = m.data + row * m.row_bytes + column * BITS / 8;
+    const uint8_t* grids = m.grids + (row * m.cols + column) / GROUP / 2;
+    uint8_t codes[CHUNK * BITS / 8], few[GRID_BYTES] = {};
+    __builtin_prefetch(from + AHEAD, 0, 2);
+    if (column % (BYTES * 2 * GROUP) == 0) __builtin_prefetch(grids + AHEAD / 4, 0, 2);
+    if (left < CHUNK) {
+      std::memcpy(codes, from, static_cast<size_t>(left * BITS / 8));
+      std::memset(codes + left * BITS / 8, 0, static_cast<size_t>((CHUNK - left) * BITS / 8));
+      std::memcpy(few, grids, static_cast<size_t>(left / GROUP / 2));
+      from = codes, grids = few;
+    }
+    const U64 named = books_of<BITS, GROUP / PLANES>(grids);
+    if constexpr (BITS == 3) {
+      w[0] = self.books.levels(unpack<3>(from), named);
+    } else {
+      const U64 chunk = load_bytes(from);
+      w[0] = self.books.levels(chunk, named);
+      w[1] = self.books.levels(shifted<2>(chunk), named);
+      w[2] = self.books.levels(shifted<4>(chunk), named);
+      w[3] = self.books.levels(shifted<6>(chunk), named);
+    }
+  }
+
+  static inline const float* factors(const Matrix&, int64_t, const float* scales, float*) { return scales; }
+
+  static inline float finish(const Matrix& m, int64_t row, F16 sum, const float*) {
+    return bf16_to_float(static_cast<const uint16_t*>(m.scales)[row]) * reduce_add(sum);
+  }
+};
+
+}  // namespace moepack::MOEPACK_ISA

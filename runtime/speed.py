@@ -1,0 +1,77 @@
+"""What this machine delivers, measured in about a second each: its memory, its disk, its expert kernels.
+
+All in GB/s (10^9 bytes), for forecasts. Everything is read that the kernels read while decoding, out of the caches.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from ..layout.reader import Pack
+from . import _native, arena, host
+from .backends.base import Backend
+
+BUFFER_BYTES = 512 * 1024 * 1024  # no cache holds it
+LEAST_SECONDS = 0.5
+ROUNDS = 5
+READS_AT_ONCE = 8
+DISK_BYTES = 1_000_000_000  # at most, so that a fast disk is measured for long enough and a slow one not for too long
+
+
+class Disk(Protocol):
+    """How records are read from a disk and how fast that was; see disk.Tuning."""
+
+    @property
+    def access(self) -> str:
+        """How files are opened: "buffered" or "direct"."""
+
+    @property
+    def depth(self) -> int:
+        """Reads under way at once."""
+
+    @property
+    def split(self) -> int:
+        """Pieces that one record is read in."""
+
+    @property
+    def gigabytes_per_second(self) -> float | None:
+        """What random records reached."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether that was measured on this disk."""
+
+
+def memory_bandwidth(threads: int) -> float:
+    """The best of a few rounds in which all threads read a large buffer once."""
+    pool = _native.Pool(threads)
+    memory = arena.reserve(min(BUFFER_BYTES, host.memory_free() // 4))
+    memory[:] = 1  # pages of zeros would all be one
+    return max(_native.read_bandwidth(pool, memory) for _ in range(ROUNDS)) / 1e9
+
+
+def kernel_bandwidth(pack: Pack, backend: Backend) -> float:
+    """Bytes of expert records computed with per second, one token at a time, each record long out of the caches."""
+    layout, stride = backend.layout(pack.records[0]), pack.records[0].stride
+    count = min(pack.model.num_experts, max(1, BUFFER_BYTES // 4 // stride))
+    records = [pack.read_record(0, expert) for expert in range(count)]
+    x = backend.vector(np.random.Generator(np.random.PCG64(0)).standard_normal((1, pack.model.hidden_size), np.float32))
+    out, token, share = backend.zeros(*x.shape), np.zeros(1, np.int32), np.ones(1, np.float32)
+
+    def visit_all() -> None:
+        for record in records:
+            backend.expert(out, x, record, layout, token, share)
+
+    return count * stride / _seconds(visit_all) / 1e9
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """How long `work` takes on average, once it is warm."""
+    work()
+    start, done = time.perf_counter(), 0
+    while (took := time.perf_counter() - start) < LEAST_SECONDS or not done:
+        work()
+        done += 1
+    return took / done

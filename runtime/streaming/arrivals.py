@@ -1,0 +1,193 @@
+"""Reads under way, and the records that come of them: whole, checked, in whatever order the disk delivers.
+
+Threads of the native pool read, threads of ours compare digests (both without the GIL), and one queue brings the
+results to the engine's thread, the only one that starts reads. A record that failed arrives as an error.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Protocol, TypeAlias
+
+from blake3 import blake3
+
+from ...layout.reader import Pack
+from ...manifests.errors import MismatchError, MoepackError, StorageError
+from .cache import Key
+from .files import LayerFiles
+from .slots import Bytes
+
+CHECK_THREADS = max(2, min(8, (os.cpu_count() or 1) // 2))  # one core compares 2 to 6 GB/s; a disk may deliver more
+
+Checked: TypeAlias = tuple[int, Exception | None]  # a ticket, and what is wrong with its record
+
+
+class Reader(Protocol):
+    """Reads ranges into arrays; see _native.ReadPool, which documents each."""
+
+    def submit(
+        self, ticket: int, fd: int, offset: int, to: list[Bytes], *, pieces: int, urgent: bool, forget: bool
+    ) -> None:
+        """Start filling `to`."""
+
+    def hurry(self, ticket: int) -> None:
+        """Make a read urgent."""
+
+    def cancel(self, ticket: int) -> bool:
+        """Give up a read that has not begun."""
+
+    def next(self) -> tuple[int, int, int] | None:
+        """Wait for (ticket, bytes read, errno or 0); None after `close`."""
+
+    def abandon(self) -> None:
+        """Give up every read, and wait for those under way."""
+
+    def close(self) -> None:
+        """End."""
+
+    def idle(self) -> bool:
+        """Whether no read is queued or under way."""
+
+    def busy_seconds(self) -> float:
+        """How long at least one read has been under way."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How ranges are read: in how many pieces one record is, and whether its pages are dropped afterwards."""
+
+    pieces: int = 1
+    forget: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A record in its slot, or why it is not: `error`."""
+
+    key: Key
+    slot: Bytes
+    error: Exception | None
+
+
+class Arrivals:
+    """Starts reads of a pack's records and hands out what has arrived. Used by one thread."""
+
+    def __init__(self, pack: Pack, files: LayerFiles, reader: Reader, manner: Manner, *, check_digests: bool) -> None:
+        self._pack = pack
+        self._files = files
+        self._reader = reader
+        self._manner = manner
+        self._check = check_digests
+        self._ticket = 0
+        self._tickets: dict[Key, int] = {}
+        self._expected: dict[int, tuple[Key, Bytes]] = {}
+        self._checked: SimpleQueue[Checked] = SimpleQueue()
+        self._threads = [Thread(target=self._serve, name="moepack-check", daemon=True) for _ in range(CHECK_THREADS)]
+        for thread in self._threads:
+            thread.start()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._tickets
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def start(self, keys: Sequence[Key], slots: Sequence[Bytes], *, urgent: bool) -> None:
+        """Start one read of records that are neighbours in their layer's file, ascending, into a slot each."""
+        address = self._pack.address(*keys[0])
+        first, size = self._ticket + 1, address.size
+        self._ticket += len(keys)
+        for ticket, key, slot in zip(range(first, first + len(keys)), keys, slots, strict=True):
+            self._expected[ticket] = (key, slot)
+            self._tickets[key] = ticket
+        self._reader.submit(
+            first,
+            self._files.descriptor(keys[0][0]),
+            address.offset,
+            [slot[:size] for slot in slots],
+            pieces=self._manner.pieces if len(keys) == 1 else 1,
+            urgent=urgent,
+            forget=self._manner.forget,
+        )
+
+    def next(self) -> Arrived:
+        """Wait for any record."""
+        while (arrived := self._take()) is None:
+            pass
+        return arrived
+
+    def ready(self) -> Iterator[Arrived]:
+        """What has arrived, without waiting."""
+        while not self._checked.empty():
+            if (arrived := self._take()) is not None:
+                yield arrived
+
+    def _take(self) -> Arrived | None:
+        """What comes next of the checked records; None for one that had been abandoned."""
+        ticket, error = self._checked.get()
+        if ticket not in self._expected:
+            return None
+        key, slot = self._expected.pop(ticket)
+        del self._tickets[key]
+        return Arrived(key, slot, error)
+
+    def hurry(self, key: Key) -> None:
+        """A record that was read ahead is wanted now."""
+        self._reader.hurry(self._tickets[key])
+
+    def cancel(self, key: Key) -> Bytes | None:
+        """Give up a record whose read has not begun: its slot, untouched. None if it has."""
+        if not self._reader.cancel(self._tickets[key]):
+            return None
+        return self._expected.pop(self._tickets.pop(key))[1]
+
+    def abandon(self) -> None:
+        """Give up all records; once this returns nobody writes to their slots. May be repeated after an interrupt."""
+        self._reader.abandon()
+        self._expected.clear()
+        self._tickets.clear()
+
+    def close(self) -> None:
+        """End the reading and the checking; nothing can be read afterwards."""
+        self._reader.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        """Check what arrives until the reader is closed; runs in each of the checking threads."""
+        while (arrival := self._reader.next()) is not None:
+            ticket, got, error = arrival
+            expected = self._expected.get(ticket)
+            if expected is not None:
+                self._checked.put((ticket, self._verdict(*expected, got, error)))
+
+    def _verdict(self, key: Key, slot: Bytes, got: int, error: int) -> Exception | None:
+        """What `_fault` says; a defect of ours is an answer too, for someone waits for it."""
+        try:
+            return self._fault(key, slot, got, error)
+        except Exception as defect:
+            return defect
+
+    def _fault(self, key: Key, slot: Bytes, got: int, error: int) -> MoepackError | None:
+        """What is wrong with a record of which `got` bytes arrived, or None."""
+        record = slot[: self._pack.records[key[0]].stride]
+        if error:
+            return StorageError(f"{self._place(key)} cannot be read: {os.strerror(error)}; check the disk")
+        if got < len(record):
+            return StorageError(
+                f"{self._place(key)} ends after {got} bytes; the file was truncated after the pack was opened"
+            )
+        if self._check and blake3(record.data).digest() != self._pack.record_digest(*key):
+            return MismatchError(
+                f"{self._place(key)} is damaged: its bytes differ from the pack's digest;"
+                f" `moe-pack verify {self._pack.path}` names every damaged part"
+            )
+        return None
+
+    def _place(self, key: Key) -> str:
+        layer, expert = key
+        address = self._pack.address(layer, expert)
+        file = self._pack.path / self._pack.manifest.layers[layer].file
+        return f"{file}: layer {layer}, expert {expert} (bytes {address.offset}+{address.size})"

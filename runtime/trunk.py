@@ -1,0 +1,125 @@
+"""A pack's trunk on its way into memory: every byte read once, into one arena, and hashed while the next ones arrive.
+
+Promises that the digest is of exactly the bytes that are returned, that no tensor exists twice, and that no copy of the
+file stays behind in the page cache, where it would count against a limit of this process's control group. The memory is
+anonymous, so that no file read evicts it, and locked where the system allows.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from ..layout.reader import Pack
+from ..layout.tensorfile import ARRAY_DTYPES, Array, TensorEntry, byte_view
+from ..manifests.errors import MismatchError
+from ..manifests.files import open_regular, read_exactly
+from . import _native, arena
+
+PIECE_BYTES = 16 * 1024 * 1024
+READERS = 4  # large reads under way at once come close to any drive's peak
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Whole rows of a tensor, from `first` on, and where they go; all of a tensor without rows."""
+
+    name: str
+    first: int | None
+    to: Array
+
+
+def read_trunk(pack: Pack, *, check_digest: bool) -> dict[str, Array]:
+    """Every tensor of the trunk, in its own dtype, side by side in one arena.
+
+    Raises MismatchError if the bytes are not the manifest's, StorageError if the device fails.
+    """
+    entries = _in_file_order(pack)
+    starts, size = arena.packed([entry.size for entry in entries])
+    memory = arena.reserve(size)
+    tensors = {
+        entry.name: memory[start : start + entry.size].view(ARRAY_DTYPES[entry.dtype]).reshape(entry.shape)
+        for entry, start in zip(entries, starts, strict=True)
+    }
+    hasher = _begun(pack)
+    for piece in _arriving(pack, [piece for name, tensor in tensors.items() for piece in _pieces(name, tensor)]):
+        if check_digest:
+            hasher.update(byte_view(piece.to))
+    if check_digest:
+        _require_digest(pack, hasher.hexdigest())
+    _native.lock(memory)
+    return tensors
+
+
+def check_trunk(pack: Pack) -> None:
+    """Raise MismatchError unless the trunk's bytes are the manifest's; holds one tensor at a time."""
+    hasher = _begun(pack)
+    for entry in _in_file_order(pack):
+        hasher.update(byte_view(pack.trunk.read(entry.name)))
+    _require_digest(pack, hasher.hexdigest())
+
+
+def trunk_bytes(pack: Pack) -> int:
+    """Memory that the trunk takes: its arena, and float32 copies of the small weights that kernels want so."""
+    entries = pack.trunk.entries.values()
+    small = [entry for entry in entries if len(entry.shape) < 2 or entry.name.endswith("conv1d.weight")]
+    return arena.packed([entry.size for entry in entries])[1] + sum(map(_float_copy, small))
+
+
+def _float_copy(entry: TensorEntry) -> int:
+    return FLOAT_BYTES * math.prod(entry.shape)
+
+
+def _arriving(pack: Pack, pieces: list[_Piece]) -> Iterator[_Piece]:
+    """The pieces in order, each once it was read; those after it are being read meanwhile."""
+    with ThreadPoolExecutor(READERS, "moepack-trunk") as readers:
+        arrivals = [readers.submit(_reading(pack, piece)) for piece in pieces]
+        try:
+            for piece, arrival in zip(pieces, arrivals, strict=True):
+                arrival.result()
+                yield piece
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+
+def _reading(pack: Pack, piece: _Piece) -> Callable[[], None]:
+    return lambda: pack.trunk.read_into(piece.name, piece.to, piece.first, keep_cached=False)
+
+
+def _pieces(name: str, tensor: Array) -> Iterator[_Piece]:
+    """A tensor in pieces of whole rows: as many as PIECE_BYTES hold, at least one."""
+    if tensor.nbytes <= PIECE_BYTES:
+        yield _Piece(name, None, tensor)
+        return
+    rows = max(1, PIECE_BYTES * len(tensor) // tensor.nbytes)
+    for first in range(0, len(tensor), rows):
+        yield _Piece(name, first, tensor[first : first + rows])
+
+
+def _in_file_order(pack: Pack) -> list[TensorEntry]:
+    return sorted(pack.trunk.entries.values(), key=lambda entry: entry.offset)
+
+
+def _begun(pack: Pack) -> blake3:
+    """A hasher that has seen the file up to its first tensor."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    hasher.update(_prefix(pack, min((entry.offset for entry in pack.trunk.entries.values()), default=pack.trunk.size)))
+    return hasher
+
+
+def _require_digest(pack: Pack, found: str) -> None:
+    listed = next(file for file in pack.manifest.files if file.name == pack.manifest.trunk.file)
+    if found != listed.blake3:
+        raise MismatchError(
+            f"{pack.trunk.path} is damaged: its bytes differ from the manifest's digest; fetch or build the pack again"
+        )
+
+
+def _prefix(pack: Pack, size: int) -> bytes:
+    prefix = bytearray(size)
+    with open(open_regular(pack.trunk.path), "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor, not a path)
+        read_exactly(file.fileno(), memoryview(prefix), 0, pack.trunk.path)
+    return bytes(prefix)
