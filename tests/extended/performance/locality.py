@@ -64,7 +64,5 @@ def trace(engine: Engine, tokens: Sequence[int]) -> Trace:
         return routes
 
     engine.backend.route = watched  # type: ignore[method-assign]
-    session = engine.new_session()
-    for first in range(0, len(tokens), engine.options.chunk):
-        session.extend(tokens[first : first + engine.options.chunk])
+    engine.new_session().extend(tokens)  # many at once: nothing is routed on a guess
     return found

@@ -19,7 +19,7 @@ TITLES = {
     "digests": "What checking digests costs",
     "start": "From the command to the first token",
     "locality": "Routing",
-    "kernels": "Expert kernels",
+    "kernels": "Kernels",
 }
 TOKENS = "Tokens per second, medians of {rounds} alternating rounds; the ratio is moepack's median over the other's."
 TEXTS = {
@@ -42,7 +42,7 @@ TEXTS = {
     "digests": "What checking digests costs",
     "start": "From the command to the first token",
     "locality": "Routing",
-    "kernels": "Expert kernels",
+    "kernels": "Kernels",
 }
 TOKENS = "Tokens per second, medians of {rounds} alternating rounds; the ratio is moepack's median over the other's."
 TEXTS = {
@@ -68,7 +68,7 @@ TEXTS = {
         " routes like the trained 512-expert model of the published figures: 3000 tokens, the first quarter not"
         " counted. Figures of the other sections are on random tokens of a model that shares none, as the peers' are."
     ),
-    "kernels": "Products of the 397B model's expert with 1 to 64 tokens, by format and instruction set.",
+    "kernels": "The 397B model's expert with 1 to 64 tokens by format, and its mixers without their projections.",
 }
 SIZES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of caches, in shares of a layer's experts
 MODELS_OWN = "Qwen3.5-397B-A17B, 512 experts, 4 per token, published by Flash-MoE"

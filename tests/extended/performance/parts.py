@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ LIMITS = {"600 MiB": 600 * 2**20, "450 MiB": 450 * 2**20}
 TRACED = 3000  # tokens whose routing is looked at
 LIMITED_TOKENS, LIMITED_ROUNDS = 16, 3
 OVER = 1.05  # a budget is kept within 5 %: what we are told to use, so that the limit is not passed
-KERNELS = Path(__file__).parent.parent / "kernels.py"
+KERNELS = [Path(__file__).parent.parent / name for name in ("kernels.py", "mixers.py")]
+INSTRUCTION_SETS = ("avx512vnni", "avx512", "avx2", "neon")
 Turn = Callable[[], tuple[float, dict[str, Any]]]  # one round of one contender: a value, and what else was seen
 
 
@@ -171,13 +173,13 @@ def wide(peers: Peers) -> list[Series]:
 
 
 def kernels(peers: Peers) -> list[Series]:
-    """The expert kernels by format, on every instruction set that this machine has: one process each."""
+    """Experts by format, attention and the delta rule, on the instruction sets of this machine: one process each."""
     found = []
-    for name in ("avx512", "avx2", "neon", "baseline"):
+    for script, name in product(KERNELS, INSTRUCTION_SETS):
         environment = {**os.environ, "MOEPACK_ISA": name}
-        done = subprocess.run([sys.executable, KERNELS], env=environment, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
         if done.returncode == 0:
-            found.append(Series(name, "moepack", [], {"printed": done.stdout}))
+            found.append(Series(f"{script.stem}, {name}", "moepack", [], {"printed": done.stdout}))
         elif "names no instruction set" not in done.stderr:
             raise RuntimeError(done.stderr)
     return found
