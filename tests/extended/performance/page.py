@@ -38,26 +38,6 @@ TEXTS = {
         " storage needs for the missing bytes, or the computing time if that is longer. "
     )
     + TOKENS,
-    "wide": "Eight layers of full width in 6 GB",
-    "digests": "What checking digests costs",
-    "start": "From the command to the first token",
-    "locality": "Routing",
-    "kernels": "Kernels",
-}
-TOKENS = "Tokens per second, medians of {rounds} alternating rounds; the ratio is moepack's median over the other's."
-TEXTS = {
-    "decode": (
-        "32 random tokens one by one, from an empty context; all experts in memory, page cache warm. MB/token: the"
-        " weights that one token is computed with, in each one's own format; GB/s: those times tokens per second. "
-    )
-    + TOKENS,
-    "prefill": "Prompts of random tokens from an empty context; all experts in memory, page cache warm. " + TOKENS,
-    "beyond": (
-        "16 random tokens one by one in a control group with the stated limit, which counts the page cache too. The"
-        " model's pages are dropped before every round; moepack's slots hold what a prompt and an answer left there,"
-        " and its `--memory` is the limit over 1.05. llama.cpp maps its file; ik_llama.cpp continues a prompt of one"
-        " word. " + TOKENS
-    ),
     "wide": "As above: 512 experts a layer, 10 per token, 8 layers, `affine2-g64`. " + TOKENS,
     "digests": "The limited decoding above, with and without comparing each record with its digest. " + TOKENS,
     "start": "`moe-run generate` on the demo model, one token, in a new process: seconds.",
@@ -149,17 +129,8 @@ def _rate(found: dict[tuple[str, str], Series], side: str, case: str) -> str:
 
 def _accounts(series: list[Series]) -> Iterator[str]:
     """moepack's own account of its limited runs."""
-    heads = (
-        "",
-        "slots",
-        "hits",
-        "read MB/token",
-        "disk GB/s",
-        "limit GB/s",
-        "of the ceiling",
-        "set by",
-        "group's peak MB",
-    )
+    rates = ("read MB/token", "disk GB/s", "limit GB/s", "of the ceiling", "set by")
+    heads = ("moepack", "tokens/s", "slots", "hits", *rates, "group's peak MB")
     yield from table(heads, (row for each in series if _figures(each, "warm") for row in _account(each)))
 
 
