@@ -227,9 +227,9 @@ def plainly(work: Callable[[int], float], tokens: int) -> Turn:
 def rounds(case: str, turns: dict[str, Turn], count: int, *, warm_up: bool = True) -> list[Series]:
     """All contenders in turn, `count` times, after one uncounted round if they are to be warm."""
     taken: dict[str, list[tuple[float, dict[str, Any]]]] = {name: [] for name in turns}
-    for _ in range(count + warm_up):
-        for name, turn in turns.items():
-            taken[name].append(turn())
+    for round_ in range(count + warm_up):
+        for name in list(turns)[:: -1 if round_ % 2 else 1]:  # nobody always follows the same one
+            taken[name].append(turns[name]())
             print(f"{case}, {name}: {taken[name][-1][0]:.2f}", file=sys.stderr)
     counted = {name: each[warm_up:] for name, each in taken.items()}
     return [
