@@ -63,6 +63,19 @@ class Matrix:
     def rows(self) -> int: ...
     @property
     def cols(self) -> int: ...
+    def exact(self) -> Matrix:
+        """The same weights, of which products never see rounded activations."""
+
+class Activations:
+    """Rows of activations for products: as they are, and rounded to eight bits once a matrix multiplies those.
+
+    Quantized matrices multiply rounded ones unless they or the activations are exact. `x` is not copied: it must not
+    change while this is used.
+    """
+
+    def __init__(self, x: Floats, exact: bool = False) -> None: ...
+    @property
+    def count(self) -> int: ...
 
 class Levels:
     """The levels of a grid format, for the kernels, from its table [grids, levels]."""
@@ -76,6 +89,8 @@ class RecordViews:
     """Where gate, up and down lie in a record of `size` bytes."""
 
     def __init__(self, hidden: int, intermediate: int, projections: list[Projection], size: int) -> None: ...
+    @property
+    def hidden(self) -> int: ...
 
 class AttentionShape: ...
 class DeltaShape: ...
@@ -100,10 +115,10 @@ def attention_shape(heads: int, kv_heads: int, head_dim: int, rotary_dims: int, 
 def delta_shape(
     key_heads: int, value_heads: int, key_dim: int, value_dim: int, conv_kernel: int, eps: float
 ) -> DeltaShape: ...
-def matmul(pool: Pool, matrix: Matrix, x: Floats, y: Floats) -> None:
-    """y[t] = matrix x[t]."""
+def matmul(pool: Pool, matrices: list[Matrix], x: Activations, ys: list[Floats]) -> None:
+    """ys[i][t] = matrices[i] x[t], all matrices at once."""
 
-def swiglu(pool: Pool, gate: Matrix, up: Matrix, x: Floats, h: Floats) -> None:
+def swiglu(pool: Pool, gate: Matrix, up: Matrix, x: Activations, h: Floats) -> None:
     """h[t] = silu(gate x[t]) * (up x[t])."""
 
 def embed(table: Matrix, ids: Ints, y: Floats) -> None:
@@ -118,8 +133,16 @@ def add_gated(pool: Pool, x: Floats, gate: Floats, y: Floats) -> None:
 def route(pool: Pool, logits: Floats, ids: Ints, weights: Floats) -> None:
     """The k largest of softmax(logits), renormalised, largest first, ties to the lower id; outputs [tokens, k]."""
 
-def expert(pool: Pool, layout: RecordViews, record: Bytes, x: Floats, tokens: Ints, weights: Floats, y: Floats) -> None:
+def expert(
+    pool: Pool, layout: RecordViews, record: Bytes, x: Activations, tokens: Ints, weights: Floats, y: Floats
+) -> None:
     """y[tokens[i]] += weights[i] * down(silu(gate x) * (up x)) with x = x[tokens[i]]."""
+
+def experts(pool: Pool, layout: RecordViews, records: list[Bytes], x: Activations, y: Floats) -> None:
+    """y[i] = down(silu(gate x) * (up x)) of record i, for the only row of x."""
+
+def combine(parts: Floats, order: Ints, weights: Floats, y: Floats) -> None:
+    """y [hidden] += the sum of weights[i] * parts[order[i]], added up in this order."""
 
 def rotation(position: int, frequencies: Floats, cos: Floats, sin: Floats) -> None:
     """cos and sin of (position + t) * frequencies, [tokens, len(frequencies)]."""

@@ -7,8 +7,9 @@ knows token numbers only: text, sampling and stopping belong to its callers.
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ..manifests.errors import UsageError
 from . import weights
 from .backends.base import Backend, Floats, Tensor
 from .backends.cpu import CpuBackend
+from .disk import Tuning, tune
 from .experts import ExpertStream
 from .memory import MemoryPlan, plan
 from .model import TextModel
@@ -39,6 +41,7 @@ class EngineOptions:
     model's. `chunk`: most prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare
     every record and the trunk with the pack's digests before using them. `exact`: products see activations as float32,
     where otherwise those with quantized matrices see them rounded to eight bits.
+    `access`: read experts around the page cache or through it; by default whichever disk.tune finds better.
     """
 
     threads: int = field(default_factory=cpus)
@@ -49,6 +52,7 @@ class EngineOptions:
     context: int | None = None
     check_digests: bool = True
     exact: bool = False
+    access: Literal["auto", "direct", "buffered"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,9 @@ class Engine:
         self.memory = memory
         self.backend = backend
         self.experts_per_token = _experts_per_token(pack.model, options)
+        self.tuning = _tuning(pack, options.access)  # before the trunk is there: a first measurement needs memory
         trunk = weights.load(pack, backend, check_digest=options.check_digests)
-        self._experts = ExpertStream(pack, memory.slots, check_digests=options.check_digests)
+        self._experts = ExpertStream(pack, memory.slots, check_digests=options.check_digests, tuning=self.tuning)
         self._decoder = TextModel(pack.model, trunk, pack.records, self._experts, backend, self.experts_per_token)
         self._resources = ExitStack()
         self._resources.callback(self._experts.close)
@@ -107,7 +112,7 @@ class Engine:
         """
         options = options or EngineOptions()
         memory = plan_run(pack, options)
-        return cls(pack, options, memory, open_backend(options.threads, options.exact))
+        return cls(pack, options, memory, open_backend(options.threads, exact=options.exact))
 
     @property
     def context(self) -> int:
@@ -220,14 +225,22 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     return plan(pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk)
 
 
-def open_backend(threads: int, exact: bool = True) -> Backend:
-    """The backend of this machine; `exact` as in EngineOptions. Raises UsageError for a number of threads or an instruction set it has not."""
+def open_backend(threads: int, *, exact: bool = True) -> Backend:
+    """The backend of this machine; `exact` as in EngineOptions.
+
+    Raises UsageError for a number of threads or an instruction set it has not.
+    """
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"{threads} threads are outside 1 to {MOST_THREADS}")
     try:
         return CpuBackend(threads, exact=exact)
     except RuntimeError as error:  # MOEPACK_ISA names no instruction set of this machine
         raise UsageError(f"{error}; unset it to use the best one") from error
+
+
+def _tuning(pack: Pack, access: Literal["auto", "direct", "buffered"]) -> Tuning:
+    tuned = tune(pack)
+    return tuned if access == "auto" else replace(tuned, access=access)
 
 
 def _experts_per_token(model: schema.Model, options: EngineOptions) -> int:

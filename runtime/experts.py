@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout.reader import Pack
-from . import _native
+from . import _native, host
 from .disk import DEFAULT, Tuning
-from .memory import available_memory
 from .streaming.ahead import Ahead, Reach
 from .streaming.arrivals import Arrivals, Arrived, Manner, Reader
 from .streaming.cache import HALF_LIFE, Cache, Key
@@ -301,7 +300,7 @@ class ExpertStream:
 
 def _outgrows_memory(pack: Pack) -> bool:
     """Whether the page cache could not hold the pack: then it shall hold nothing, for the slots are the cache."""
-    return pack.expert_bytes > available_memory()
+    return pack.expert_bytes > host.memory_free()
 
 
 def _close(arrivals: Arrivals, files: LayerFiles) -> None:

@@ -165,16 +165,17 @@ class TextModel:
     def _one_token(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
         """The same for one token: experts are computed as they come, and added up in ascending order all the same."""
         backend, stages, ids = self._backend, self.stages, routes.ids[0]
-        parts, came = backend.zeros(len(ids), self._shape.hidden_size), []
-        shared = None
+        parts, shared = backend.zeros(len(ids), self._shape.hidden_size), None
+        came: list[int] = []
         stages.turn("reads")
         for batch in self._experts.batches(index, ids.tolist()):
             stages.turn("experts")
-            backend.experts(normed, [record for _, record in batch], self._layouts[index], parts[len(came):])
+            backend.experts(normed, [record for _, record in batch], self._layouts[index], parts[len(came) :])
             came += [expert for expert, _ in batch]
             if shared is None:  # the other experts' reads are under way by now
                 shared = self._meanwhile(index, x, normed)
             stages.turn("reads")
+        assert shared is not None
         stages.turn("experts")
         order = np.argsort(came).astype(np.int32)
         weights = routes.weights[0][np.argsort(ids)]
@@ -188,7 +189,9 @@ class TextModel:
         if following < len(self._weights.layers) and self._experts.may_foresee:
             self.stages.turn("router")
             weights = self._weights.layers[following]
-            guess = self._operations.route(self._operations.norm(x, weights.post_norm), weights, self._experts_per_token)
+            guess = self._operations.route(
+                self._operations.norm(x, weights.post_norm), weights, self._experts_per_token
+            )
             self._experts.foresee(following, guess.ids[0].tolist())
         self.stages.turn("shared")
         return self._operations.shared_expert(normed, self._weights.layers[index])

@@ -165,7 +165,7 @@ def _row(figure: Figures) -> tuple[str, ...]:
     return (
         f"{figure.condition} {figure.phase}",
         f"{figure.tokens_per_second:.2f}",
-        f"{figure.slowest:.1f}-{figure.fastest:.1f}",
+        f"{figure.slowest:.3g}-{figure.fastest:.3g}",
         f"{figure.bytes_per_token / 1e6:.2f}",
         _percent(figure.hit_rate),
         f"{figure.gigabytes_per_second:.2f}",

@@ -137,10 +137,11 @@ class CpuBackend:
         """See Backend.attention."""
         sizes = _native.attention_shape(shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.rotary_dims, eps)
         out = np.empty((len(x), shape.num_heads * shape.head_dim), np.float32)
-        projected = self._products(self.shared(x), weights.query, weights.key, weights.value)
+        query, key, value = self._products(self.shared(x), weights.query, weights.key, weights.value)
         norms = (weights.query_norm, weights.key_norm)
         cache = (state.keys, state.values)
-        _native.attention(self._pool, sizes, position, *projected, *norms, rotation.cos, rotation.sin, *cache, out)
+        turns = (rotation.cos, rotation.sin)
+        _native.attention(self._pool, sizes, position, query, key, value, *norms, *turns, *cache, out)
         return self.linear(out, weights.out)
 
     def delta(

@@ -44,6 +44,7 @@ class Routing:
 
 
 UNIFORM = Routing()
+LOCAL = Routing(popular=0.15, topical=0.55)  # with words.STAY, like the trained 512-expert model: docs/performance.md
 
 
 @dataclass(frozen=True)

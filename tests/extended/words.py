@@ -16,6 +16,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwyz", "aeiou"
+STAY = 0.93  # the probability that a text keeps to its topic from a word to the next
 END, SPACE = "<|endoftext|>", "Ġ"  # the byte-level alphabet's letter for a space
 
 
@@ -52,7 +53,7 @@ def write_tokenizer(vocab: int, directory: Path) -> None:
     )
 
 
-def text(vocab: int, topics: int, stay: float, words: int, seed: int = 0) -> str:
+def text(vocab: int, topics: int, words: int, seed: int = 0, *, stay: float = STAY) -> str:
     """Random words, each a token; a word is of the topic before it with probability `stay`, else of a random one.
 
     Topics are as in synthetic.Routing: token modulo `topics`.

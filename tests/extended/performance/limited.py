@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+PATIENCE = 50  # tenths of a second
 SECONDS = 240  # after which a program that pages itself to death is ended
 
 
@@ -20,8 +22,9 @@ class Ran:
 
 def unavailable() -> str | None:
     """Why no limit can be set here; None if one can."""
-    files = (V1 / "memory.limit_in_bytes", V2 / "cgroup.subtree_control")
-    if not any(file.exists() and os.access(file.parent, os.W_OK) for file in files):
+    controllers = V2 / "cgroup.subtree_control"
+    second = controllers.exists() and "memory" in controllers.read_text().split() and os.access(V2, os.W_OK)
+    if not second and not os.access(V1, os.W_OK):
         return "beyond memory: left out, for no memory control group can be made here (it takes Linux and root)"
     return None
 
@@ -39,7 +42,17 @@ def run(command: Sequence[str], limit: int) -> Ran:
         peak = int((group / ("memory.max_usage_in_bytes" if first else "memory.peak")).read_text())
         return Ran(done.stdout + done.stderr, peak)
     finally:
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """The kernel lets go of a group a moment after the last process has ended."""
+    for _ in range(PATIENCE):
+        try:
+            return group.rmdir()
+        except OSError:
+            time.sleep(0.1)
+    group.rmdir()
 
 
 def forget(file: Path) -> None:

@@ -5,16 +5,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from extended.peers.llama_programs import Build
 from extended.performance import limited
 from extended.performance.limited import forget
+from extended.performance.locality import Locality, trace
+from extended.performance.page import SIZES
 from extended.performance.series import Series
 from extended.performance.sides import (
     LlamaBench,
@@ -26,14 +30,22 @@ from extended.performance.sides import (
     printed_rate,
     transformers,
 )
-from extended.performance.subjects import MID, MOE_RUN, THREADS, WIDE, Subject, demo
+from extended.performance.subjects import MID, MOE_RUN, ROUTED, SHARED, THREADS, WIDE, Subject, demo, trained
+from extended.words import text, tokenizer
+
+from moepack.layout.reader import Pack
+from moepack.runtime.asked import Asked
+from moepack.runtime.engine import Engine, EngineOptions
+from moepack.runtime.language import Language
 
 DECODED, PROMPTS, ROUNDS = 32, (128, 512, 2048), 5
 PROMPT_ROUNDS = {128: 5, 512: 3, 2048: 3}
 LIMITS = {"600 MiB": 600 * 2**20, "450 MiB": 450 * 2**20}
+TRACED = 3000  # tokens whose routing is looked at
 LIMITED_TOKENS, LIMITED_ROUNDS = 16, 3
 OVER = 1.05  # a budget is kept within 5 %: what we are told to use, so that the limit is not passed
-KERNELS = Path(__file__).parent.parent / "kernels.py"
+KERNELS = [Path(__file__).parent.parent / name for name in ("kernels.py", "mixers.py")]
+INSTRUCTION_SETS = ("avx512vnni", "avx512", "avx2", "neon")
 Turn = Callable[[], tuple[float, dict[str, Any]]]  # one round of one contender: a value, and what else was seen
 
 
@@ -65,7 +77,11 @@ def decode(peers: Peers) -> list[Series]:
     """Decoding with everything in memory."""
     with ExitStack() as resources:
         sides: list[Side] = [ours(MID, resources), *peers.sides(MID), transformers(MID)]
-        return rounds("in memory", {side.name: plainly(side.decode, DECODED) for side in sides}, ROUNDS)
+        found = rounds("in memory", {side.name: plainly(side.decode, DECODED) for side in sides}, ROUNDS)
+    sizes = {"moepack": MID.pack_bytes, "transformers": MID.twin_bytes}
+    if peers.llama is not None:
+        sizes |= dict.fromkeys(("llama.cpp", "ik_llama.cpp"), partial(MID.gguf_bytes, peers.llama))
+    return [replace(each, seen={**each.seen, "bytes_per_token": sizes[each.side.split()[0]]()}) for each in found]
 
 
 def prefill(peers: Peers) -> list[Series]:
@@ -110,9 +126,9 @@ def limited_bench(pack: Path, limit: int, *options: str) -> tuple[float, dict[st
 
 
 def limited_llama(side: LlamaBench, limit: int) -> tuple[float, dict[str, Any]]:
-    """llama-bench under a limit, from a file whose pages were dropped."""
+    """llama-bench under a limit, from a file whose pages were dropped; its own warm-up of a token comes first."""
     forget(side.model)
-    ran = limited.run(side.command("-p", "0", "-n", str(LIMITED_TOKENS), "--no-warmup"), limit)
+    ran = limited.run(side.command("-p", "0", "-n", str(LIMITED_TOKENS)), limit)
     return printed_rate(ran.printed), {"group_peak": ran.peak}
 
 
@@ -157,19 +173,49 @@ def wide(peers: Peers) -> list[Series]:
 
 
 def kernels(peers: Peers) -> list[Series]:
-    """The expert kernels by format, on every instruction set that this machine has: one process each."""
+    """Experts by format, attention and the delta rule, on the instruction sets of this machine: one process each."""
     found = []
-    for name in ("avx512", "avx2", "neon", "baseline"):
+    for script, name in product(KERNELS, INSTRUCTION_SETS):
         environment = {**os.environ, "MOEPACK_ISA": name}
-        done = subprocess.run([sys.executable, KERNELS], env=environment, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
         if done.returncode == 0:
-            found.append(Series(name, "moepack", [], {"printed": done.stdout}))
+            found.append(Series(f"{script.stem}, {name}", "moepack", [], {"printed": done.stdout}))
         elif "names no instruction set" not in done.stderr:
             raise RuntimeError(done.stderr)
     return found
 
 
-PARTS = {each.__name__: each for each in (decode, prefill, beyond, digests, start, kernels, wide)}
+def locality(peers: Peers) -> list[Series]:
+    """How far experts are used again: synthetic models on a text of theirs and on random tokens, and trained ones."""
+    found = []
+    for name, subject in ROUTED.items():
+        vocab, topics = subject.width.vocab, subject.width.routing.topics
+        local = tokenizer(vocab).encode(text(vocab, topics, TRACED)).ids
+        drawn = np.random.default_rng(0).integers(vocab, size=TRACED).tolist()
+        for tokens, side in ((local, f"synthetic, {name}, its text"), (drawn, f"synthetic, {name}, random tokens")):
+            found += reuse(subject.pack, side, tokens)
+    if (pack := trained()) is not None:
+        found += reuse(pack, "trained, 16 experts, 4 per token, English", english(pack))
+    return found
+
+
+def reuse(pack: Path, side: str, tokens: Sequence[int]) -> list[Series]:
+    """Hit rates of least-recently-used caches of some shares of a layer's experts, and neighbours' overlap."""
+    with Engine.open(pack, EngineOptions(threads=THREADS, context=len(tokens))) as engine:
+        experts = engine.model.num_experts
+        seen = Locality.of(trace(engine, tokens), experts, SIZES)
+    hits = {f"{count / experts:.3g}": rate for count, rate in seen.hits.items() if count >= seen.experts_per_token}
+    return [Series(case, side, [value]) for case, value in (hits | {"overlap": seen.overlap}).items()]
+
+
+def english(pack: Path) -> list[int]:
+    """Held-out text in a trained model's tokens."""
+    with Pack.open(pack) as opened:
+        tokens = Asked(prompt_file=SHARED / "text" / "val_text.txt", raw=True).tokens(Language.of(opened))
+    return tokens[:TRACED]
+
+
+PARTS = {each.__name__: each for each in (decode, prefill, beyond, digests, start, locality, kernels, wide)}
 DEFAULT = [name for name in PARTS if name != "wide"]
 
 
@@ -181,9 +227,9 @@ def plainly(work: Callable[[int], float], tokens: int) -> Turn:
 def rounds(case: str, turns: dict[str, Turn], count: int, *, warm_up: bool = True) -> list[Series]:
     """All contenders in turn, `count` times, after one uncounted round if they are to be warm."""
     taken: dict[str, list[tuple[float, dict[str, Any]]]] = {name: [] for name in turns}
-    for _ in range(count + warm_up):
-        for name, turn in turns.items():
-            taken[name].append(turn())
+    for round_ in range(count + warm_up):
+        for name in list(turns)[:: -1 if round_ % 2 else 1]:  # nobody always follows the same one
+            taken[name].append(turns[name]())
             print(f"{case}, {name}: {taken[name][-1][0]:.2f}", file=sys.stderr)
     counted = {name: each[warm_up:] for name, each in taken.items()}
     return [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from extended.performance import machine, page
 from extended.performance.parts import DEFAULT, PARTS, Peers
-from extended.performance.series import keep, kept
+from extended.performance.series import Series, keep, kept
 from extended.performance.subjects import PLACE, ROOT, THREADS
 from extended.quality.kept import code
 
@@ -43,12 +43,20 @@ def version(program: Path) -> str:
     return found[1] if found else "unknown"
 
 
+def measured(name: str, peers: Peers) -> list[Series]:
+    """A part's series; ends the program with one sentence if a contender does not get to its end."""
+    try:
+        return PARTS[name](peers)
+    except subprocess.SubprocessError as error:
+        sys.exit(f"{name}: {error}")
+
+
 def main() -> None:
     """Measure, keep, and write the page and its picture."""
     peers = Peers.named()
     for name in chosen():
         print(f"== {name}", file=sys.stderr)
-        keep(KEPT / f"{name}.json", PARTS[name](peers), code())
+        keep(KEPT / f"{name}.json", measured(name, peers), code())
     parts = {name: kept(KEPT / f"{name}.json") for name in PARTS}
     facts = page.Facts(machine.description(THREADS), versions(peers), THREADS)
     (ROOT / "docs" / "performance.md").write_text(page.render(facts, parts), encoding="utf-8")

@@ -138,7 +138,7 @@ def llama(build: Build, model: Path) -> list[LlamaBench]:
     """llama.cpp with its weights as they are in the file, and rearranged for its kernels."""
     return [
         LlamaBench(f"llama.cpp Q2_K{name}", build.programs, model, ("--repack", repack))
-        for name, repack in ((" --no-repack", "0"), (", repacked", "1"))
+        for name, repack in ((" --no-repack", "0"), (" repacked", "1"))
     ]
 
 

@@ -1,20 +1,28 @@
 """The models that `make bench` measures, each made once under build/bench, for us and for peers."""
 
+import os
+import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from extended.peers.llama_programs import Build
-from extended.synthetic import Routing, Width, write_checkpoint
+from extended.synthetic import LOCAL, Width, write_checkpoint
 from extended.twin import write_twin
 from extended.words import write_tokenizer
 
+from moepack.layout.reader import Pack
+from moepack.layout.tensorfile import TensorFile
+
 ROOT = Path(__file__).parents[3]
 PLACE = ROOT / "build" / "bench"
+SHARED = Path(os.environ.get("MOEPACK_SHARED", ROOT.parent / "shared")) / "models"
 MOE_PACK = Path(sys.executable).parent / "moe-pack"
 MOE_RUN = Path(sys.executable).parent / "moe-run"
 THREADS = 2
+EMBEDDING = re.compile(r"embed_tokens|token_embd")
+ROUTED_EXPERTS = re.compile(r"\bexperts\.|_exps\b")
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,49 @@ class Subject:
             floats.unlink()
         return path
 
+    def pack_bytes(self) -> float:
+        """Bytes of weights that a token decoded from the pack is computed with."""
+        with Pack.open(self.pack) as pack:
+            trunk = {name: entry.size for name, entry in pack.trunk.entries.items()}
+            records = {f"experts.{i}": record.stride * pack.model.num_experts for i, record in enumerate(pack.records)}
+        return self._per_token(trunk | records)
+
+    def gguf_bytes(self, build: Build) -> float:
+        """The same of the GGUF file."""
+        return self._per_token({name: size for name, (_, size, _) in build.sizes(self.gguf(build)).items()})
+
+    def twin_bytes(self) -> float:
+        """The same of the bfloat16 twin."""
+        sizes = {}
+        for path in self.twin.glob("*.safetensors"):
+            with TensorFile.open(path) as file:
+                sizes |= {name: entry.size for name, entry in file.entries.items()}
+        return self._per_token(sizes)
+
+    def _per_token(self, sizes: dict[str, int]) -> float:
+        """All of the trunk but the embedding, of which a token reads a row, and its share of the routed experts."""
+        share = self.width.experts_per_token / self.width.experts
+        kept = {name: size for name, size in sizes.items() if not EMBEDDING.search(name)}
+        return sum(size * (share if ROUTED_EXPERTS.search(name) else 1) for name, size in kept.items())
+
 
 MID = Subject("mid", Width(layers=4, experts=32, vocab=8192))
-LOCAL = Subject("local", Width(layers=4, experts=128, vocab=8192, routing=Routing(popular=0.2, topical=0.3)))
 QUICK = ("--expert-format", "affine2-g64", "--method", "minmax")
 WIDE = Subject("wide", Width(layers=8, experts=512, vocab=8192), QUICK)
+NARROW = Width(layers=4, hidden=1024, intermediate=64, vocab=8192, heads=8, key_heads=4, value_heads=16, routing=LOCAL)
+ROUTED = {  # what only routing is looked at of, so narrow ones do
+    "512 experts, 4 per token": Subject("routed-512-4", replace(NARROW, experts_per_token=4), QUICK),
+    "512 experts, 10 per token": Subject("routed-512-10", NARROW, QUICK),
+    "16 experts, 4 per token": Subject("routed-16-4", replace(NARROW, experts=16, experts_per_token=4), QUICK),
+}
+
+
+def trained() -> Path | None:
+    """A pack of the trained 66-million-parameter model, where that is at hand (see ../quality/subjects.py)."""
+    checkpoint, path = SHARED / "trained-66m", PLACE / "trained-66m"
+    if checkpoint.is_dir() and not path.exists():
+        _run(MOE_PACK, "build", checkpoint, path)
+    return path if path.exists() else None
 
 
 def demo() -> Path:
