@@ -19,6 +19,7 @@ from ._native import bound_heap
 from .asked import Asked
 from .bench import Workload, measure
 from .devices import device as find_device
+from .disk import tune
 from .doctor import diagnose, diagnose_for
 from .engine import MOST_THREADS, Engine, EngineOptions, plan_run
 from .generate import Generation, Limits, check_room
@@ -26,6 +27,7 @@ from .language import Language
 from .quantities import parse_size
 from .sampling import Sampler, Sampling
 from .storage import random_read_rate
+from .streaming.files import Access
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, a prompt that is"
@@ -73,6 +75,17 @@ ChunkOption = Annotated[
 DigestsOption = Annotated[
     bool, _engine("--check-digests/--no-check-digests", help="Compare every expert read with its digest before use.")
 ]
+ExactOption = Annotated[
+    bool,
+    _engine(
+        "--exact",
+        help="Multiply quantized matrices by activations as they are, in float32, not rounded to eight bits; slower.",
+    ),
+]
+AccessOption = Annotated[
+    Access | None,
+    _engine(help="Read experts around the page cache or through it.", show_default="whichever is faster on this disk"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 
@@ -115,11 +128,15 @@ def generate(
     context: ContextOption = None,
     chunk: ChunkOption = None,
     check_digests: DigestsOption = True,
+    exact: ExactOption = False,
+    access: AccessOption = None,
     json: JsonOption = False,
 ) -> None:
     """Answer a prompt. The answer goes to stdout as it comes, everything else to stderr."""
     asked = Asked(prompt, prompt_file, messages, system, tools, template_vars, raw)
-    options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
+    options = EngineOptions(
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access
+    )
     with Pack.open(pack) as opened:
         language = Language.of(opened)
         sampler = Sampler(_chosen(language, temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed))
@@ -150,10 +167,14 @@ def bench(
     context: ContextOption = None,
     chunk: ChunkOption = None,
     check_digests: DigestsOption = True,
+    exact: ExactOption = False,
+    access: AccessOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure prompt and decode speed, cold and warm, and how near they come to what storage and kernels allow."""
-    options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
+    options = EngineOptions(
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access
+    )
     with Pack.open(pack) as opened:
         tokens = None if text is None else Asked(prompt_file=text, raw=True).tokens(Language.of(opened))
         workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size, tokens)
@@ -185,13 +206,17 @@ def doctor(
     context: ContextOption = None,
     chunk: ChunkOption = None,
     check_digests: DigestsOption = True,
+    exact: ExactOption = False,
+    access: AccessOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show how a pack would run: memory by part, what was measured here, speeds to expect and what limits them."""
-    options = EngineOptions(threads, _size(memory), slots, experts_per_token, chunk, context, check_digests)
+    options = EngineOptions(
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access
+    )
     published = None if device is None else find_device(device)
     with Pack.open(pack) as opened:
-        found = diagnose_for(opened, options, published) if published else diagnose(opened, options, disk=None)
+        found = diagnose_for(opened, options, published) if published else diagnose(opened, options, disk=tune(opened))
     if json:
         print_json(report.diagnosis_document(found))
     else:

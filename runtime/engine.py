@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from .experts import ExpertStream
 from .memory import MemoryPlan, plan
 from .model import TextModel
 from .state import State
+from .streaming.files import Access
 
 MOST_THREADS = 1024  # of the native pool
 
@@ -52,7 +52,7 @@ class EngineOptions:
     context: int | None = None
     check_digests: bool = True
     exact: bool = False
-    access: Literal["auto", "direct", "buffered"] = "auto"
+    access: Access | None = None
 
 
 @dataclass(frozen=True)
@@ -238,9 +238,9 @@ def open_backend(threads: int, *, exact: bool = True) -> Backend:
         raise UsageError(f"{error}; unset it to use the best one") from error
 
 
-def _tuning(pack: Pack, access: Literal["auto", "direct", "buffered"]) -> Tuning:
+def _tuning(pack: Pack, access: Access | None) -> Tuning:
     tuned = tune(pack)
-    return tuned if access == "auto" else replace(tuned, access=access)
+    return tuned if access is None else replace(tuned, access=access)
 
 
 def _experts_per_token(model: schema.Model, options: EngineOptions) -> int:
