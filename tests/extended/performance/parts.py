@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -19,6 +19,7 @@ from extended.performance import limited
 from extended.performance.limited import forget
 from extended.performance.locality import Locality, trace
 from extended.performance.page import SIZES
+from extended.performance.rounding import cost
 from extended.performance.series import Series
 from extended.performance.sides import (
     LlamaBench,
@@ -215,7 +216,18 @@ def english(pack: Path) -> list[int]:
     return tokens[:TRACED]
 
 
-PARTS = {each.__name__: each for each in (decode, prefill, beyond, digests, start, locality, kernels, wide)}
+def rounding(peers: Peers) -> list[Series]:
+    """What rounding activations to eight bits costs: KL to float32 arithmetic on the trained model's texts."""
+    if (pack := trained()) is None:
+        return []
+    found = []
+    for name, file in (("prose", "val_text.txt"), ("conversations", "val_chat.txt")):
+        seen = cost(pack, SHARED / "text" / file, THREADS)
+        found.append(Series("KL to float32 activations", name, [seen.divergence], asdict(seen)))
+    return found
+
+
+PARTS = {each.__name__: each for each in (decode, prefill, beyond, digests, start, rounding, locality, kernels, wide)}
 DEFAULT = [name for name in PARTS if name != "wide"]
 
 
