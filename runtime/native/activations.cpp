@@ -17,7 +17,7 @@ void interleave(const Four* from, int64_t fours, int64_t stride, const int32_t* 
 }
 
 void tile(const Rounded& from, const int32_t* index, int64_t first, int64_t rows, const Rounded& to) {
-  const int64_t blocks = from.width / BLOCK, fours = from.width / 4;
+  const int64_t blocks = from.width / BLOCK, fours = 2 * from.width / 4;
   interleave(reinterpret_cast<const int32_t*>(from.codes), fours, fours, index, first, rows,
              reinterpret_cast<int32_t*>(to.codes) + first * fours);
   interleave(from.scales, blocks, blocks, index, first, rows, to.scales + first * blocks);
@@ -49,7 +49,7 @@ struct HeldActivations : Activations {
 }  // namespace
 
 RoundedRows::RoundedRows(int64_t rows, int64_t width) {
-  const int64_t blocks = width / BLOCK, lines_of_codes = rows * width / 64, lines_of_floats = rows * blocks / 16;
+  const int64_t blocks = width / BLOCK, lines_of_codes = rows * width / 32, lines_of_floats = rows * blocks / 16;
   lines_.resize(static_cast<size_t>(lines_of_codes + 5 * lines_of_floats));
   uint8_t* const codes = lines_.data()->bytes;
   float* const floats = reinterpret_cast<float*>(codes + lines_of_codes * 64);

@@ -25,8 +25,10 @@ inline U64 repeat_four(const int8_t* from) {
   return {_mm256_set1_epi32(four), _mm256_set1_epi32(four)};
 }
 inline I16 set_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-inline I16 add_ints(I16 a, const int32_t* b) {
-  return {_mm256_add_epi32(a.lo, load_half(b)), _mm256_add_epi32(a.hi, load_half(b + 8))};
+inline I16 load_ints(const int32_t* from) { return {load_half(from), load_half(from + 8)}; }
+inline I16 add_ints(I16 a, I16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+template <int BITS> inline I16 shift_left(I16 a) {
+  return {_mm256_slli_epi32(a.lo, BITS), _mm256_slli_epi32(a.hi, BITS)};
 }
 inline F16 to_floats(I16 a) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)

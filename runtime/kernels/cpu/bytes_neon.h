@@ -29,8 +29,15 @@ inline I16 set_ints(int32_t x) {
   const int32x4_t all = vdupq_n_s32(x);
   return {{all, all, all, all}};
 }
-inline I16 add_ints(I16 a, const int32_t* b) {
-  for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], vld1q_s32(b + 4 * i));
+inline I16 load_ints(const int32_t* from) {
+  return {{vld1q_s32(from), vld1q_s32(from + 4), vld1q_s32(from + 8), vld1q_s32(from + 12)}};
+}
+inline I16 add_ints(I16 a, I16 b) {
+  for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
+  return a;
+}
+template <int BITS> inline I16 shift_left(I16 a) {
+  for (int i = 0; i < 4; ++i) a.v[i] = vshlq_n_s32(a.v[i], BITS);
   return a;
 }
 inline F16 to_floats(I16 a) {

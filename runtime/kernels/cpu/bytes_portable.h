@@ -27,8 +27,17 @@ inline I16 set_ints(int32_t x) {
   for (int i = 0; i < 16; ++i) r.i[i] = x;
   return r;
 }
-inline I16 add_ints(I16 a, const int32_t* b) {
-  for (int i = 0; i < 16; ++i) a.i[i] += b[i];
+inline I16 load_ints(const int32_t* from) {
+  I16 r;
+  std::memcpy(&r, from, sizeof r);
+  return r;
+}
+inline I16 add_ints(I16 a, const I16& b) {
+  for (int i = 0; i < 16; ++i) a.i[i] += b.i[i];
+  return a;
+}
+template <int BITS> inline I16 shift_left(I16 a) {
+  for (int i = 0; i < 16; ++i) a.i[i] *= 1 << BITS;
   return a;
 }
 inline F16 to_floats(I16 a) {

@@ -21,7 +21,9 @@ inline U64 repeat_four(const int8_t* from) {
   return {_mm512_set1_epi32(four)};
 }
 inline I16 set_ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
-inline I16 add_ints(I16 a, const int32_t* b) { return {_mm512_add_epi32(a.v, _mm512_loadu_si512(b))}; }
+inline I16 load_ints(const int32_t* from) { return {_mm512_loadu_si512(from)}; }
+template <int BITS> inline I16 shift_left(I16 a) { return {_mm512_slli_epi32(a.v, BITS)}; }
+inline I16 add_ints(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline F16 to_floats(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
 // sums[i] += weights[4 i] * x[4 i] + ... + weights[4 i + 3] * x[4 i + 3]; weights are unsigned, at most MOST, x signed.

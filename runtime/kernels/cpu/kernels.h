@@ -35,11 +35,12 @@ struct Matrix {
 constexpr int64_t BLOCK = 32;          // columns that share a scale when activations are rounded
 constexpr int64_t FEWEST_IN_TILES = 3;  // rows that make up for unpacking sixteen rows of a matrix
 
-// Rows of activations rounded to eight bits: codes are [rows][width], dealt out to the planes of a kind of matrix, and
-// zero from the last column to `width`, a multiple of 512. With B = width / 32 blocks: scales are [rows][B], offsets
-// (-128 * sum of the block's codes) likewise; sums are [rows][3][B], of groups of 32, 64 and 128: scale * sum of codes.
-// From FEWEST_IN_TILES rows on they come in tiles of as many rows as `tile_rows` says, and the last axes are
-// [width / 4][rows of the tile][4], [B][rows of the tile] and [3][B][rows of the tile].
+// Rows of activations rounded to fifteen bits, in two bytes: an activation is about scale * (128 * high + low), with
+// high from -127 to 127 and low from -64 to 63. Codes are [rows][high or low][width], dealt out to the planes of a kind
+// of matrix, and zero from the last column to `width`, a multiple of 512. With B = width / 32 blocks: scales are
+// [rows][B], offsets (minus the sum of the block's numbers) likewise; sums are [rows][3][B], of groups of 32, 64 and
+// 128: scale * sum. From FEWEST_IN_TILES rows on they come in tiles of as many rows as `tile_rows` says, and the last
+// axes are [2][width / 4][rows of the tile][4], [B][rows of the tile] and [3][B][rows of the tile].
 struct Rounded {
   int64_t width;
   int8_t* codes;

@@ -12,9 +12,11 @@ namespace moepack::MOEPACK_ISA {
 constexpr int64_t STRETCH = 16 * BLOCK;  // columns: a block in every lane
 constexpr int64_t PANEL_ROWS = 16;
 
+constexpr int LOW_BITS = 7;  // of a rounded activation
+
 // A tile of tokens; `sums` are those of the matrix's groups. Of one token it is a row.
 struct Tile {
-  const int8_t* codes;
+  const int8_t *high, *low;
   const float* scales;
   const int32_t* offsets;
   const float* sums;
@@ -22,7 +24,8 @@ struct Tile {
 
 inline Tile tile_of(const Rounded& x, int64_t token, int64_t tokens, int64_t group) {
   const int64_t blocks = x.width / BLOCK, kind = group == 64 ? 1 : group == 128 ? 2 : 0;
-  return {x.codes + token * x.width, x.scales + token * blocks, x.offsets + token * blocks,
+  const int8_t* const codes = x.codes + 2 * token * x.width;
+  return {codes, codes + tokens * x.width, x.scales + token * blocks, x.offsets + token * blocks,
           x.sums + (token * 3 + kind * tokens) * blocks};
 }
 
@@ -40,10 +43,15 @@ __attribute__((always_inline)) inline I16 block_products(const Matrix& m, const 
     Codes::planes(m, codes, row, at, WHOLE ? Codes::CHUNK : left, w);
 #pragma GCC unroll 4
     for (int p = 0; p < Codes::PLANES; ++p)
-      sums[c] = add_products<Codes::MOST>(sums[c], w[p], load_signed(x.codes + at + p * BYTES));
+      sums[c] = add_products<Codes::MOST>(sums[c], w[p], load_signed(x.high + at + p * BYTES));
+    sums[c] = shift_left<LOW_BITS>(sums[c]);
+#pragma GCC unroll 4
+    for (int p = 0; p < Codes::PLANES; ++p)
+      sums[c] = add_products<Codes::MOST>(sums[c], w[p], load_signed(x.low + at + p * BYTES));
   }
   const I16 products = fold_all<CHUNKS>(sums);
-  return Codes::SHIFTED ? add_ints(products, x.offsets + column / BLOCK) : products;
+  if constexpr (!Codes::SHIFTED) return products;
+  return add_ints(products, shift_left<7>(load_ints(x.offsets + column / BLOCK)));  // 128 times the sum too much
 }
 
 // out[r] = row `row + r` . x; `room` is for a float of every block.
@@ -139,19 +147,29 @@ template <int T, typename Add> inline void climb(F16 (&total)[T], Add&& add_lane
   }
 }
 
-// The products of one block of a panel with T tokens.
+// dots[t] += a block of a panel . the bytes of T tokens
 template <typename Codes, int T>
-__attribute__((always_inline)) inline void panel_block(const Panel& panel, int64_t block, const Tile& x, I16 (&dots)[T]) {
-  for (int t = 0; t < T; ++t) dots[t] = set_ints(Codes::SHIFTED ? x.offsets[block * T + t] : 0);
-  const uint8_t* const bytes = panel.bytes + block * 8 * BYTES;
-  const int8_t* const codes = x.codes + place<Codes::PLANES>(block, 0) * 4 * T;
+__attribute__((always_inline)) inline void add_block(const uint8_t* panel, const int8_t* x, I16 (&dots)[T]) {
 #pragma GCC unroll 8
   for (int k = 0; k < 8; ++k) {
-    const U64 w = load_bytes(bytes + k * BYTES);
+    const U64 w = load_bytes(panel + k * BYTES);
     const int64_t at = place<Codes::PLANES>(0, k) * 4 * T;
 #pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) dots[t] = add_products<Codes::MOST>(dots[t], w, repeat_four(codes + at + 4 * t));
+    for (int t = 0; t < T; ++t) dots[t] = add_products<Codes::MOST>(dots[t], w, repeat_four(x + at + 4 * t));
   }
+}
+
+// The products of one block of a panel with T tokens. Weights that are 128 too large add 128 times the activations'
+// sum: it is taken away before the shift that multiplies by as much.
+template <typename Codes, int T>
+__attribute__((always_inline)) inline void panel_block(const Panel& panel, int64_t block, const Tile& x, I16 (&dots)[T]) {
+  static_assert(LOW_BITS == 7);
+  const uint8_t* const bytes = panel.bytes + block * 8 * BYTES;
+  const int64_t at = place<Codes::PLANES>(block, 0) * 4 * T;
+  for (int t = 0; t < T; ++t) dots[t] = set_ints(Codes::SHIFTED ? x.offsets[block * T + t] : 0);
+  add_block<Codes, T>(bytes, x.high + at, dots);
+  for (int t = 0; t < T; ++t) dots[t] = shift_left<LOW_BITS>(dots[t]);
+  add_block<Codes, T>(bytes, x.low + at, dots);
 }
 
 // out[t] = the panel's sixteen rows . token t of the tile

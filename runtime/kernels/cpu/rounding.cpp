@@ -1,6 +1,7 @@
-// Activations rounded to eight bits, a block of 32 at a time, and dealt out to the planes of packed codes.
+// Activations rounded to fifteen bits, a block of 32 at a time, and dealt out to the planes of packed codes.
 //
-// A block's scale is its largest magnitude / 127; x is about code * scale. What is not a number makes the scale one.
+// A block's scale is its largest magnitude / 16319 = 127 * 128 + 63, so that both bytes fit. What is not a number makes
+// the scale one.
 #include "declarations.h"
 
 namespace moepack::MOEPACK_ISA {
@@ -9,6 +10,8 @@ namespace {
 
 constexpr float LEAST = 1e-30f;            // blocks of smaller numbers round to zero
 constexpr float MAGIC = 12582912.0f;       // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
+constexpr uint32_t MAGIC_BITS = 0x4b400000u;
+constexpr float MOST = 16319.0f;
 constexpr uint32_t MAGNITUDE = 0x7fffffffu;
 
 struct Rounding {
@@ -23,17 +26,21 @@ inline uint32_t bits_of(float x) {
 }
 
 // Magnitudes are compared as integers: then infinities and what is not a number are the largest.
-inline Rounding round_block(const float* x, int8_t* codes) {
+inline Rounding round_block(const float* x, int8_t* high, int8_t* low) {
   uint32_t most = 0;
   for (int i = 0; i < BLOCK; ++i) most = (bits_of(x[i]) & MAGNITUDE) > most ? bits_of(x[i]) & MAGNITUDE : most;
   float largest;
   std::memcpy(&largest, &most, sizeof largest);
   const bool none = largest < LEAST;
-  const float factor = none ? 0.0f : 127.0f / largest;
-  int32_t sum = 0;
-  for (int i = 0; i < BLOCK; ++i) codes[i] = static_cast<int8_t>(bits_of(x[i] * factor + MAGIC) & 0xff);
-  for (int i = 0; i < BLOCK; ++i) sum += codes[i];
-  return {none ? 0.0f : largest / 127.0f, sum};
+  const float factor = none ? 0.0f : MOST / largest;
+  uint32_t sum = 0;  // what is not a number may make it overflow
+  for (int i = 0; i < BLOCK; ++i) {
+    const int32_t number = static_cast<int32_t>(bits_of(x[i] * factor + MAGIC)) - static_cast<int32_t>(MAGIC_BITS);
+    const int32_t upper = (number + 64) >> 7;
+    high[i] = static_cast<int8_t>(upper), low[i] = static_cast<int8_t>(number - upper * 128);
+    sum += static_cast<uint32_t>(number);
+  }
+  return {none ? 0.0f : largest / MOST, static_cast<int32_t>(sum)};
 }
 
 template <int PLANES> void deal(const int8_t* codes, int8_t* to) {
@@ -61,21 +68,24 @@ void add_up(const float* from, int64_t count, int64_t each, float* to) {
 
 void round_row(const float* x, int64_t cols, int64_t planes, int64_t row, const Rounded& to) {
   const int64_t blocks = to.width / BLOCK;
-  int8_t* const codes = to.codes + row * to.width;
+  int8_t *const high = to.codes + 2 * row * to.width, *const low = high + to.width;
   float *const scales = to.scales + row * blocks, *const sums = to.sums + row * 3 * blocks;
-  std::memset(codes + cols, 0, static_cast<size_t>(to.width - cols));
+  std::memset(high + cols, 0, static_cast<size_t>(to.width - cols));
+  std::memset(low + cols, 0, static_cast<size_t>(to.width - cols));
   for (int64_t b = 0; b < blocks; ++b) {
-    const Rounding one = b < cols / BLOCK ? round_block(x + b * BLOCK, codes + b * BLOCK) : Rounding{0.0f, 0};
+    const Rounding one = b < cols / BLOCK ? round_block(x + b * BLOCK, high + b * BLOCK, low + b * BLOCK)
+                                                : Rounding{0.0f, 0};
     scales[b] = one.scale;
     sums[b] = one.scale * static_cast<float>(one.sum);
-    to.offsets[row * blocks + b] = -128 * one.sum;
+    to.offsets[row * blocks + b] = static_cast<int32_t>(-static_cast<uint32_t>(one.sum));
   }
   add_up(sums, blocks, 2, sums + blocks);
   add_up(sums, blocks, 4, sums + 2 * blocks);
   std::memset(sums + blocks + blocks / 2, 0, static_cast<size_t>(blocks / 2) * sizeof(float));
   std::memset(sums + 2 * blocks + blocks / 4, 0, static_cast<size_t>(blocks - blocks / 4) * sizeof(float));
   int8_t chunk[256];
-  deal_row(planes, to.width, codes, chunk);
+  deal_row(planes, to.width, high, chunk);
+  deal_row(planes, to.width, low, chunk);
 }
 
 }  // namespace moepack::MOEPACK_ISA
