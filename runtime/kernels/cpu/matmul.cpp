@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t BLOCK_ROWS = 16, BLOCK_TOKENS = 32;
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers; elsewhere 16
-constexpr int TILE_TOKENS = 8, ROWS_OF_ONE_TOKEN = 8, PANEL_TOKENS = 12;
+constexpr int TILE_TOKENS = 8, ROWS_OF_ONE_TOKEN = 8, PANEL_TOKENS = 6;
 #else
 constexpr int TILE_TOKENS = 4, ROWS_OF_ONE_TOKEN = 4, PANEL_TOKENS = 3;
 #endif
@@ -122,10 +122,12 @@ template <typename Codes, int T, typename Use>
 void tiles(const Matrix& m, const Panel& panel, const Rows& x, int64_t token, int64_t row, int64_t rows, Use&& use) {
   Block block;
   for (; token + T <= x.count; token += T) {
-    F16 dots[T];
+    F16 dots[SHEETS * T];
     panel_tile<Codes, T>(m, panel, tile_of(*x.rounded, token, T, m.group), dots);
-    for (int t = 0; t < T; ++t) store(block.dots[t], dots[t]);
-    use(token, row, int64_t{T}, rows, block);
+    for (int s = 0; s * 16 < rows; ++s) {
+      for (int t = 0; t < T; ++t) store(block.dots[t], dots[s * T + t]);
+      use(token, row + 16 * s, int64_t{T}, rows - 16 * s < 16 ? rows - 16 * s : int64_t{16}, block);
+    }
   }
   if constexpr (T > 1) tiles<Codes, T / 2>(m, panel, x, token, row, rows, use);
 }
@@ -140,14 +142,14 @@ template <typename Use>
 void rounded_products(const Matrix& m, const Rows& x, int64_t first, int64_t last, float* scratch, Use&& use) {
   with_codes(m, [&](const auto& codes) {
     const Panel panel = panel_in(m, scratch);
+    if (x.count < FEWEST_IN_TILES) {
+      for (int64_t row = first; row < last; row += BLOCK_ROWS)
+        row_by_row(codes, m, x, row, last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS, panel.scales, use);
+      return;
+    }
     for (int64_t row = first; row < last; row += PANEL_ROWS) {
-      const int64_t rows = last - row < PANEL_ROWS ? last - row : PANEL_ROWS;
-      if (x.count < FEWEST_IN_TILES) {
-        row_by_row(codes, m, x, row, rows, panel.scales, use);
-      } else {
-        fill_panel(m, codes, row, panel);
-        tiles_of(codes, m, panel, x, row, rows, use);
-      }
+      fill_panel(m, codes, row, panel);
+      tiles_of(codes, m, panel, x, row, last - row < PANEL_ROWS ? last - row : PANEL_ROWS, use);
     }
   });
 }

@@ -10,7 +10,12 @@
 namespace moepack::MOEPACK_ISA {
 
 constexpr int64_t STRETCH = 16 * BLOCK;  // columns: a block in every lane
-constexpr int64_t PANEL_ROWS = 16;
+#if defined(__AVX512F__)
+constexpr int SHEETS = 2;  // sixteen rows each; with two, a token's bytes serve twice as many products
+#else
+constexpr int SHEETS = 1;
+#endif
+constexpr int64_t PANEL_ROWS = 16 * SHEETS;
 
 constexpr int LOW_BITS = 7;  // of a rounded activation
 
@@ -71,8 +76,8 @@ __attribute__((noinline)) void dot_rows(const Matrix& m, int64_t row, int64_t ro
   }
 }
 
-// Sixteen rows: `bytes` is [blocks][8 steps][16 rows][4 columns], scales and biases are [groups][16 rows], or scales
-// [16 rows] where a row has only one.
+// Some rows: `bytes` is [blocks][8 steps][rows][4 columns], scales and biases are [groups][rows], or scales [rows] where a
+// row has only one.
 struct Panel {
   uint8_t* bytes;
   float *scales, *biases;
@@ -91,11 +96,12 @@ template <int PLANES> inline int64_t place(int64_t block, int64_t k) {
   return (block / blocks * PLANES + k / per) * (BYTES / 4) + block % blocks * per + k % per;
 }
 
-template <typename Codes> void unpack_rows(const Matrix& m, const Codes& codes, int64_t row, const Panel& to) {
+// Sixteen rows from `row` on, as one sheet of a panel.
+template <typename Codes> void unpack_sheet(const Matrix& m, const Codes& codes, int64_t row, uint8_t* to) {
   constexpr int PLANES = Codes::PLANES, PER = 8 / PLANES;
   for (int64_t column = 0; column < m.cols; column += Codes::CHUNK) {
-    U64 planes[PLANES][PANEL_ROWS], turned[16];
-    for (int64_t r = 0; r < PANEL_ROWS; ++r) {
+    U64 planes[PLANES][16], turned[16];
+    for (int64_t r = 0; r < 16; ++r) {
       U64 w[PLANES];
       Codes::planes(m, codes, row + r < m.rows ? row + r : m.rows - 1, column, m.cols - column, w);
       for (int p = 0; p < PLANES; ++p) planes[p][r] = w[p];
@@ -103,7 +109,7 @@ template <typename Codes> void unpack_rows(const Matrix& m, const Codes& codes, 
     for (int p = 0; p < PLANES; ++p) {
       transpose(planes[p], turned);
       for (int i = 0; i < 16; ++i)
-        store_bytes(to.bytes + ((column / BLOCK + i / PER) * 8 + p * PER + i % PER) * BYTES, turned[i]);
+        store_bytes(to + ((column / BLOCK + i / PER) * 8 + p * PER + i % PER) * BYTES * SHEETS, turned[i]);
     }
   }
 }
@@ -121,7 +127,7 @@ inline void turn_parameters(const Matrix& m, const void* from, int64_t row, floa
 }
 
 template <typename Codes> void fill_panel(const Matrix& m, const Codes& codes, int64_t row, const Panel& to) {
-  unpack_rows(m, codes, row, to);
+  for (int64_t sheet = 0; sheet < SHEETS; ++sheet) unpack_sheet(m, codes, row + 16 * sheet, to.bytes + sheet * BYTES);
   if constexpr (Codes::SHIFTED) {
     for (int64_t r = 0; r < PANEL_ROWS; ++r)
       to.scales[r] = bf16_to_float(static_cast<const uint16_t*>(m.scales)[row + r < m.rows ? row + r : m.rows - 1]);
@@ -147,60 +153,67 @@ template <int T, typename Add> inline void climb(F16 (&total)[T], Add&& add_lane
   }
 }
 
-// dots[t] += a block of a panel . the bytes of T tokens
+// dots[s T + t] += a block of sheet s . the bytes of token t
 template <typename Codes, int T>
-__attribute__((always_inline)) inline void add_block(const uint8_t* panel, const int8_t* x, I16 (&dots)[T]) {
+__attribute__((always_inline)) inline void add_block(const uint8_t* panel, const int8_t* x, I16 (&dots)[SHEETS * T]) {
 #pragma GCC unroll 8
   for (int k = 0; k < 8; ++k) {
-    const U64 w = load_bytes(panel + k * BYTES);
-    const int64_t at = place<Codes::PLANES>(0, k) * 4 * T;
+    U64 w[SHEETS];
+    for (int s = 0; s < SHEETS; ++s) w[s] = load_bytes(panel + (k * SHEETS + s) * BYTES);
+    const int8_t* const at = x + place<Codes::PLANES>(0, k) * 4 * T;
 #pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) dots[t] = add_products<Codes::MOST>(dots[t], w, repeat_four(x + at + 4 * t));
+    for (int t = 0; t < T; ++t) {
+      const U64 four = repeat_four(at + 4 * t);
+      for (int s = 0; s < SHEETS; ++s) dots[s * T + t] = add_products<Codes::MOST>(dots[s * T + t], w[s], four);
+    }
   }
 }
 
 // The products of one block of a panel with T tokens. Weights that are 128 too large add 128 times the activations'
 // sum: it is taken away before the shift that multiplies by as much.
 template <typename Codes, int T>
-__attribute__((always_inline)) inline void panel_block(const Panel& panel, int64_t block, const Tile& x, I16 (&dots)[T]) {
+__attribute__((always_inline)) inline void panel_block(const Panel& panel, int64_t block, const Tile& x,
+                                                       I16 (&dots)[SHEETS * T]) {
   static_assert(LOW_BITS == 7);
-  const uint8_t* const bytes = panel.bytes + block * 8 * BYTES;
+  const uint8_t* const bytes = panel.bytes + block * 8 * BYTES * SHEETS;
   const int64_t at = place<Codes::PLANES>(block, 0) * 4 * T;
-  for (int t = 0; t < T; ++t) dots[t] = set_ints(Codes::SHIFTED ? x.offsets[block * T + t] : 0);
+  for (int i = 0; i < SHEETS * T; ++i) dots[i] = set_ints(Codes::SHIFTED ? x.offsets[block * T + i % T] : 0);
   add_block<Codes, T>(bytes, x.high + at, dots);
-  for (int t = 0; t < T; ++t) dots[t] = shift_left<LOW_BITS>(dots[t]);
+  for (int i = 0; i < SHEETS * T; ++i) dots[i] = shift_left<LOW_BITS>(dots[i]);
   add_block<Codes, T>(bytes, x.low + at, dots);
 }
 
-// out[t] = the panel's sixteen rows . token t of the tile
+// out[s T + t] = the sixteen rows of sheet s . token t of the tile
 template <typename Codes, int T>
-__attribute__((noinline)) void panel_tile(const Matrix& m, const Panel& panel, const Tile& x, F16 (&out)[T]) {
+__attribute__((noinline)) void panel_tile(const Matrix& m, const Panel& panel, const Tile& x, F16 (&out)[SHEETS * T]) {
   const int64_t blocks = m.cols / BLOCK, groups = Codes::SHIFTED ? 0 : m.cols / m.group;
-  climb<T>(out, [&](int lane, F16(&sums)[T]) __attribute__((always_inline)) {
+  climb<SHEETS * T>(out, [&](int lane, F16(&sums)[SHEETS * T]) __attribute__((always_inline)) {
     for (int64_t block = lane; block < blocks; block += LANES) {
-      I16 dots[T];
+      I16 dots[SHEETS * T];
+      const int64_t next = block + LANES < blocks ? block + LANES : lane + 1;  // nearly always
+      prefetch(panel.bytes + next * 8 * BYTES * SHEETS, 8 * BYTES * SHEETS);
       panel_block<Codes, T>(panel, block, x, dots);
       const float* const scales = x.scales + block * T;
       if constexpr (Codes::SHIFTED) {
-        for (int t = 0; t < T; ++t) sums[t] = fma(to_floats(dots[t]), set(scales[t]), sums[t]);
+        for (int i = 0; i < SHEETS * T; ++i) sums[i] = fma(to_floats(dots[i]), set(scales[i % T]), sums[i]);
       } else {
-        const F16 scale = load(panel.scales + block * BLOCK / m.group * PANEL_ROWS);
-        for (int t = 0; t < T; ++t) sums[t] = fma(to_floats(dots[t]), mul(scale, set(scales[t])), sums[t]);
+        const float* const of_rows = panel.scales + block * BLOCK / m.group * PANEL_ROWS;
+        for (int i = 0; i < SHEETS * T; ++i)
+          sums[i] = fma(to_floats(dots[i]), mul(load(of_rows + i / T * 16), set(scales[i % T])), sums[i]);
       }
     }
   });
   if constexpr (Codes::SHIFTED) {
-    for (int t = 0; t < T; ++t) out[t] = mul(load(panel.scales), out[t]);
+    for (int i = 0; i < SHEETS * T; ++i) out[i] = mul(load(panel.scales + i / T * 16), out[i]);
     return;
   }
-  F16 more[T];
-  climb<T>(more, [&](int lane, F16(&sums)[T]) __attribute__((always_inline)) {
-    for (int64_t g = lane; g < groups; g += LANES) {
-      const F16 bias = load(panel.biases + g * PANEL_ROWS);
-      for (int t = 0; t < T; ++t) sums[t] = fma(bias, set(x.sums[g * T + t]), sums[t]);
-    }
+  F16 more[SHEETS * T];
+  climb<SHEETS * T>(more, [&](int lane, F16(&sums)[SHEETS * T]) __attribute__((always_inline)) {
+    for (int64_t g = lane; g < groups; g += LANES)
+      for (int i = 0; i < SHEETS * T; ++i)
+        sums[i] = fma(load(panel.biases + g * PANEL_ROWS + i / T * 16), set(x.sums[g * T + i % T]), sums[i]);
   });
-  for (int t = 0; t < T; ++t) out[t] = add(out[t], more[t]);
+  for (int i = 0; i < SHEETS * T; ++i) out[i] = add(out[i], more[i]);
 }
 
 }  // namespace moepack::MOEPACK_ISA
