@@ -67,7 +67,7 @@ class Matrix:
         """The same weights, of which products never see rounded activations."""
 
 class Activations:
-    """Rows of activations for products: as they are, and rounded to eight bits once a matrix multiplies those.
+    """Rows of activations for products: as they are, and rounded to fifteen bits once a matrix multiplies those.
 
     Quantized matrices multiply rounded ones unless they or the activations are exact. `x` is not copied: it must not
     change while this is used.

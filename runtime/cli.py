@@ -79,7 +79,7 @@ ExactOption = Annotated[
     bool,
     _engine(
         "--exact",
-        help="Multiply quantized matrices by activations as they are, in float32, not rounded to eight bits; slower.",
+        help="Multiply quantized matrices by activations as they are, in float32, not rounded to fifteen bits; slower.",
     ),
 ]
 AccessOption = Annotated[

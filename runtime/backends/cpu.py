@@ -40,7 +40,7 @@ class CpuBackend:
     """Runs every operation on `threads` CPU threads."""
 
     def __init__(self, threads: int, *, exact: bool = False) -> None:
-        """`exact`: products see activations as floats, never rounded to eight bits."""
+        """`exact`: products see activations as floats, never rounded to fifteen bits."""
         self.name = f"cpu ({_native.instruction_set()})"
         self._pool = _native.Pool(threads)
         self._exact = exact

@@ -1,4 +1,4 @@
-// Rows of float activations and, once a matrix asks for them, the same rows rounded to eight bits.
+// Rows of float activations and, once a matrix asks for them, the same rows rounded to fifteen bits.
 #pragma once
 
 #include <vector>

@@ -217,7 +217,7 @@ def english(pack: Path) -> list[int]:
 
 
 def rounding(peers: Peers) -> list[Series]:
-    """What rounding activations to eight bits costs: KL to float32 arithmetic on the trained model's texts."""
+    """What rounding activations to fifteen bits costs: KL to float32 arithmetic on the trained model's texts."""
     if (pack := trained()) is None:
         return []
     found = []

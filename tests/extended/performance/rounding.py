@@ -1,4 +1,4 @@
-"""What it costs that products see activations rounded to eight bits: KL to the same pack computed in float32.
+"""What it costs that products see activations rounded to fifteen bits: KL to the same pack computed in float32.
 
 The scorer of `moe-pack quality`, on the same windows with the same weights; only the backend's arithmetic differs.
 """
