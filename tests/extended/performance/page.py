@@ -46,8 +46,8 @@ TEXTS = {
         "By default, products of quantized matrices see activations rounded to fifteen bits, in blocks of 32 that share"
         " a scale; `--exact` keeps them in float32. The divergence of the one from the other, on the trained"
         " 66-million-parameter model with the default 2-bit experts, by the scorer of `moe-pack quality`, with standard"
-        " errors clustered by document. Quantizing the experts itself costs about 0.08. With eight bits it was 1.0e-3 in"
-        " prose, and 2.7e-3 with a 4-bit trunk: a router whose best experts are nearly tied chooses others."
+        " errors clustered by document. Quantizing the experts itself costs about 0.08. With eight bits it was 1.0e-3"
+        " in prose, and 2.7e-3 with a 4-bit trunk: a router whose best experts are nearly tied chooses others."
     ),
     "locality": (
         "The share of the wanted experts that a least-recently-used cache of its own for each layer holds, by the"
