@@ -117,6 +117,9 @@ void row_by_row(const Codes&, const Matrix& m, const Rows& x, int64_t row, int64
   use(int64_t{0}, row, x.count, rows, block);
 }
 
+// The next tile to try when there are too few tokens for one of `rows`.
+constexpr int smaller(int rows) { return rows > 4 ? 4 : rows > 2 ? 2 : 1; }
+
 // Tiles of T tokens from `token` on, then smaller ones, as tile_rows says.
 template <typename Codes, int T, typename Use>
 void tiles(const Matrix& m, const Panel& panel, const Rows& x, int64_t token, int64_t row, int64_t rows, Use&& use) {
@@ -129,7 +132,7 @@ void tiles(const Matrix& m, const Panel& panel, const Rows& x, int64_t token, in
       use(token, row + 16 * s, int64_t{T}, rows - 16 * s < 16 ? rows - 16 * s : int64_t{16}, block);
     }
   }
-  if constexpr (T > 1) tiles<Codes, T / 2>(m, panel, x, token, row, rows, use);
+  if constexpr (T > 1) tiles<Codes, smaller(T)>(m, panel, x, token, row, rows, use);
 }
 
 template <typename Codes, typename Use>
@@ -176,8 +179,8 @@ int64_t planes(Kind kind) {
 }
 
 int64_t tile_rows(int64_t left) {
-  int64_t rows = PANEL_TOKENS;
-  while (rows > left) rows /= 2;
+  int rows = PANEL_TOKENS;
+  while (rows > left) rows = smaller(rows);
   return rows;
 }
 
