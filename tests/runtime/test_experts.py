@@ -181,13 +181,13 @@ def check_records(pack: Pack, stream: ExpertStream, layer: int, experts: list[in
 
 def check_batches(pack: Pack, stream: ExpertStream, layer: int, experts: list[int], *, early: bool, slots: int) -> int:
     handed: dict[int, np.ndarray] = {}
-    for batch in stream.batches(layer, experts):
-        assert batch
+    for order, batch in enumerate(stream.batches(layer, experts)):
+        assert batch or order == 0  # the first is what was in memory
         assert not handed.keys() & dict(batch)
         handed |= dict(batch)
         valid = handed if slots >= len(experts) else dict(batch)
         assert all(np.array_equal(record, pack.read_record(layer, expert)) for expert, record in valid.items())
-        if early:
+        if early and handed:
             return len(handed)
     assert handed.keys() == set(experts)
     return len(handed)
@@ -354,7 +354,7 @@ def test_an_input_output_error_names_the_place(pack: Pack, way: str) -> None:
     stride = pack.records[1].stride
     expected = rf"layer_01\.bin: layer 1, expert 3 \(bytes {3 * stride}\+{stride}\) cannot be read: Input/output error"
     with pytest.raises(StorageError, match=expected):
-        next(getattr(stream, way)(1, [3, 5]))
+        list(getattr(stream, way)(1, [3, 5]))
     check_slots(stream)
     stream.close()
 
@@ -369,7 +369,7 @@ def test_a_guess_that_cannot_be_read_is_no_error_until_it_is_wanted(pack: Pack) 
     stream.foresee(1, [])
     check_slots(stream)
     with pytest.raises(StorageError, match="expert 3"):
-        next(stream.batches(1, [3, 5]))
+        list(stream.batches(1, [3, 5]))
     stream.close()
 
 
@@ -407,7 +407,7 @@ def test_no_guess_takes_what_the_present_layer_needs(pack: Pack) -> None:
     reader = SlowReader()
     stream = reader.stream(pack, 3)
     visit = stream.batches(0, [1, 2, 3])
-    handed = [record for _ in range(3) for record in next(visit)]
+    handed = [record for _ in range(4) for record in next(visit)]
     stream.foresee(1, [4, 5])
     assert not reader.queued
     assert all(np.array_equal(record, pack.read_record(0, expert)) for expert, record in handed)

@@ -31,7 +31,7 @@ from moepack.layout.record import ExpertShape, RecordLayout
 from moepack.runtime import _native
 from moepack.runtime.backends.cpu import CpuBackend, frequencies
 
-CPUS = {threads: CpuBackend(threads) for threads in (1, 2, 4)}
+CPUS = {threads: CpuBackend(threads, exact=True) for threads in (1, 2, 4)}
 CPU = CPUS[2]
 EPS = 1e-6
 
@@ -256,7 +256,7 @@ from matrices import coded, floats
 from moepack.layout.formats import FORMATS
 from moepack.runtime import _native
 from moepack.runtime.backends.cpu import CpuBackend
-cpu, random = CpuBackend(1), np.random.default_rng(0)
+cpu, random = CpuBackend(1, exact=True), np.random.default_rng(0)
 results = []
 for format in FORMATS:
     matrix, x = cpu.matrix(coded(random, 40, 384, format)), floats(random, 11, 384)
@@ -280,7 +280,7 @@ def gates_on(instruction_set: str, file: Path) -> np.ndarray | None:
 
 
 def test_every_instruction_set_is_right_and_those_with_fused_multiply_add_agree_exactly(tmp_path: Path) -> None:
-    names = ("baseline", "avx2", "avx512", "neon")
+    names = ("baseline", "avx2", "avx512", "avx512vnni", "neon", "neondot")
     found = {name: gates_on(name, tmp_path / f"{name}.npy") for name in names}
     random, wanted = np.random.default_rng(0), []
     for format in FORMATS:

@@ -183,7 +183,7 @@ def mixed_on(instruction_set: str, file: Path) -> list[np.ndarray] | None:
 
 
 def test_every_instruction_set_is_right_and_those_with_fused_multiply_add_agree_exactly(tmp_path: Path) -> None:
-    names = ("baseline", "avx2", "avx512", "neon")
+    names = ("baseline", "avx2", "avx512", "avx512vnni", "neon", "neondot")
     found = {name: mixed_on(name, tmp_path / f"{name}.npz") for name in names}
     results = {name: got for name, got in found.items() if got is not None}
     attention, (out, memory) = Attention(20, 1, 33, 2, tokens=300), delta_rule(Delta(1, 3, 24, 40, 4, tokens=60))

@@ -80,7 +80,7 @@ def ours(path: Path) -> tuple[list[int], np.ndarray]:
     Two experts within rounding of each other are an honest tie: implementations that agree to the sixth digit then
     choose differently, and everything after differs visibly. The prompt is one that meets no such tie.
     """
-    with Engine.open(path, EngineOptions(chunk=16)) as engine:
+    with Engine.open(path, EngineOptions(chunk=16, exact=True)) as engine:
         engine.backend.__class__ = Spied
         tokens, logits = continued(engine)
         choices = np.sort(logits[-GREEDY_TOKENS - 1 : -1], axis=1)
@@ -155,7 +155,7 @@ def test_a_mixed_recipe_agrees_with_transformers(make_checkpoint: CheckpointMake
 def test_long_sequences_agree_with_transformers(kind: str, make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     """Layers of one type each, many chunks, positions far from the start."""
     build_pack(make_checkpoint(Variant(LONG[kind])), tmp_path / kind)
-    with Engine.open(tmp_path / kind, EngineOptions(chunk=64)) as engine:
+    with Engine.open(tmp_path / kind, EngineOptions(chunk=64, exact=True)) as engine:
         assert set(engine.model.layer_types) == {f"{kind}_attention"}
         engine.backend.__class__ = Spied
         tokens = list(map(int, np.random.default_rng(0).integers(0, engine.model.vocab_size, LONG_TOKENS)))

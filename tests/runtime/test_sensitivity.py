@@ -24,7 +24,7 @@ from moepack.runtime.quality.windows import Windows
 from moepack.runtime.source import Replaced, Source
 from moepack.runtime.sweep import Sweep
 
-CPU = CpuBackend(2)
+CPU = CpuBackend(2, exact=True)
 FORMAT = parse("affine2-g64")
 SHAPE = replace(TINY, vocab=300)
 VARIANTS = {"floats": Variant(SHAPE), "codes": Variant(SHAPE, dialect="mlx", bits=4)}

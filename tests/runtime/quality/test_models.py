@@ -33,7 +33,7 @@ from moepack.runtime.sampling import Sampler, Sampling
 from moepack.runtime.source import ExpertsFrom, PackSource
 from moepack.runtime.sweep import Sweep
 
-CPU = CpuBackend(2)
+CPU = CpuBackend(2, exact=True)
 ROOM = Room()
 LAYERS = TINY.layers
 
@@ -210,7 +210,7 @@ def test_answers_in_lockstep_are_the_engines(two_bits: Path, pack: PackSource, m
 
 def by_engine(path: Path, prompts: list[list[int]], ends: frozenset[int], longest: int) -> list[list[int]]:
     found = []
-    with Pack.open(path) as pack, Engine.of(pack, EngineOptions(threads=2, context=64)) as engine:
+    with Pack.open(path) as pack, Engine.of(pack, EngineOptions(threads=2, context=64, exact=True)) as engine:
         stream = Language.of(pack).tokenizer
         for prompt in prompts:
             limits = Limits(longest, 64, ends)

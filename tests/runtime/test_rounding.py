@@ -1,0 +1,181 @@
+"""Products with rounded activations against their plain statement in numpy, and the same bits whatever the way.
+
+The statement: blocks of 32 activations share a scale, their largest magnitude / 16319; each is rounded to the nearest
+multiple of it, ties to even; everything after that is exact but for float32 sums between blocks.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrices import coded, floats
+from oracle import dequantize, dequantize_grids
+from packs import random_record
+
+from moepack.layout.formats import AFFINE_FORMATS, FORMATS, GRID_FORMATS, AffineFormat, Format, GridFormat, parse
+from moepack.layout.matrix import StoredMatrix
+from moepack.layout.record import PROJECTIONS, ExpertShape, RecordLayout
+from moepack.runtime import _native
+from moepack.runtime.backends.cpu import CpuBackend
+
+CPUS = {threads: CpuBackend(threads) for threads in (1, 2, 3)}
+CPU, EXACT = CPUS[2], CpuBackend(2, exact=True)
+ROUNDED = (*AFFINE_FORMATS, *(format_ for format_ in GRID_FORMATS if format_.family == "book"))
+FLOATING = tuple(format_ for format_ in FORMATS if format_ not in ROUNDED)
+MOST = np.float32(16319)
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """What products see of float32 activations [tokens, cols], in float64."""
+    blocks = x.reshape(len(x), -1, 32)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        numbers = np.where(largest < np.float32(1e-30), np.float32(0), np.rint(blocks * (MOST / largest)))
+    return (numbers.astype(float) * (largest / MOST)).reshape(x.shape)
+
+
+def dense(stored: StoredMatrix) -> np.ndarray:
+    if isinstance(stored.format, GridFormat):
+        return dequantize_grids(stored.weight, stored.grids, stored.scales, stored.format).astype(float)
+    return dequantize(stored.weight, stored.scales, stored.biases, stored.format).astype(float)
+
+
+def near(got: np.ndarray, wanted: np.ndarray) -> bool:
+    return bool(np.abs(got - wanted).max() <= 3e-6 * max(1.0, np.abs(wanted).max()))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(ROUNDED), st.integers(1, 70), st.integers(1, 30), st.integers(1, 40), st.integers(0, 99))
+def test_products_are_those_of_rounded_activations(
+    format_: Format, rows: int, tokens: int, width: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    stored = coded(random, rows, format_.divisor * width, format_)
+    x = floats(random, tokens, stored.shape[1])
+    together = CPU.linear(x, CPU.matrix(stored))
+    assert near(together, rounded(x) @ dense(stored).T)
+    for cpu in CPUS.values():
+        matrix = cpu.matrix(stored)
+        assert np.array_equal(cpu.linear(x, matrix), together)
+        assert np.array_equal(np.concatenate([cpu.linear(x[t : t + 1], matrix) for t in range(tokens)]), together)
+
+
+@pytest.mark.parametrize("format_", ROUNDED, ids=lambda format_: format_.name)
+def test_rounding_is_felt_and_small(format_: Format) -> None:
+    random = np.random.default_rng(1)
+    stored, x = coded(random, 64, 1024, format_), floats(random, 5, 1024)
+    exact, ours = (cpu.linear(x, cpu.matrix(stored)) for cpu in (EXACT, CPU))
+    assert not np.array_equal(exact, ours)
+    assert np.linalg.norm(ours - exact) < 1e-4 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("format_", FLOATING, ids=lambda format_: format_.name)
+def test_formats_without_byte_sized_levels_see_floats(format_: Format) -> None:
+    random = np.random.default_rng(1)
+    stored, x = coded(random, 40, 192, format_), floats(random, 5, 192)
+    assert np.array_equal(*(cpu.linear(x, cpu.matrix(stored)) for cpu in (EXACT, CPU)))
+
+
+def test_exact_matrices_and_exact_backends_see_floats() -> None:
+    random = np.random.default_rng(2)
+    stored, x = coded(random, 40, 192, AffineFormat(8, 64)), floats(random, 5, 192)
+    wanted = EXACT.linear(x, EXACT.matrix(stored))
+    assert np.array_equal(CPU.linear(x, CPU.exact_matrix(stored)), wanted)
+    assert not np.array_equal(CPU.linear(x, CPU.matrix(stored)), wanted)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 17])
+@pytest.mark.parametrize("name", ["affine4-g64", "book2-g8", "book3-g16"])
+def test_blocks_of_one_size_do_not_disturb_others(name: str, tokens: int) -> None:
+    """A block with an outlier, one of zeros, one of denormals: each has a scale of its own."""
+    random = np.random.default_rng(3)
+    stored, x = coded(random, 24, 256, parse(name)), floats(random, tokens, 256)
+    x[:, 5] = 1e4
+    x[:, 32:64] = 0
+    x[:, 64:96] = np.float32(1e-42)
+    assert near(CPU.linear(x, CPU.matrix(stored)), rounded(x) @ dense(stored).T)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 9])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["affine2-g64", "book2-g8"])
+def test_what_is_not_finite_is_not_hidden(name: str, bad: float, tokens: int) -> None:
+    random = np.random.default_rng(4)
+    stored, x = coded(random, 24, 256, parse(name)), floats(random, tokens, 256)
+    x[0, 100] = bad
+    got = CPU.linear(x, CPU.matrix(stored))
+    assert not np.isfinite(got[0]).any()
+    assert np.isfinite(got[1:]).all()
+
+
+@pytest.mark.parametrize("name", ["affine2-g32", "affine2-g16s", "book2-g8", "book3-g8", "affine4-g32"])
+@pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
+def test_experts_of_one_token_added_up_are_those_of_many_tokens(name: str, exact: bool) -> None:
+    random, cpu = np.random.default_rng(5), CpuBackend(2, exact=exact)
+    layout = RecordLayout.of(ExpertShape(192, 96), dict.fromkeys(PROJECTIONS, parse(name)))
+    records = [random_record(random, layout) for _ in range(5)]
+    x, weights = floats(random, 7, 192), random.random((7, 5)).astype(np.float32)
+    wanted, view = np.zeros((7, 192), np.float32), cpu.layout(layout)
+    for record, share in zip(records, weights.T, strict=True):
+        cpu.expert(wanted, x, record, view, np.arange(7, dtype=np.int32), np.ascontiguousarray(share))
+    came = np.array([3, 0, 4, 1, 2])
+    for t in range(7):
+        parts = np.empty((5, 192), np.float32)
+        cpu.experts(x[t : t + 1], [records[i] for i in came[:2]], view, parts)
+        cpu.experts(x[t : t + 1], [records[i] for i in came[2:]], view, parts[2:])
+        got = cpu.combine(parts, np.argsort(came).astype(np.int32), weights[t])
+        assert np.array_equal(got[0], wanted[t])
+
+
+def test_misfits_are_refused_before_anything_is_read() -> None:
+    layout = RecordLayout.of(ExpertShape(64, 32), dict.fromkeys(PROJECTIONS, parse("affine2-g32")))
+    record, view = random_record(np.random.default_rng(0), layout), CPU.layout(layout)
+    one, two = (CPU.shared(np.zeros((tokens, 64), np.float32)) for tokens in (1, 2))
+    room = np.zeros((2, 64), np.float32)
+    for records, x, to in ([record[:-20000]], one, room[:1]), ([record], two, room[:1]), ([record], one, room):
+        with pytest.raises(ValueError, match="experts: "):
+            _native.experts(CPU._pool, view, records, x, to)
+    order, weights = np.array([0, 2], np.int32), np.ones(2, np.float32)
+    with pytest.raises(ValueError, match="no such part"):
+        _native.combine(room, order, weights, room[0])
+    with pytest.raises(ValueError, match="as many outputs"):
+        _native.matmul(CPU._pool, [], one, [room])
+
+
+PRODUCTS = """
+import sys
+sys.path[:0] = {path!r}
+import numpy as np
+from matrices import coded, floats
+from moepack.layout.formats import FORMATS
+from moepack.runtime import _native
+from moepack.runtime.backends.cpu import CpuBackend
+cpu, random, results = CpuBackend(1), np.random.default_rng(0), []
+for format_ in FORMATS:
+    matrix, x = cpu.matrix(coded(random, 40, 640, format_)), floats(random, 11, 640)
+    results += [cpu.linear(x, matrix), cpu.linear(x[:1], matrix)]
+np.save(sys.argv[1], np.concatenate(results))
+print(_native.instruction_set())
+"""
+
+
+def test_every_instruction_set_rounds_alike(tmp_path: Path) -> None:
+    here, found = Path(__file__).parent, {}
+    for name in ("baseline", "avx2", "avx512", "avx512vnni", "neon", "neondot"):
+        file = tmp_path / f"{name}.npy"
+        command = [sys.executable, "-c", PRODUCTS.format(path=[str(here), str(here.parent)]), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MOEPACK_ISA": name})
+        if done.returncode == 0:
+            assert done.stdout.strip() == name
+            found[name] = np.load(file)
+        else:
+            assert "names no instruction set that this machine runs" in done.stderr
+    fused = {name: got.tobytes() for name, got in found.items() if name != "baseline"}
+    assert _native.instruction_set() in found
+    assert len(set(fused.values())) <= 1
+    assert all(near(got, next(iter(found.values()))) for got in found.values())
