@@ -20,9 +20,8 @@ from .asked import Asked
 from .bench import Workload, measure
 from .devices import device as find_device
 from .disk import limit as disk_limit
-from .disk import tune
 from .doctor import diagnose, diagnose_for
-from .engine import MOST_THREADS, Engine, EngineOptions, plan_run
+from .engine import MOST_THREADS, Engine, EngineOptions, plan_run, tuning
 from .generate import Generation, Limits, check_room
 from .language import Language
 from .quantities import parse_size
@@ -216,7 +215,10 @@ def doctor(
     )
     published = None if device is None else find_device(device)
     with Pack.open(pack) as opened:
-        found = diagnose_for(opened, options, published) if published else diagnose(opened, options, disk=tune(opened))
+        if published is None:
+            found = diagnose(opened, options, tuning(opened, access))
+        else:
+            found = diagnose_for(opened, options, published)
     if json:
         print_json(report.diagnosis_document(found))
     else:
