@@ -126,7 +126,7 @@ class _Trials:
 
     def __init__(self, pack: Pack, slots: int) -> None:
         keys = [(layer, expert) for layer in range(pack.model.num_layers) for expert in range(pack.model.num_experts)]
-        random.Random(0).shuffle(keys)
+        random.shuffle(keys)  # each time anew: what was read a moment ago may be in some cache below the system's
         self._keys = cycle(keys)
         self._pack = pack
         self._slots = slot_arena(slots, slot_pitch(pack))
