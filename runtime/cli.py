@@ -19,14 +19,13 @@ from ._native import bound_heap
 from .asked import Asked
 from .bench import Workload, measure
 from .devices import device as find_device
-from .disk import tune
+from .disk import limit as disk_limit
 from .doctor import diagnose, diagnose_for
-from .engine import MOST_THREADS, Engine, EngineOptions, plan_run
+from .engine import MOST_THREADS, Engine, EngineOptions, plan_run, tuning
 from .generate import Generation, Limits, check_room
 from .language import Language
 from .quantities import parse_size
 from .sampling import Sampler, Sampling
-from .storage import random_read_rate
 from .streaming.files import Access
 
 EXIT_CODES = (
@@ -181,7 +180,7 @@ def bench(
         options = _long_enough(opened, options, workload.length)
         workload.check(plan_run(opened, options).context)
         files = [pack / layer.file for layer in opened.manifest.layers]
-        drop, rate = partial(host.drop_cached, files), partial(random_read_rate, opened)
+        drop, rate = partial(host.drop_cached, files), partial(disk_limit, opened)
         measured = measure(partial(Engine.of, opened, options), drop, workload, rate)
     _say_notes(measured.engine)
     if json:
@@ -216,7 +215,10 @@ def doctor(
     )
     published = None if device is None else find_device(device)
     with Pack.open(pack) as opened:
-        found = diagnose_for(opened, options, published) if published else diagnose(opened, options, disk=tune(opened))
+        if published is None:
+            found = diagnose(opened, options, tuning(opened, access))
+        else:
+            found = diagnose_for(opened, options, published)
     if json:
         print_json(report.diagnosis_document(found))
     else:

@@ -4,7 +4,7 @@ Random records of the pack itself are read into memory like the slots', through 
 and around it, with more and fewer reads at once, in one piece and in several. Reading around the page cache is chosen
 unless it is clearly slower: then the slots are the only cache. What was found is kept by disk and record size in
 $XDG_CACHE_HOME/moepack/disks.json (~/.cache without it); a file that cannot be read or written only costs the
-measurement.
+measurement. The same trials give the limit that a benchmark holds an engine against.
 """
 
 import os
@@ -20,7 +20,7 @@ from tempfile import NamedTemporaryFile
 import msgspec
 
 from ..layout.reader import Pack
-from ..manifests.errors import MoepackError
+from ..manifests.errors import MoepackError, StorageError
 from ..manifests.files import read_small
 from . import _native
 from .streaming.files import Access, LayerFiles
@@ -88,12 +88,29 @@ def tune(pack: Pack) -> Tuning:
 
 def measure(pack: Pack) -> Tuning:
     """The way that reads random records of a pack fastest, nearly; nothing is remembered. Needs 16 slots of memory."""
+    speeds = _speeds(pack)
+    return _choice(list(speeds), list(speeds.values()))
+
+
+def limit(pack: Pack) -> float:
+    """GB/s (10^9 bytes) of random records, read the fastest way there is: what an engine is held against.
+
+    Nothing is checked, kept or computed meanwhile. Takes as long and as much memory as `measure`. Raises StorageError
+    if no record can be read.
+    """
+    if not (fastest := max(_speeds(pack).values())):
+        raise StorageError(f"{pack.path}: its layer files cannot be read; check the disk, then run moe-pack verify")
+    return fastest
+
+
+def _speeds(pack: Pack) -> dict[Tuning, float]:
+    """GB/s of all ways that can be measured here, which take turns."""
     with closing(LayerFiles(pack, "buffered")) as buffered, closing(LayerFiles(pack, "direct")) as direct:
         files = {direct.access: direct, **({"buffered": buffered} if CAN_EMPTY else {})}
         ways = [way for way in WAYS if way.access in files]
         trials = _Trials(pack, max(way.depth for way in ways))
         rounds = [[trials.speed(files[way.access], way) for way in ways] for _ in range(ROUNDS)]
-    return _choice(ways, [sum(speeds) / ROUNDS for speeds in zip(*rounds, strict=True)])
+    return {way: sum(speeds) / ROUNDS for way, *speeds in zip(ways, *rounds, strict=True)}
 
 
 def _choice(ways: Sequence[Tuning], speeds: Sequence[float]) -> Tuning:
@@ -109,7 +126,7 @@ class _Trials:
 
     def __init__(self, pack: Pack, slots: int) -> None:
         keys = [(layer, expert) for layer in range(pack.model.num_layers) for expert in range(pack.model.num_experts)]
-        random.Random(0).shuffle(keys)
+        random.shuffle(keys)  # each time anew: what was read a moment ago may be in some cache below the system's
         self._keys = cycle(keys)
         self._pack = pack
         self._slots = slot_arena(slots, slot_pitch(pack))

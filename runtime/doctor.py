@@ -55,6 +55,7 @@ class Diagnosis:
     decode: tuple[Forecast, Forecast]
     prefill: tuple[Prefill, ...]
     digests_checked: bool
+    exact: bool
 
 
 def diagnose(pack: Pack, options: EngineOptions, disk: Disk | None) -> Diagnosis:
@@ -79,7 +80,8 @@ def diagnose_for(pack: Pack, options: EngineOptions, device: Device) -> Diagnosi
 def _diagnosis(pack: Pack, options: EngineOptions, plan: MemoryPlan, machine: Machine) -> Diagnosis:
     demand = Demand.of(pack, options.experts_per_token or pack.model.num_experts_per_tok)
     decode = forecast.forecasts(demand, plan.slots, machine.rates)
-    return Diagnosis(plan, machine, demand, decode, _prefill(demand, plan, machine.rates.disk), options.check_digests)
+    prefill = _prefill(demand, plan, machine.rates.disk)
+    return Diagnosis(plan, machine, demand, decode, prefill, options.check_digests, options.exact)
 
 
 def _prefill(demand: Demand, plan: MemoryPlan, disk: float | None) -> tuple[Prefill, ...]:
@@ -93,23 +95,24 @@ def _prefill(demand: Demand, plan: MemoryPlan, disk: float | None) -> tuple[Pref
 
 def _this_machine(pack: Pack, options: EngineOptions, plan: MemoryPlan, disk: Disk | None) -> Machine:
     memory = speed.memory_bandwidth(options.threads)
-    kernels = speed.kernel_bandwidth(pack, open_backend(options.threads))
+    kernels = speed.kernel_bandwidth(pack, open_backend(options.threads, exact=options.exact))
     return Machine(
         name="this machine",
         measured=True,
         memory=host.memory_total(),
         free=host.memory_free(),
         rates=Rates(disk.gigabytes_per_second if disk else None, memory, kernels),
-        disk=_how_read(disk) if disk else "not measured",
+        disk=how_read(disk) if disk else "not measured",
         threads=options.threads,
         instruction_set=instruction_set(),
         protection=host.protection(plan.trunk),
     )
 
 
-def _how_read(disk: Disk) -> str:
-    pieces = f", each in {disk.split} pieces" if disk.split > 1 else ""
-    return f"{disk.access}, {disk.depth} reads at once{pieces}{'' if disk.measured else ', not measured'}"
+def how_read(disk: Disk) -> str:
+    """A few words on how records are read."""
+    pieces = f"each in {disk.split} pieces" if disk.split > 1 else "each in one piece"
+    return f"{disk.access}, {disk.depth} reads at once, {pieces}{'' if disk.measured else ', not measured'}"
 
 
 def _published(device: Device) -> Machine:

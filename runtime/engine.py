@@ -84,7 +84,7 @@ class Engine:
         self.memory = memory
         self.backend = backend
         self.experts_per_token = _experts_per_token(pack.model, options)
-        self.tuning = _tuning(pack, options.access)  # before the trunk is there: a first measurement needs memory
+        self.tuning = tuning(pack, options.access)  # before the trunk is there: a first measurement needs memory
         trunk = weights.load(pack, backend, check_digest=options.check_digests)
         self._experts = ExpertStream(pack, memory.slots, check_digests=options.check_digests, tuning=self.tuning)
         self._decoder = TextModel(pack.model, trunk, pack.records, self._experts, backend, self.experts_per_token)
@@ -118,6 +118,11 @@ class Engine:
     def context(self) -> int:
         """The most tokens a session can hold."""
         return self.memory.context
+
+    @property
+    def access(self) -> Access:
+        """How experts are read; see ExpertStream.access."""
+        return self._experts.access
 
     @property
     def stats(self) -> EngineStats:
@@ -238,9 +243,12 @@ def open_backend(threads: int, *, exact: bool = True) -> Backend:
         raise UsageError(f"{error}; unset it to use the best one") from error
 
 
-def _tuning(pack: Pack, access: Access | None) -> Tuning:
-    tuned = tune(pack)
-    return tuned if access is None else replace(tuned, access=access)
+def tuning(pack: Pack, access: Access | None) -> Tuning:
+    """How a run reads the pack's disk: the best way known, or that way with another `access`, of unknown speed."""
+    best = tune(pack)
+    if access in (None, best.access):
+        return best
+    return replace(best, access=access, gigabytes_per_second=None, measured=False)
 
 
 def _experts_per_token(model: schema.Model, options: EngineOptions) -> int:

@@ -21,7 +21,7 @@ from .disk import DEFAULT, Tuning
 from .streaming.ahead import Ahead, Reach
 from .streaming.arrivals import Arrivals, Arrived, Manner, Reader
 from .streaming.cache import HALF_LIFE, Cache, Key
-from .streaming.files import LayerFiles
+from .streaming.files import Access, LayerFiles
 from .streaming.foresight import Foresight
 from .streaming.slots import Bytes, slot_arena, slot_pitch
 
@@ -84,6 +84,11 @@ class ExpertStream:
         self._depth = tuning.depth
         self._tokens = [0] * pack.model.num_layers
         self._visit: _Visit | None = None  # the one under way, or one that was cut short until `_recover`
+
+    @property
+    def access(self) -> Access:
+        """How records are read: as the tuning says, unless the system refuses direct reads."""
+        return self._files.access
 
     @property
     def stats(self) -> StreamStats:

@@ -29,6 +29,9 @@ DEFAULT_CONTEXT, LEAST_CONTEXT = 32768, 2048
 DEFAULT_CHUNK, LEAST_CHUNK = 2048, 32
 PART_OF_ROOM = 4  # caches take at most one part in four of what the trunk leaves, scratch of what is left then
 ROUTE_FLOATS = 10  # per token and expert: its id and weight, and what sorting them by expert takes
+STRETCH, BLOCK = 512, 32  # columns of rounded rows: they are padded to the one, and have factors for each of the other
+PARTIAL_BYTES = 2_400_000  # at most, of attention: native/attention.cpp
+CONVOLVED_TOKENS = 128  # at most, of the delta rule: native/delta.cpp
 SAMPLING_COPIES = 10  # of the logits, in floats: sampling sorts and sums them in float64
 
 
@@ -205,25 +208,41 @@ def scratch_bytes(model: schema.Model, chunk: int, span: int = SPAN) -> int:
     """Activations at their peak, while `chunk` tokens go through a layer, `span` of them at a time through its mixer.
 
     In the mixer: the residual stream and a norm of the whole chunk; of a span its norm, its result and the widest
-    mixer's projections. Among the experts: residual stream, norm, sum and one spare of the whole chunk, its routes
-    (ids and weights, also sorted) and the widest of router, routed and shared expert, since all tokens may choose one.
-    Besides, the logits of the last token, with the copies that sampling makes.
+    mixer's projections, and rounded copies of norm and result. Among the experts: residual stream, norm, sum and one
+    spare of the whole chunk, its routes (ids and weights, also sorted), the widest of router, routed and shared expert,
+    since all tokens may choose one, and rounded copies: of the norm for routed experts, and for the shared one also in
+    tiles; of what lies between projections both. Besides, the logits of the last token, with sampling's copies.
     """
-    hidden, spanned = model.hidden_size, min(span, chunk)
-    widest = max(_attention_width(model.full_attention), _delta_width(model.linear_attention))
-    mixing = 2 * chunk * hidden + spanned * (2 * hidden + widest)
-    expert = chunk * (4 * hidden + _expert_width(model) + ROUTE_FLOATS * model.num_experts_per_tok)
-    return FLOAT_BYTES * (max(mixing, expert) + SAMPLING_COPIES * model.vocab_size)
+    hidden, inner, spanned = model.hidden_size, _expert_width(model), min(span, chunk)
+    attention, delta = model.full_attention, model.linear_attention
+    widest = max(_attention_width(attention), _delta_width(delta))
+    out = max(attention.num_heads * attention.head_dim, delta.num_value_heads * delta.value_head_dim)
+    mixing = FLOAT_BYTES * (2 * chunk * hidden + spanned * (2 * hidden + widest))
+    mixing += spanned * 2 * (_rounded_bytes(hidden) + _rounded_bytes(out)) + _mixer_bytes(delta, spanned)
+    expert = FLOAT_BYTES * chunk * (4 * hidden + inner + ROUTE_FLOATS * model.num_experts_per_tok)
+    expert += chunk * (3 * _rounded_bytes(hidden) + 2 * _rounded_bytes(inner))
+    return max(mixing, expert) + FLOAT_BYTES * SAMPLING_COPIES * model.vocab_size
+
+
+def _rounded_bytes(width: int) -> int:
+    """A row rounded to eight bits (native/activations.cpp): whole stretches of codes, five floats per block."""
+    padded = -(-width // STRETCH) * STRETCH
+    return padded + 5 * FLOAT_BYTES * padded // BLOCK
 
 
 def _attention_width(shape: schema.FullAttention) -> int:
-    """Floats per token: queries and gates as projected, queries as rotated, the output; keys and values."""
-    return 4 * shape.num_heads * shape.head_dim + 2 * shape.num_kv_heads * shape.head_dim
+    """Floats per token: queries and gates as projected, the output; keys and values."""
+    return 3 * shape.num_heads * shape.head_dim + 2 * shape.num_kv_heads * shape.head_dim
 
 
 def _delta_width(shape: schema.LinearAttention) -> int:
-    """Floats per token: channels before and after the convolution; gate and output; two numbers per head."""
-    return 2 * delta_channels(shape) + 2 * shape.num_value_heads * (shape.value_head_dim + 1)
+    """Floats per token: channels before the convolution; gate and output; two numbers per head."""
+    return delta_channels(shape) + 2 * shape.num_value_heads * (shape.value_head_dim + 1)
+
+
+def _mixer_bytes(shape: schema.LinearAttention, tokens: int) -> int:
+    """What mixers hold while they run: attention its partial sums, the delta rule some convolved tokens."""
+    return max(PARTIAL_BYTES, FLOAT_BYTES * min(tokens, CONVOLVED_TOKENS) * delta_channels(shape))
 
 
 def _expert_width(model: schema.Model) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from operator import itemgetter
 from statistics import median
 from typing import Any
@@ -12,7 +12,7 @@ from rich.table import Table
 from . import host
 from ._native import instruction_set
 from .bench import Measured, Workload
-from .doctor import Diagnosis
+from .doctor import Diagnosis, how_read
 from .engine import Engine
 from .figures import Ceiling, Figures, share
 from .forecast import Forecast
@@ -66,6 +66,10 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "model_experts_per_token": engine.model.num_experts_per_tok,
         "threads": engine.options.threads,
         "instruction_set": instruction_set(),
+        "exact": engine.options.exact,
+        "access": engine.access,
+        "depth": engine.tuning.depth,
+        "split": engine.tuning.split,
         "chunk": engine.memory.chunk,
         "context": engine.context,
         "slots": engine.memory.slots,
@@ -136,8 +140,9 @@ def bench_remarks(measured: Measured[Engine], workload: Workload) -> str:
     remarks = [
         f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens, {RANDOM if random else TEXT}",
         f"{engine.experts_per_token} of {own} experts per token; {plan.slots} slots of {plan.slot_bytes} bytes;"
-        f" {engine.options.threads} threads, {instruction_set()}; digests"
+        f" {engine.options.threads} threads, {instruction_set()}; {_arithmetic(exact=engine.options.exact)}; digests"
         f" {'checked' if engine.options.check_digests else 'NOT checked'}",
+        f"experts are read {how_read(replace(engine.tuning, access=engine.access))}",
         f"cold: a fresh engine for each phase, {DROPPED if measured.cache_dropped else NOT_DROPPED}; decoding follows"
         " a prompt of one token, so that the slots are all but empty",
         "warm: after a prompt and an answer in the same engine; the page cache holds what it holds",
@@ -210,6 +215,7 @@ def diagnosis_document(found: Diagnosis) -> dict[str, Any]:
         "decode": [asdict(each) for each in found.decode],
         "prefill_ceiling": [asdict(each) for each in found.prefill],
         "digests_checked": found.digests_checked,
+        "exact": found.exact,
     }
 
 
@@ -246,6 +252,7 @@ def _speed_lines(found: Diagnosis) -> list[str]:
         _line("disk", _rate(rates.disk), machine.disk),
         _line("memory", _rate(rates.memory), how),
         *([_line("kernels", _rate(rates.kernels), f"{how}, {machine.instruction_set}")] if machine.measured else []),
+        _line("products", "exact" if found.exact else "rounded", _arithmetic(exact=found.exact)),
         _line("digests", "checked" if found.digests_checked else "NOT checked", ""),
     ]
     return [*lines, *(f"  {source}" for source in machine.sources)]
@@ -274,6 +281,10 @@ def _decode_line(each: Forecast) -> str:
 
 def _line(name: str, value: str, remark: str) -> str:
     return f"  {name:<9}{value:>12}  {remark}".rstrip()
+
+
+def _arithmetic(*, exact: bool) -> str:
+    return "activations are floats" if exact else "activations are rounded to 8 bits where matrices are quantized"
 
 
 def _rate(gigabytes_per_second: float | None) -> str:

@@ -96,6 +96,38 @@ def test_the_preferred_way_wins_unless_another_is_clearly_faster() -> None:
     assert disk._choice(ways, [0.0, 0.0, 0.0]) == DIRECT
 
 
+def test_the_limit_is_that_of_the_fastest_way(pack: Pack, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert disk.limit(pack) > 0
+    assert not store.exists()
+    monkeypatch.setattr(disk, "_speeds", lambda pack: {DIRECT: 1.0, DEFAULT: 1.05})
+    assert disk.limit(pack) == 1.05
+
+
+def test_a_failing_disk_has_no_limit_but_one_sentence(pack: Pack) -> None:
+    for layer in pack.manifest.layers:
+        os.truncate(pack.path / layer.file, 0)
+    with pytest.raises(StorageError, match="cannot be read; check the disk"):
+        disk.limit(pack)
+
+
+def test_whole_records_are_read_at_their_addresses(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[int, int]] = set()
+    pool = disk._native.ReadPool
+
+    class Watched:
+        def __init__(self, depth: int) -> None:
+            self._pool = pool(depth)
+            self.next, self.close = self._pool.next, self._pool.close
+
+        def submit(self, index: int, descriptor: int, offset: int, places: list[np.ndarray], **options: object) -> None:
+            seen.add((offset, sum(map(len, places))))
+            self._pool.submit(index, descriptor, offset, places, **options)
+
+    monkeypatch.setattr(disk._native, "ReadPool", Watched)
+    disk.limit(pack)
+    assert seen == {(a.offset, a.size) for a in (pack.address(i, e) for i in range(2) for e in range(9))}
+
+
 @pytest.mark.parametrize("tuning", [DEFAULT, DIRECT, replace(DIRECT, split=3, depth=2), replace(DEFAULT, split=4)])
 def test_records_are_the_same_however_they_are_read(pack: Pack, tuning: Tuning) -> None:
     stream = ExpertStream(pack, 5, tuning=tuning)
