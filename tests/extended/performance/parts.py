@@ -39,8 +39,8 @@ from moepack.runtime.asked import Asked
 from moepack.runtime.engine import Engine, EngineOptions
 from moepack.runtime.language import Language
 
-DECODED, PROMPTS, ROUNDS = 32, (128, 512, 2048), 5
-PROMPT_ROUNDS = {128: 5, 512: 3, 2048: 3}
+DECODED, PROMPTS, ROUNDS = 32, (128, 2048), 5
+PROMPT_ROUNDS = {128: 3, 2048: 3}
 LIMITS = {"600 MiB": 600 * 2**20, "450 MiB": 450 * 2**20}
 TRACED = 3000  # tokens whose routing is looked at
 LIMITED_TOKENS, LIMITED_ROUNDS = 16, 3
