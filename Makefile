@@ -6,10 +6,10 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cp
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench scale quality clean
+.PHONY: help demo test lint type check bench emulated scale quality clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/ready ## Pack the shipped demo model to 2 bits, verify it, and let it answer with a tool call
 	@rm -rf $(DEMO) $(DEMO).partial
@@ -31,6 +31,9 @@ check: lint type test ## Everything CI checks
 
 bench: $(VENV)/ready-dev ## Decode and prefill side by side with peers, write docs/performance.md (PARTS=..., LLAMA_CPP=, IK_LLAMA_CPP=)
 	PYTHONPATH=tests $(BIN)/python tests/extended/performance/run.py
+
+emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bit for bit
+	python3 tests/extended/emulated/run.py
 
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py

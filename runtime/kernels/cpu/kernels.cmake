@@ -1,0 +1,32 @@
+# Adds the CPU kernels to a target: compiled once per instruction set, each into its own namespace; dispatch.cpp picks one
+# at run time.
+set(KERNELS ${CMAKE_CURRENT_LIST_DIR})
+
+function(add_kernels target isa)
+  set(sources matmul rounding elementwise attention delta table)
+  list(TRANSFORM sources PREPEND ${KERNELS}/)
+  list(TRANSFORM sources APPEND .cpp)
+  add_library(kernels_${isa} OBJECT ${sources})
+  target_compile_definitions(kernels_${isa} PRIVATE MOEPACK_ISA=${isa})
+  target_compile_options(kernels_${isa} PRIVATE ${ARGN})
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
+endfunction()
+
+function(add_cpu_kernels target)
+  target_sources(${target} PRIVATE ${KERNELS}/dispatch.cpp)
+  # GCC's AVX-512 headers initialise a register with itself (GCC bug 105593): a warning about them, not about us.
+  set(quiet -Wno-uninitialized $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+  set(avx2 -mavx2 -mfma -mf16c)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq ${quiet})
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(arm64|aarch64)$")
+    add_kernels(${target} neon)
+    add_kernels(${target} neondot -march=armv8.2-a+dotprod)
+  elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+    add_kernels(${target} baseline)
+    add_kernels(${target} avx2 ${avx2})
+    add_kernels(${target} avx512 ${avx512})
+    add_kernels(${target} avx512vnni ${avx512} -mavx512vnni -mavx512vbmi)
+  else()
+    add_kernels(${target} baseline)
+  endif()
+endfunction()
