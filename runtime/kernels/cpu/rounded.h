@@ -1,7 +1,7 @@
 // Products with rounded activations: integers within a block of 32 columns, floats between blocks.
 //
 // One shape of sum, however it is computed: lane l of sixteen adds up the blocks l, l + 16, ... in ascending order, then
-// reduce_add's tree; biases likewise, by group. One token takes a row at a time. For several, sixteen rows are unpacked
+// reduce_add's tree; biases likewise, by group. One token takes a row at a time. For several, rows are unpacked
 // once into a panel, whose lanes are rows, and the tree is climbed by the order in which lanes are visited.
 #pragma once
 

@@ -136,7 +136,19 @@ def limited_llama(side: LlamaBench, limit: int) -> tuple[float, dict[str, Any]]:
 def limited_ik(programs: Path, model: Path, limit: int) -> tuple[float, dict[str, Any]]:
     """llama-cli of ik_llama.cpp, since its llama-bench knows no --prefetch-experts."""
     forget(model)
-    asked = ("-p", "babe", "-n", str(LIMITED_TOKENS), "-c", "512", "-s", "1", "--ignore-eos", "--prefetch-experts")
+    asked = (
+        "-p",
+        "babe",
+        "-n",
+        str(LIMITED_TOKENS),
+        "-c",
+        "512",
+        "-s",
+        "1",
+        "--ignore-eos",
+        "--prefetch-experts",
+        "--log-disable",
+    )
     ran = limited.run([str(programs / "bin" / "llama-cli"), "-m", str(model), "-t", str(THREADS), *asked], limit)
     return evaluated_rate(ran.printed), {"group_peak": ran.peak}
 
