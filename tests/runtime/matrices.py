@@ -32,3 +32,10 @@ def affine(
     codes = random.integers(0, 2**format.bits, (rows, cols))
     scales, biases = (floats(random, rows, format.groups(cols), scale=0.1).astype(FLOATS[dtype]) for _ in range(2))
     return StoredMatrix(pack_codes(codes, format.bits), scales, biases, format)
+
+
+def highest(random: np.random.Generator, rows: int, cols: int, format: Format) -> StoredMatrix:
+    """The same with the highest code everywhere."""
+    stored = coded(random, rows, cols, format)
+    stored.weight[...] = np.iinfo(stored.weight.dtype).max
+    return stored

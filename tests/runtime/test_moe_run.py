@@ -104,8 +104,11 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def test_the_shipped_model_answers_the_shipped_question_with_a_tool_call(pack: Path) -> None:
-    run = moe_run("generate", pack, "--messages", QUESTION, "--temp", 0)
+@pytest.mark.parametrize("arithmetic", [(), ("--exact",)], ids=["rounded", "exact"])
+def test_the_shipped_model_answers_the_shipped_question_with_a_tool_call(
+    pack: Path, arithmetic: tuple[str, ...]
+) -> None:
+    run = moe_run("generate", pack, "--messages", QUESTION, "--temp", 0, *arithmetic)
     assert run.returncode == 0
     call = re.search(r"\{.*\}", run.stdout, re.DOTALL)
     assert call is not None

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import coded, floats
-from oracle import dequantize, dequantize_grids
+from matrices import coded, floats, highest
+from oracle import dequantize, dequantize_grids, expert_matrix
 from packs import random_record
+from reference import silu
 
 from moepack.layout.formats import AFFINE_FORMATS, FORMATS, GRID_FORMATS, AffineFormat, Format, GridFormat, parse
 from moepack.layout.matrix import StoredMatrix
@@ -47,6 +48,14 @@ def dense(stored: StoredMatrix) -> np.ndarray:
 
 def near(got: np.ndarray, wanted: np.ndarray) -> bool:
     return bool(np.abs(got - wanted).max() <= 3e-6 * max(1.0, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+@pytest.mark.parametrize("format_", ROUNDED, ids=lambda format_: format_.name)
+def test_the_largest_codes_and_activations_overflow_no_integer(format_: Format, tokens: int) -> None:
+    stored = highest(np.random.default_rng(6), 40, 640, format_)
+    for x in (np.ones((tokens, 640), np.float32), -np.ones((tokens, 640), np.float32)):
+        assert near(CPU.linear(x, CPU.matrix(stored)), rounded(x) @ dense(stored).T)
 
 
 @settings(max_examples=80, deadline=None)
@@ -113,6 +122,23 @@ def test_what_is_not_finite_is_not_hidden(name: str, bad: float, tokens: int) ->
     assert np.isfinite(got[1:]).all()
 
 
+@pytest.mark.parametrize("name", ["affine2-g32", "book2-g8", "book3-g16"])
+def test_an_expert_rounds_what_comes_in_and_what_goes_down(name: str) -> None:
+    """Its inner activations differ from numpy's in the last bits, so that a few of them round to the neighbour."""
+    random, layout = (
+        np.random.default_rng(7),
+        RecordLayout.of(ExpertShape(192, 96), dict.fromkeys(PROJECTIONS, parse(name))),
+    )
+    record, x = random_record(random, layout), floats(random, 50, 192)
+    gate, up, down = (expert_matrix(record, layout, projection).astype(float) for projection in PROJECTIONS)
+    inner = silu(rounded(x) @ gate.T) * (rounded(x) @ up.T)
+    wanted = rounded(inner.astype(np.float32)) @ down.T
+    ours, exact = np.zeros((2, 50, 192), np.float32)
+    for cpu, to in (CPU, ours), (EXACT, exact):
+        cpu.expert(to, x, record, cpu.layout(layout), np.arange(50, dtype=np.int32), np.ones(50, np.float32))
+    assert np.linalg.norm(ours - wanted) < 0.3 * np.linalg.norm(exact - wanted)
+
+
 @pytest.mark.parametrize("name", ["affine2-g32", "affine2-g16s", "book2-g8", "book3-g8", "affine4-g32"])
 @pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
 def test_experts_of_one_token_added_up_are_those_of_many_tokens(name: str, exact: bool) -> None:
@@ -151,14 +177,16 @@ PRODUCTS = """
 import sys
 sys.path[:0] = {path!r}
 import numpy as np
-from matrices import coded, floats
+from matrices import coded, floats, highest
 from moepack.layout.formats import FORMATS
 from moepack.runtime import _native
 from moepack.runtime.backends.cpu import CpuBackend
 cpu, random, results = CpuBackend(1), np.random.default_rng(0), []
 for format_ in FORMATS:
     matrix, x = cpu.matrix(coded(random, 40, 640, format_)), floats(random, 11, 640)
+    full = cpu.matrix(highest(random, 40, 640, format_))
     results += [cpu.linear(x, matrix), cpu.linear(x[:1], matrix)]
+    results += [cpu.linear(sign * np.ones_like(x[:tokens]), full) for sign in (1, -1) for tokens in (1, 11)]
 np.save(sys.argv[1], np.concatenate(results))
 print(_native.instruction_set())
 """

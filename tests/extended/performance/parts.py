@@ -236,7 +236,7 @@ def rounding(peers: Peers) -> list[Series]:
         return []
     found = []
     for name, file in (("prose", "val_text.txt"), ("conversations", "val_chat.txt")):
-        seen = cost(pack, SHARED / "text" / file, THREADS)
+        seen = cost(pack, SHARED / "text" / file, threads=THREADS)
         found.append(Series("KL to float32 activations", name, [seen.divergence], asdict(seen)))
     return found
 

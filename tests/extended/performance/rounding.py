@@ -30,11 +30,11 @@ class Cost:
     positions: int
 
 
-def cost(pack: Path, text: Path, threads: int) -> Cost:
-    """Score a pack's rounded arithmetic against its exact one on the first POSITIONS tokens of a text."""
+def cost(pack: Path, text: Path, *, threads: int, positions: int = POSITIONS) -> Cost:
+    """Score a pack's rounded arithmetic against its exact one on about `positions` tokens from all over a text."""
     with PackSource.open(pack) as source:
         tokenizer = Tokenizer.open(PackFiles.of(source.pack), source.model.vocab_size)
-        windows = read_text(text, tokenizer, window=WINDOW, limit=POSITIONS)
+        windows = read_text(text, tokenizer, window=WINDOW, limit=positions)
         both = [Sweep(source, CpuBackend(threads, exact=exact)) for exact in (True, False)]
         with Silent().task("", 2 * source.model.num_layers) as task:
             exact, rounded = (passed(sweep, windows, Room(), task) for sweep in both)

@@ -98,8 +98,7 @@ def _trained(shared: Path, place: Path, limit: int) -> Subject:
 def _demo(place: Path, limit: int) -> Subject:
     place.mkdir(parents=True, exist_ok=True)
     chats, calibration, tools = place / "chats.txt", place / "calibration.txt", place / "tools.jsonl"
-    held_out = list(_conversations(4243, 400, evaluation=True))
-    chats.write_text(SEPARATOR.join(_rendered(*drawn) for drawn in held_out))
+    held_out = write_chats(chats, 400)
     calibration.write_text(SEPARATOR.join(_rendered(*drawn) for drawn in _conversations(4244, 800, evaluation=False)))
     cases = [case for drawn in held_out for case in _cases(*drawn)][:limit]
     tools.write_text("".join(json.dumps(case) + "\n" for case in cases))
@@ -107,6 +106,13 @@ def _demo(place: Path, limit: int) -> Subject:
 
 
 Conversation = tuple[list[dict[str, Any]], list[dict[str, Any]] | None]
+
+
+def write_chats(path: Path, count: int) -> list[Conversation]:
+    """Conversations that the demo model was not trained on, as a text of that many documents; returns them."""
+    held_out = list(_conversations(4243, count, evaluation=True))
+    path.write_text(SEPARATOR.join(_rendered(*drawn) for drawn in held_out))
+    return held_out
 
 
 def _conversations(seed: int, count: int, *, evaluation: bool) -> Iterator[Conversation]:
