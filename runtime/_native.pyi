@@ -96,7 +96,7 @@ class AttentionShape: ...
 class DeltaShape: ...
 
 def instruction_set() -> str:
-    """Which kernels run here: "avx512", "avx2", "neon" or "baseline"; MOEPACK_ISA forces one."""
+    """Which run here: "avx512vnni", "avx512", "avx2", "neondot", "neon" or "baseline"; MOEPACK_ISA forces one."""
 
 def float_matrix(data: Bytes, dtype: str, rows: int, cols: int) -> Matrix:
     """A "BF16", "F16" or "F32" matrix from its flat bytes."""

@@ -225,9 +225,9 @@ def scratch_bytes(model: schema.Model, chunk: int, span: int = SPAN) -> int:
 
 
 def _rounded_bytes(width: int) -> int:
-    """A row rounded to eight bits (native/activations.cpp): whole stretches of codes, five floats per block."""
+    """A row rounded to fifteen bits (native/activations.cpp): whole stretches of two bytes, five floats per block."""
     padded = -(-width // STRETCH) * STRETCH
-    return padded + 5 * FLOAT_BYTES * padded // BLOCK
+    return 2 * padded + 5 * FLOAT_BYTES * padded // BLOCK
 
 
 def _attention_width(shape: schema.FullAttention) -> int:

@@ -284,7 +284,7 @@ def _line(name: str, value: str, remark: str) -> str:
 
 
 def _arithmetic(*, exact: bool) -> str:
-    return "activations are floats" if exact else "activations are rounded to 8 bits where matrices are quantized"
+    return "activations are floats" if exact else "activations are rounded to 15 bits where matrices are quantized"
 
 
 def _rate(gigabytes_per_second: float | None) -> str:

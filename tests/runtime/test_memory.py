@@ -103,14 +103,14 @@ def test_the_state_is_counted_to_the_byte(pack: Pack) -> None:
 def test_the_scratch_of_the_397b_model_by_hand() -> None:
     """Experts: 4 rows of 4096, 1024 between projections, 10 routes; mixer: 2 rows, and 256 tokens of a delta layer.
 
-    Rounded, a row of 4096 takes a byte a column and 20 bytes for 32 of them: 6656; one of 1024 takes 1664.
+    Rounded, a row of 4096 takes two bytes a column and 20 bytes for 32 of them: 10752; one of 1024 takes 2688.
     """
     sampling = 4 * 10 * WIDE.vocab_size
-    rounded = 2048 * (3 * 6656 + 2 * 1664)
+    rounded = 2048 * (3 * 10752 + 2 * 2688)
     assert scratch_bytes(WIDE, 2048) == 4 * 2048 * (4 * 4096 + 1024 + 10 * 10) + rounded + sampling
     channels = 2 * 16 * 128 + 64 * 128
     spanned = 32 * (2 * 4096 + channels + 2 * 64 * 129)
-    mixing = 4 * (2 * 32 * 4096 + spanned) + 32 * 2 * (6656 + 13312)
+    mixing = 4 * (2 * 32 * 4096 + spanned) + 32 * 2 * (10752 + 21504)
     assert scratch_bytes(WIDE, 32) == mixing + 2_400_000 + sampling
     assert scratch_bytes(WIDE, 512, span=64) < scratch_bytes(WIDE, 512)
 
