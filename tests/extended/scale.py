@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from extended.performance.limited import forget
 from oracle import dequantize
 from packs import reference_record
 from rich.console import Console
@@ -77,16 +78,6 @@ def resident_peak(process: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
-
-
-def forget(directory: Path) -> None:
-    """Drop a directory's files from the page cache, so that the next read comes from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        for path in filter(Path.is_file, directory.rglob("*")):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
 
 
 def copy() -> Cost:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moepack.runtime.host import drop_cached
+
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 PATIENCE = 50  # tenths of a second
 SECONDS = 240  # after which a program that pages itself to death is ended
@@ -29,8 +31,11 @@ def unavailable() -> str | None:
     return None
 
 
-def run(command: Sequence[str], limit: int) -> Ran:
-    """Run a command in a group of its own. Raises subprocess.SubprocessError if it fails or takes over SECONDS."""
+def run(command: Sequence[str], limit: int, *, folder: Path | None = None) -> Ran:
+    """Run a command in a group of its own, in `folder` or here.
+
+    Raises subprocess.SubprocessError if it fails or takes over SECONDS.
+    """
     first = V1.exists()
     group = (V1 if first else V2) / f"moepack-bench-{os.getpid()}"
     group.mkdir()
@@ -38,7 +43,9 @@ def run(command: Sequence[str], limit: int) -> Ran:
         (group / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(limit))
         join = f'echo $$ > {group}/cgroup.procs && exec "$@"'
         whole = ["sh", "-c", join, "sh", *command]
-        done = subprocess.run(whole, check=True, timeout=SECONDS, text=True, errors="replace", capture_output=True)
+        done = subprocess.run(
+            whole, check=True, timeout=SECONDS, text=True, errors="replace", capture_output=True, cwd=folder
+        )
         peak = int((group / ("memory.max_usage_in_bytes" if first else "memory.peak")).read_text())
         return Ran(done.stdout + done.stderr, peak)
     finally:
@@ -57,8 +64,5 @@ def _remove(group: Path) -> None:
 
 def forget(file: Path) -> None:
     """Drop a file's pages, or those of all files in a folder, from the page cache."""
-    for path in [file] if file.is_file() else filter(Path.is_file, file.rglob("*")):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+    os.sync()  # what is not on the disk yet cannot be dropped
+    drop_cached([file] if file.is_file() else filter(Path.is_file, file.rglob("*")))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from extended.performance.sides import (
 )
 from extended.performance.subjects import MID, MOE_RUN, ROUTED, SHARED, THREADS, WIDE, Subject, demo, trained
 from extended.words import text, tokenizer
+from kernel_sets import KERNEL_SETS, run_on
 
 from moepack.layout.reader import Pack
 from moepack.runtime.asked import Asked
@@ -46,7 +48,7 @@ TRACED = 3000  # tokens whose routing is looked at
 LIMITED_TOKENS, LIMITED_ROUNDS = 16, 3
 OVER = 1.05  # a budget is kept within 5 %: what we are told to use, so that the limit is not passed
 KERNELS = [Path(__file__).parent.parent / name for name in ("kernels.py", "mixers.py")]
-INSTRUCTION_SETS = ("avx512vnni", "avx512", "avx2", "neon")
+FUSED = [name for name in KERNEL_SETS if name != "baseline"]
 Turn = Callable[[], tuple[float, dict[str, Any]]]  # one round of one contender: a value, and what else was seen
 
 
@@ -134,22 +136,12 @@ def limited_llama(side: LlamaBench, limit: int) -> tuple[float, dict[str, Any]]:
 
 
 def limited_ik(programs: Path, model: Path, limit: int) -> tuple[float, dict[str, Any]]:
-    """llama-cli of ik_llama.cpp, since its llama-bench knows no --prefetch-experts."""
+    """llama-cli of ik_llama.cpp, since its llama-bench knows no --prefetch-experts; it leaves a log where it runs."""
     forget(model)
-    asked = (
-        "-p",
-        "babe",
-        "-n",
-        str(LIMITED_TOKENS),
-        "-c",
-        "512",
-        "-s",
-        "1",
-        "--ignore-eos",
-        "--prefetch-experts",
-        "--log-disable",
-    )
-    ran = limited.run([str(programs / "bin" / "llama-cli"), "-m", str(model), "-t", str(THREADS), *asked], limit)
+    asked = ("-p", "babe", "-n", str(LIMITED_TOKENS), "-c", "512", "-s", "1", "--ignore-eos", "--prefetch-experts")
+    command = [str(programs.resolve() / "bin" / "llama-cli"), "-m", str(model.resolve()), "-t", str(THREADS), *asked]
+    with TemporaryDirectory() as folder:
+        ran = limited.run(command, limit, folder=Path(folder))
     return evaluated_rate(ran.printed), {"group_peak": ran.peak}
 
 
@@ -190,9 +182,8 @@ def wide(peers: Peers) -> list[Series]:
 def kernels(peers: Peers) -> list[Series]:
     """Experts by format, attention and the delta rule, on the instruction sets of this machine: one process each."""
     found = []
-    for script, name in product(KERNELS, INSTRUCTION_SETS):
-        environment = {**os.environ, "MOEPACK_ISA": name}
-        done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    for script, name in product(KERNELS, FUSED):
+        done = run_on(name, str(script))
         if done.returncode == 0:
             found.append(Series(f"{script.stem}, {name}", "moepack", [], {"printed": done.stdout}))
         elif "names no instruction set" not in done.stderr:
