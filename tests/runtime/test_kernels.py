@@ -1,8 +1,5 @@
 """Each kernel against numpy in float64, all formats and odd shapes, and exactly equal however the work is divided."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_sets import agree, saved_on_every_set
 from matrices import FLOATS, affine, coded, floats
 from oracle import dequantize, dequantize_grids, expert_matrix
 from packs import random_record
@@ -249,8 +247,6 @@ def test_rotary_frequencies_are_those_of_transformers_bit_for_bit(dims: int, the
 
 
 GATES = """
-import sys
-sys.path[:0] = {path!r}
 import numpy as np
 from matrices import coded, floats
 from moepack.layout.formats import FORMATS
@@ -261,33 +257,18 @@ results = []
 for format in FORMATS:
     matrix, x = cpu.matrix(coded(random, 40, 384, format)), floats(random, 11, 384)
     results.append(cpu.swiglu(x, matrix, matrix))
-np.save(sys.argv[1], np.stack(results))
+np.savez(sys.argv[1], np.stack(results))
 print(_native.instruction_set())
 """
 
 
-def gates_on(instruction_set: str, file: Path) -> np.ndarray | None:
-    """What a process forced to an instruction set computes; None if this machine lacks it."""
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", GATES.format(path=[str(here), str(here.parent)]), str(file)]
-    environment = {**os.environ, "MOEPACK_ISA": instruction_set}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        assert "names no instruction set that this machine runs" in done.stderr
-        return None
-    assert done.stdout.strip() == instruction_set
-    return np.load(file)
-
-
 def test_every_instruction_set_is_right_and_those_with_fused_multiply_add_agree_exactly(tmp_path: Path) -> None:
-    names = ("baseline", "avx2", "avx512", "avx512vnni", "neon", "neondot")
-    found = {name: gates_on(name, tmp_path / f"{name}.npy") for name in names}
+    results = saved_on_every_set(GATES, tmp_path)
     random, wanted = np.random.default_rng(0), []
     for format in FORMATS:
         stored, x = coded(random, 40, 384, format), floats(random, 11, 384).astype(float)
         product = x @ dense(stored).T
         wanted.append(silu(product) * product)
-    results = {name: got for name, got in found.items() if got is not None}
     assert _native.instruction_set() in results
-    assert all(close(got, np.stack(wanted)) for got in results.values())
-    assert len({got.tobytes() for name, got in results.items() if name != "baseline"}) <= 1
+    assert all(close(got, np.stack(wanted)) for (got,) in results.values())
+    assert agree(results)

@@ -1,13 +1,11 @@
 """Attention and the gated delta rule against numpy in float64, and the same bits however the work is divided."""
 
-import os
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_sets import agree, saved_on_every_set
 from mixers import EPS, THETA, Attention, Delta, parts
 from reference import attend, delta_step, l2_norm, rms_norm, rotate, sigmoid, silu
 
@@ -158,8 +156,6 @@ def test_delta_rule(shape: tuple[int, int, int, int, int, int]) -> None:
 
 
 MIXED = """
-import sys
-sys.path[:0] = {path!r}
 import numpy as np
 from mixers import Attention, Delta, parts
 from moepack.runtime import _native
@@ -169,27 +165,11 @@ print(_native.instruction_set())
 """
 
 
-def mixed_on(instruction_set: str, file: Path) -> list[np.ndarray] | None:
-    """What a process forced to an instruction set computes; None if this machine lacks it."""
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", MIXED.format(path=[str(here), str(here.parent)]), str(file)]
-    environment = {**os.environ, "MOEPACK_ISA": instruction_set}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        assert "names no instruction set that this machine runs" in done.stderr
-        return None
-    assert done.stdout.strip() == instruction_set
-    return list(np.load(file).values())
-
-
 def test_every_instruction_set_is_right_and_those_with_fused_multiply_add_agree_exactly(tmp_path: Path) -> None:
-    names = ("baseline", "avx2", "avx512", "avx512vnni", "neon", "neondot")
-    found = {name: mixed_on(name, tmp_path / f"{name}.npz") for name in names}
-    results = {name: got for name, got in found.items() if got is not None}
+    results = saved_on_every_set(MIXED, tmp_path)
     attention, (out, memory) = Attention(20, 1, 33, 2, tokens=300), delta_rule(Delta(1, 3, 24, 40, 4, tokens=60))
     wanted = (attended(attention, range(290, 300)), out, memory)
     assert _native.instruction_set() in results
     for got in results.values():
         assert all(close(a, b, 2e-5) for a, b in zip((got[0][290:], got[1], got[2]), wanted, strict=True))
-    bits = {b"".join(array.tobytes() for array in got) for name, got in results.items() if name != "baseline"}
-    assert len(bits) <= 1
+    assert agree(results)

@@ -1,13 +1,12 @@
 """The engine on real packs: right to float64 numpy, and bit for bit the same however the work is cut up."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import NARROW, ODD, TINY, CheckpointMaker, Shape, Variant
+from kernel_sets import KERNEL_SETS, run_on
 from packs import build_pack
 from reference import Reference
 
@@ -74,7 +73,6 @@ def test_chunks_threads_and_slots_change_no_bit(packs: dict[str, Path], case: st
         assert np.array_equal(logits(packs[case], tokens, exact=exact, **choice), whole), choice
 
 
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512vnni", "neon", "neondot")
 LOGITS = """
 import sys
 from pathlib import Path
@@ -94,9 +92,7 @@ print(engine.backend.name)
 
 def logits_on(instruction_set: str, path: Path, tokens: list[int], file: Path) -> np.ndarray | None:
     """What a process forced to an instruction set computes; None if this machine lacks it."""
-    command = [sys.executable, "-c", LOGITS, str(path), str(file), *map(str, tokens)]
-    environment = {**os.environ, "MOEPACK_ISA": instruction_set}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_on(instruction_set, "-c", LOGITS, str(path), str(file), *map(str, tokens))
     if done.returncode:
         names = f"refused: MOEPACK_ISA={instruction_set} names no instruction set that this machine runs; unset it"
         assert done.stderr.startswith(names), done.stderr
@@ -111,7 +107,7 @@ def test_every_instruction_set_runs_the_whole_model(
     packs: dict[str, Path], case: str, arithmetic: str, tmp_path: Path
 ) -> None:
     tokens = tokens_of(packs[case], 40)
-    files = {name: tmp_path / f"{name}-{arithmetic}.npy" for name in INSTRUCTION_SETS}
+    files = {name: tmp_path / f"{name}-{arithmetic}.npy" for name in KERNEL_SETS}
     found = {name: logits_on(name, packs[case], tokens, file) for name, file in files.items()}
     results = {name: got for name, got in found.items() if got is not None}
     assert _native.instruction_set() in results

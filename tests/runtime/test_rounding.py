@@ -4,15 +4,13 @@ The statement: blocks of 32 activations share a scale, their largest magnitude /
 multiple of it, ties to even; everything after that is exact but for float32 sums between blocks.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_sets import agree, saved_on_every_set
 from matrices import coded, floats, highest
 from oracle import dequantize, dequantize_grids, expert_matrix
 from packs import random_record
@@ -174,8 +172,6 @@ def test_misfits_are_refused_before_anything_is_read() -> None:
 
 
 PRODUCTS = """
-import sys
-sys.path[:0] = {path!r}
 import numpy as np
 from matrices import coded, floats, highest
 from moepack.layout.formats import FORMATS
@@ -187,23 +183,13 @@ for format_ in FORMATS:
     full = cpu.matrix(highest(random, 40, 640, format_))
     results += [cpu.linear(x, matrix), cpu.linear(x[:1], matrix)]
     results += [cpu.linear(sign * np.ones_like(x[:tokens]), full) for sign in (1, -1) for tokens in (1, 11)]
-np.save(sys.argv[1], np.concatenate(results))
+np.savez(sys.argv[1], np.concatenate(results))
 print(_native.instruction_set())
 """
 
 
 def test_every_instruction_set_rounds_alike(tmp_path: Path) -> None:
-    here, found = Path(__file__).parent, {}
-    for name in ("baseline", "avx2", "avx512", "avx512vnni", "neon", "neondot"):
-        file = tmp_path / f"{name}.npy"
-        command = [sys.executable, "-c", PRODUCTS.format(path=[str(here), str(here.parent)]), str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MOEPACK_ISA": name})
-        if done.returncode == 0:
-            assert done.stdout.strip() == name
-            found[name] = np.load(file)
-        else:
-            assert "names no instruction set that this machine runs" in done.stderr
-    fused = {name: got.tobytes() for name, got in found.items() if name != "baseline"}
+    found = saved_on_every_set(PRODUCTS, tmp_path)
     assert _native.instruction_set() in found
-    assert len(set(fused.values())) <= 1
-    assert all(near(got, next(iter(found.values()))) for got in found.values())
+    assert agree(found)
+    assert all(near(got, next(iter(found.values()))[0]) for (got,) in found.values())

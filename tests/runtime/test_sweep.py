@@ -56,8 +56,8 @@ def corpus_of(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> Corpus:
     return Corpus.of([random.integers(0, vocab_size, length).tolist() for length in lengths])
 
 
-def by_engine(path: Path, corpus: Corpus, k: int | None = None, exact: bool = True) -> np.ndarray:
-    with Engine.open(path, EngineOptions(threads=2, experts_per_token=k, exact=exact)) as engine:
+def by_engine(path: Path, corpus: Corpus, k: int | None = None) -> np.ndarray:
+    with Engine.open(path, EngineOptions(threads=2, experts_per_token=k, exact=True)) as engine:
         rows = [engine.new_session().extend_all(corpus.tokens[first:last].tolist()) for first, last in corpus.bounds()]
     return np.concatenate(rows)
 
