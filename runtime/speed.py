@@ -1,4 +1,4 @@
-"""What this machine delivers, measured in about a second each: its memory, its disk, its expert kernels.
+"""What this machine delivers, measured in about a second each: its memory and its expert kernels (see disk for disks).
 
 All in GB/s (10^9 bytes), for forecasts. Everything is read that the kernels read while decoding, out of the caches.
 """
@@ -16,8 +16,6 @@ from .backends.base import Backend
 BUFFER_BYTES = 512 * 1024 * 1024  # no cache holds it
 LEAST_SECONDS = 0.5
 ROUNDS = 5
-READS_AT_ONCE = 8
-DISK_BYTES = 1_000_000_000  # at most, so that a fast disk is measured for long enough and a slow one not for too long
 
 
 class Disk(Protocol):

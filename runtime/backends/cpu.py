@@ -16,6 +16,7 @@ from ...layout.matrix import StoredMatrix
 from ...layout.record import PROJECTIONS, RecordLayout
 from ...manifests import schema
 from .. import _native
+from ..arena import CACHE_LINE
 from .base import (
     AttentionState,
     AttentionWeights,
@@ -33,7 +34,6 @@ _DTYPES: dict[Any, str] = {
     np.dtype(np.float16): "F16",
     np.dtype(np.float32): "F32",
 }
-_LINE = 64  # bytes of a cache line
 
 
 class CpuBackend:
@@ -217,8 +217,8 @@ def _levels(format: GridFormat) -> _native.Levels:
 def _on_lines(make: Callable[..., Floats], shape: tuple[int, ...]) -> Floats:
     """An array that starts on a cache line: what is read sixteen floats at a time is then one line, not two."""
     count = prod(shape)
-    floats = make(count + _LINE // 4, np.float32)
-    first = -floats.ctypes.data % _LINE // 4
+    floats = make(count + CACHE_LINE // 4, np.float32)
+    first = -floats.ctypes.data % CACHE_LINE // 4
     return floats[first : first + count].reshape(shape)
 
 

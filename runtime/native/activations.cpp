@@ -4,7 +4,6 @@ namespace moepack {
 
 namespace {
 
-constexpr int64_t STRETCH = 512;  // columns: rounded rows are whole ones
 constexpr int64_t ROWS_AT_ONCE = 8;
 
 int64_t place_of(int64_t planes) { return planes == 4 ? 2 : planes - 1; }

@@ -13,6 +13,10 @@ namespace moepack {
 namespace nb = nanobind;
 
 template <typename T, int N> using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using In1 = Array<const float, 1>;
+using In2 = Array<const float, 2>;
+using Out1 = Array<float, 1>;
+using Out2 = Array<float, 2>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // An array argument that is taken as it is: by default nanobind passes a converted copy of one that does not fit, and

@@ -12,10 +12,6 @@ namespace moepack {
 
 namespace {
 
-using In1 = Array<const float, 1>;
-using In2 = Array<const float, 2>;
-using Out2 = Array<float, 2>;
-
 constexpr int64_t GROUP = 8;        // tiles of a key head that meet a block while it is in the caches
 constexpr int64_t KEPT = 64;        // partial results of each key head that wait to be joined
 constexpr int64_t RUNS = 8;         // of consecutive blocks, for each thread

@@ -11,10 +11,6 @@ namespace moepack {
 
 namespace {
 
-using In1 = Array<const float, 1>;
-using In2 = Array<const float, 2>;
-using Out2 = Array<float, 2>;
-
 constexpr int64_t PIECE = 128;      // tokens
 constexpr int64_t HEADS = 4;        // value heads for each thread: with fewer, threads share a head's columns
 constexpr int64_t INPUT_GRAIN = 8;  // heads of one token that are worth handing to another thread

@@ -15,11 +15,6 @@ namespace moepack {
 
 namespace {
 
-using In1 = Array<const float, 1>;
-using In2 = Array<const float, 2>;
-using Out1 = Array<float, 1>;
-using Out2 = Array<float, 2>;
-
 constexpr int64_t ROW_GRAIN = 32;          // whole panels of the kernels
 constexpr int64_t LEAST_WORK = 64 * 1024;  // multiplications worth handing to another thread
 

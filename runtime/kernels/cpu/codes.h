@@ -30,8 +30,7 @@ template <int BITS> struct AffineCodes {
   static constexpr bool SHIFTED = false;            // whether bytes are weights, not 128 above them
 
   // The chunk at `column` of a row, of which `left` columns exist; bytes past them are arbitrary.
-  static inline void planes(const Matrix& m, const AffineCodes&, int64_t row, int64_t column, int64_t left,
-                            U64 (&w)[PLANES]) {
+  inline void planes(const Matrix& m, int64_t row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
     const uint8_t* const from = m.data + row * m.row_bytes + column * BITS / 8;
     __builtin_prefetch(from + AHEAD, 0, 2);
     if constexpr (BITS == 3 || BITS == 6) {
@@ -85,8 +84,7 @@ template <int BITS, int GROUP> struct BookCodes {
   Books<BITS> books;
   explicit BookCodes(const Matrix& m) : books(m.books) {}
 
-  static inline void planes(const Matrix& m, const BookCodes& self, int64_t row, int64_t column, int64_t left,
-                            U64 (&w)[PLANES]) {
+  inline void planes(const Matrix& m, int64_t row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
     const uint8_t* from = m.data + row * m.row_bytes + column * BITS / 8;
     const uint8_t* grids = m.grids + (row * m.cols + column) / GROUP / 2;
     uint8_t codes[CHUNK * BITS / 8], few[GRID_BYTES] = {};
@@ -100,13 +98,13 @@ template <int BITS, int GROUP> struct BookCodes {
     }
     const U64 named = books_of<BITS, GROUP / PLANES>(grids);
     if constexpr (BITS == 3) {
-      w[0] = self.books.levels(unpack<3>(from), named);
+      w[0] = books.levels(unpack<3>(from), named);
     } else {
       const U64 chunk = load_bytes(from);
-      w[0] = self.books.levels(chunk, named);
-      w[1] = self.books.levels(shifted<2>(chunk), named);
-      w[2] = self.books.levels(shifted<4>(chunk), named);
-      w[3] = self.books.levels(shifted<6>(chunk), named);
+      w[0] = books.levels(chunk, named);
+      w[1] = books.levels(shifted<2>(chunk), named);
+      w[2] = books.levels(shifted<4>(chunk), named);
+      w[3] = books.levels(shifted<6>(chunk), named);
     }
   }
 

@@ -32,12 +32,13 @@ struct Matrix {
   const uint8_t* books = nullptr;
 };
 
-constexpr int64_t BLOCK = 32;          // columns that share a scale when activations are rounded
-constexpr int64_t FEWEST_IN_TILES = 3;  // rows that make up for unpacking sixteen rows of a matrix
+constexpr int64_t BLOCK = 32;            // columns that share a scale when activations are rounded
+constexpr int64_t STRETCH = 16 * BLOCK;  // columns that are computed together; rounded rows are whole ones
+constexpr int64_t FEWEST_IN_TILES = 3;   // rows that make up for unpacking a panel of a matrix
 
 // Rows of activations rounded to fifteen bits, in two bytes: an activation is about scale * (128 * high + low), with
 // high from -127 to 127 and low from -64 to 63. Codes are [rows][high or low][width], dealt out to the planes of a kind
-// of matrix, and zero from the last column to `width`, a multiple of 512. With B = width / 32 blocks: scales are
+// of matrix, and zero from the last column to `width`, a multiple of STRETCH. With B = width / 32 blocks: scales are
 // [rows][B], offsets (minus the sum of the block's numbers) likewise; sums are [rows][3][B], of groups of 32, 64 and
 // 128: scale * sum. From FEWEST_IN_TILES rows on they come in tiles of as many rows as `tile_rows` says, and the last
 // axes are [2][width / 4][rows of the tile][4], [B][rows of the tile] and [3][B][rows of the tile].

@@ -110,7 +110,7 @@ template <typename Use> void float_products(const Matrix& m, const Rows& x, int6
 }
 
 template <typename Codes, typename Use>
-void row_by_row(const Codes&, const Matrix& m, const Rows& x, int64_t row, int64_t rows, float* room, Use&& use) {
+void row_by_row(const Matrix& m, const Rows& x, int64_t row, int64_t rows, float* room, Use&& use) {
   Block block = {};
   for (int64_t t = 0; t < x.count; ++t)
     dot_rows<Codes>(m, row, rows, tile_of(*x.rounded, x.place(t), 1, m.group), room, block.dots[t]);
@@ -135,24 +135,19 @@ void tiles(const Matrix& m, const Panel& panel, const Rows& x, int64_t token, in
   if constexpr (T > 1) tiles<Codes, smaller(T)>(m, panel, x, token, row, rows, use);
 }
 
-template <typename Codes, typename Use>
-void tiles_of(const Codes&, const Matrix& m, const Panel& panel, const Rows& x, int64_t row, int64_t rows, Use&& use) {
-  tiles<Codes, PANEL_TOKENS>(m, panel, x, 0, row, rows, use);
-}
-
 // Rows outside, so that each is unpacked once.
 template <typename Use>
 void rounded_products(const Matrix& m, const Rows& x, int64_t first, int64_t last, float* scratch, Use&& use) {
-  with_codes(m, [&](const auto& codes) {
+  with_codes(m, [&]<typename Codes>(const Codes& codes) {
     const Panel panel = panel_in(m, scratch);
     if (x.count < FEWEST_IN_TILES) {
       for (int64_t row = first; row < last; row += BLOCK_ROWS)
-        row_by_row(codes, m, x, row, last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS, panel.scales, use);
+        row_by_row<Codes>(m, x, row, last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS, panel.scales, use);
       return;
     }
     for (int64_t row = first; row < last; row += PANEL_ROWS) {
       fill_panel(m, codes, row, panel);
-      tiles_of(codes, m, panel, x, row, last - row < PANEL_ROWS ? last - row : PANEL_ROWS, use);
+      tiles<Codes, PANEL_TOKENS>(m, panel, x, 0, row, last - row < PANEL_ROWS ? last - row : PANEL_ROWS, use);
     }
   });
 }

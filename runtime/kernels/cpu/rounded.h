@@ -9,7 +9,6 @@
 
 namespace moepack::MOEPACK_ISA {
 
-constexpr int64_t STRETCH = 16 * BLOCK;  // columns: a block in every lane
 #if defined(__AVX512F__)
 constexpr int SHEETS = 2;  // sixteen rows each; with two, a token's bytes serve twice as many products
 #else
@@ -45,7 +44,7 @@ __attribute__((always_inline)) inline I16 block_products(const Matrix& m, const 
     sums[c] = set_ints(0);
     if (!WHOLE && left <= 0) continue;
     U64 w[Codes::PLANES];
-    Codes::planes(m, codes, row, at, WHOLE ? Codes::CHUNK : left, w);
+    codes.planes(m, row, at, WHOLE ? Codes::CHUNK : left, w);
 #pragma GCC unroll 4
     for (int p = 0; p < Codes::PLANES; ++p)
       sums[c] = add_products<Codes::MOST>(sums[c], w[p], load_signed(x.high + at + p * BYTES));
@@ -103,7 +102,7 @@ template <typename Codes> void unpack_sheet(const Matrix& m, const Codes& codes,
     U64 planes[PLANES][16], turned[16];
     for (int64_t r = 0; r < 16; ++r) {
       U64 w[PLANES];
-      Codes::planes(m, codes, row + r < m.rows ? row + r : m.rows - 1, column, m.cols - column, w);
+      codes.planes(m, row + r < m.rows ? row + r : m.rows - 1, column, m.cols - column, w);
       for (int p = 0; p < PLANES; ++p) planes[p][r] = w[p];
     }
     for (int p = 0; p < PLANES; ++p) {
