@@ -21,13 +21,9 @@ inline void widen(const void* from, Scalar scalar, int64_t first, int64_t count,
     store(to + i, scalar == Scalar::bf16 ? load_bf16(halves + i) : load_f16(halves + i));
   }
   if (i == count) return;
-  if (scalar == Scalar::bf16) {
-    for (; i < count; ++i) to[i] = bf16_to_float(halves[i]);
-    return;
-  }
-  uint16_t rest[LANES] = {};
-  std::memcpy(rest, halves + i, static_cast<size_t>(count - i) * sizeof(uint16_t));
-  store_part(to + i, load_f16(rest), count - i);
+  uint16_t rest[32];
+  copy_part(rest, halves + i, 2 * (count - i));
+  store_part(to + i, scalar == Scalar::bf16 ? load_bf16(rest) : load_f16(rest), count - i);
 }
 
 // Calls use(column, 16, w) for every sixteen columns, ascending; w[r] holds row `row + r`'s weights.

@@ -22,8 +22,8 @@ constexpr int64_t BYTES = 64;
 
 inline U64 load_bytes_up_to(const uint8_t* from, int64_t count) {
   if (count >= BYTES) return load_bytes(from);
-  alignas(64) uint8_t bytes[BYTES] = {};
-  if (count > 0) std::memcpy(bytes, from, static_cast<size_t>(count));
+  alignas(64) uint8_t bytes[BYTES];
+  copy_part(bytes, from, count);
   return load_bytes(bytes);
 }
 

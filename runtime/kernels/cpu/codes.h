@@ -16,8 +16,13 @@ constexpr int64_t AHEAD = 4096;  // bytes: how far ahead memory is asked for; th
 template <int REPEAT>
 inline F16 spread(const void* from, Scalar scalar, int64_t row_start, int64_t groups, int64_t block) {
   const int64_t first = block / REPEAT, count = groups - first < LANES / REPEAT ? groups - first : LANES / REPEAT;
-  if (scalar == Scalar::bf16 && count == LANES / REPEAT)
-    return load_bf16_repeated<REPEAT>(static_cast<const uint16_t*>(from) + row_start + first);
+  if (scalar == Scalar::bf16) {
+    const uint16_t* const halves = static_cast<const uint16_t*>(from) + row_start + first;
+    if (count == LANES / REPEAT) return load_bf16_repeated<REPEAT>(halves);
+    uint16_t few[32];
+    copy_part(few, halves, 2 * count);
+    return load_bf16_repeated<REPEAT>(few);
+  }
   float values[LANES], lanes[LANES] = {};
   widen(from, scalar, row_start + first, count, values);
   for (int64_t i = 0; i < count * REPEAT; ++i) lanes[i] = values[i / REPEAT];
@@ -36,11 +41,11 @@ template <int BITS> struct AffineCodes {
     if constexpr (BITS == 3 || BITS == 6) {
       if (BITS == 6) __builtin_prefetch(from + AHEAD + 32, 0, 2);
       if (left >= CHUNK) return void(w[0] = unpack<BITS>(from));
-      uint8_t codes[CHUNK] = {};
-      std::memcpy(codes, from, static_cast<size_t>(left * BITS / 8));
+      uint8_t codes[BYTES];
+      copy_part(codes, from, left * BITS / 8);
       w[0] = unpack<BITS>(codes);
     } else {
-      const U64 chunk = left >= CHUNK ? load_bytes(from) : load_bytes_up_to(from, left * BITS / 8);
+      const U64 chunk = load_bytes_up_to(from, left * BITS / 8);
       w[0] = lowest<BITS>(chunk);
       if constexpr (PLANES > 1) w[1] = lowest<BITS>(shifted<BITS>(chunk));
       if constexpr (PLANES > 2) w[2] = lowest<BITS>(shifted<2 * BITS>(chunk));
@@ -78,7 +83,7 @@ template <int BITS> struct AffineCodes {
 
 template <int BITS, int GROUP> struct BookCodes {
   static constexpr int PLANES = BITS == 2 ? 4 : 1, MOST = 255;
-  static constexpr int64_t CHUNK = BYTES * PLANES, GRID_BYTES = CHUNK / GROUP / 2;
+  static constexpr int64_t CHUNK = BYTES * PLANES;
   static constexpr bool SHIFTED = true;
 
   Books<BITS> books;
@@ -87,13 +92,12 @@ template <int BITS, int GROUP> struct BookCodes {
   inline void planes(const Matrix& m, int64_t row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
     const uint8_t* from = m.data + row * m.row_bytes + column * BITS / 8;
     const uint8_t* grids = m.grids + (row * m.cols + column) / GROUP / 2;
-    uint8_t codes[CHUNK * BITS / 8], few[GRID_BYTES] = {};
+    uint8_t codes[BYTES], few[BYTES];
     __builtin_prefetch(from + AHEAD, 0, 2);
     if (column % (BYTES * 2 * GROUP) == 0) __builtin_prefetch(grids + AHEAD / 4, 0, 2);
     if (left < CHUNK) {
-      std::memcpy(codes, from, static_cast<size_t>(left * BITS / 8));
-      std::memset(codes + left * BITS / 8, 0, static_cast<size_t>((CHUNK - left) * BITS / 8));
-      std::memcpy(few, grids, static_cast<size_t>(left / GROUP / 2));
+      copy_part(codes, from, left * BITS / 8);
+      copy_part(few, grids, left / GROUP / 2);
       from = codes, grids = few;
     }
     const U64 named = books_of<BITS, GROUP / PLANES>(grids);

@@ -42,16 +42,24 @@ __attribute__((always_inline)) inline void prefetch(const uint8_t* from, int64_t
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
 
-inline F16 load_part(const float* from, int64_t count) {
-  alignas(64) float lanes[LANES] = {};
-  std::memcpy(lanes, from, static_cast<size_t>(count) * sizeof(float));
-  return load(lanes);
+#if !defined(__AVX512F__)
+// to[0..64) = the first `count` bytes of `from`, then zeros.
+inline void copy_part(void* to, const void* from, int64_t count) {
+  std::memset(to, 0, 64);
+  std::memcpy(to, from, static_cast<size_t>(count));
 }
 
 inline void store_part(float* to, F16 value, int64_t count) {
   alignas(64) float lanes[LANES];
   store(lanes, value);
   std::memcpy(to, lanes, static_cast<size_t>(count) * sizeof(float));
+}
+#endif
+
+inline F16 load_part(const float* from, int64_t count) {
+  alignas(64) float lanes[LANES];
+  copy_part(lanes, from, count * static_cast<int64_t>(sizeof(float)));
+  return load(lanes);
 }
 
 inline F16 load_up_to(const float* from, int64_t count) { return count >= LANES ? load(from) : load_part(from, count); }

@@ -11,6 +11,13 @@ struct F16 {
 
 inline F16 load(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline void store(float* to, F16 a) { _mm512_storeu_ps(to, a.v); }
+// to[0..64) = the first `count` bytes of `from`, then zeros. One whole store: narrower ones would stall the load to come.
+inline void copy_part(void* to, const void* from, int64_t count) {
+  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi8(count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0}, from));
+}
+inline void store_part(float* to, F16 value, int64_t count) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), value.v);
+}
 inline F16 set(float x) { return {_mm512_set1_ps(x)}; }
 inline F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F16 sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
