@@ -10,6 +10,16 @@
 
 namespace moepack::MOEPACK_ISA {
 
+// Where a row of a matrix lies.
+struct CodeRow {
+  const uint8_t *codes, *grids;
+};
+
+// The bytes of `count` things, PER_BYTE in each: one shift, which dividing signed numbers is not.
+template <int PER_BYTE> inline int64_t bytes_of(int64_t count) {
+  return static_cast<int64_t>(static_cast<uint64_t>(count) / PER_BYTE);
+}
+
 constexpr int64_t AHEAD = 4096;  // bytes: how far ahead memory is asked for; the rows of a matrix follow each other
 
 // Scales or biases of the sixteen blocks from `block` on, zero beyond the row; one value serves REPEAT blocks.
@@ -34,9 +44,11 @@ template <int BITS> struct AffineCodes {
   static constexpr int64_t CHUNK = BYTES * PLANES;  // columns
   static constexpr bool SHIFTED = false;            // whether bytes are weights, not 128 above them
 
+  static inline CodeRow row(const Matrix& m, int64_t row) { return {m.data + row * m.row_bytes, nullptr}; }
+
   // The chunk at `column` of a row, of which `left` columns exist; bytes past them are arbitrary.
-  inline void planes(const Matrix& m, int64_t row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
-    const uint8_t* const from = m.data + row * m.row_bytes + column * BITS / 8;
+  inline void planes(const CodeRow& row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
+    const uint8_t* const from = row.codes + bytes_of<8>(column * BITS);
     __builtin_prefetch(from + AHEAD, 0, 2);
     if constexpr (BITS == 3 || BITS == 6) {
       if (BITS == 6) __builtin_prefetch(from + AHEAD + 32, 0, 2);
@@ -89,9 +101,13 @@ template <int BITS, int GROUP> struct BookCodes {
   Books<BITS> books;
   explicit BookCodes(const Matrix& m) : books(m.books) {}
 
-  inline void planes(const Matrix& m, int64_t row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
-    const uint8_t* from = m.data + row * m.row_bytes + column * BITS / 8;
-    const uint8_t* grids = m.grids + (row * m.cols + column) / GROUP / 2;
+  static inline CodeRow row(const Matrix& m, int64_t row) {
+    return {m.data + row * m.row_bytes, m.grids + row * bytes_of<2 * GROUP>(m.cols)};
+  }
+
+  inline void planes(const CodeRow& row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
+    const uint8_t* from = row.codes + bytes_of<8>(column * BITS);
+    const uint8_t* grids = row.grids + bytes_of<2 * GROUP>(column);
     uint8_t codes[BYTES], few[BYTES];
     __builtin_prefetch(from + AHEAD, 0, 2);
     if (column % (BYTES * 2 * GROUP) == 0) __builtin_prefetch(grids + AHEAD / 4, 0, 2);

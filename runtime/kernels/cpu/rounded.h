@@ -33,27 +33,32 @@ inline Tile tile_of(const Rounded& x, int64_t token, int64_t tokens, int64_t gro
           x.sums + (token * 3 + kind * tokens) * blocks};
 }
 
-// The exact products of sixteen blocks.
+// The exact products of sixteen blocks of a row of `cols` columns. All weights come first, and sums take turns: no step
+// waits for the one before.
 template <typename Codes, bool WHOLE>
-__attribute__((always_inline)) inline I16 block_products(const Matrix& m, const Codes& codes, int64_t row, int64_t column, const Tile& x) {
+__attribute__((always_inline)) inline I16 block_products(const Codes& codes, const CodeRow& row, int64_t cols,
+                                                         int64_t column, const Tile& x) {
   constexpr int CHUNKS = STRETCH / Codes::CHUNK;
-  I16 sums[CHUNKS];
+  U64 w[CHUNKS][Codes::PLANES];
+  I16 high[CHUNKS], low[CHUNKS];
 #pragma GCC unroll 8
   for (int c = 0; c < CHUNKS; ++c) {
-    const int64_t at = column + c * Codes::CHUNK, left = m.cols - at;
-    sums[c] = set_ints(0);
-    if (!WHOLE && left <= 0) continue;
-    U64 w[Codes::PLANES];
-    codes.planes(m, row, at, WHOLE ? Codes::CHUNK : left, w);
-#pragma GCC unroll 4
-    for (int p = 0; p < Codes::PLANES; ++p)
-      sums[c] = add_products<Codes::MOST>(sums[c], w[p], load_signed(x.high + at + p * BYTES));
-    sums[c] = shift_left<LOW_BITS>(sums[c]);
-#pragma GCC unroll 4
-    for (int p = 0; p < Codes::PLANES; ++p)
-      sums[c] = add_products<Codes::MOST>(sums[c], w[p], load_signed(x.low + at + p * BYTES));
+    const int64_t at = column + c * Codes::CHUNK, left = cols - at;
+    if (WHOLE || left > 0) codes.planes(row, at, WHOLE ? Codes::CHUNK : left, w[c]);
+    high[c] = low[c] = set_ints(0);
   }
-  const I16 products = fold_all<CHUNKS>(sums);
+#pragma GCC unroll 4
+  for (int p = 0; p < Codes::PLANES; ++p)
+#pragma GCC unroll 8
+    for (int c = 0; c < CHUNKS; ++c) {
+      const int64_t at = column + c * Codes::CHUNK;
+      if (!WHOLE && at >= cols) continue;
+      high[c] = add_products<Codes::MOST>(high[c], w[c][p], load_signed(x.high + at + p * BYTES));
+      low[c] = add_products<Codes::MOST>(low[c], w[c][p], load_signed(x.low + at + p * BYTES));
+    }
+#pragma GCC unroll 8
+  for (int c = 0; c < CHUNKS; ++c) high[c] = add_ints(shift_left<LOW_BITS>(high[c]), low[c]);
+  const I16 products = fold_all<CHUNKS>(high);
   if constexpr (!Codes::SHIFTED) return products;
   return add_ints(products, shift_left<7>(load_ints(x.offsets + column / BLOCK)));  // 128 times the sum too much
 }
@@ -64,13 +69,14 @@ __attribute__((noinline)) void dot_rows(const Matrix& m, int64_t row, int64_t ro
                                         float* out) {
   const Codes codes(m);
   for (int64_t r = row; r < row + rows; ++r) {
+    const CodeRow at = Codes::row(m, r);
     const float* const factors = Codes::factors(m, r, x.scales, room);
     F16 sum = set(0.0f);
     int64_t column = 0;
     for (; column + STRETCH <= m.cols; column += STRETCH)
-      sum = fma(to_floats(block_products<Codes, true>(m, codes, r, column, x)), load(factors + column / BLOCK), sum);
+      sum = fma(to_floats(block_products<Codes, true>(codes, at, m.cols, column, x)), load(factors + column / BLOCK), sum);
     if (column < m.cols)
-      sum = fma(to_floats(block_products<Codes, false>(m, codes, r, column, x)), load(factors + column / BLOCK), sum);
+      sum = fma(to_floats(block_products<Codes, false>(codes, at, m.cols, column, x)), load(factors + column / BLOCK), sum);
     out[r - row] = Codes::finish(m, r, sum, x.sums);
   }
 }
@@ -102,7 +108,7 @@ template <typename Codes> void unpack_sheet(const Matrix& m, const Codes& codes,
     U64 planes[PLANES][16], turned[16];
     for (int64_t r = 0; r < 16; ++r) {
       U64 w[PLANES];
-      codes.planes(m, row + r < m.rows ? row + r : m.rows - 1, column, m.cols - column, w);
+      codes.planes(Codes::row(m, row + r < m.rows ? row + r : m.rows - 1), column, m.cols - column, w);
       for (int p = 0; p < PLANES; ++p) planes[p][r] = w[p];
     }
     for (int p = 0; p < PLANES; ++p) {
