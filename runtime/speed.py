@@ -51,16 +51,17 @@ def memory_bandwidth(threads: int) -> float:
 
 
 def kernel_bandwidth(pack: Pack, backend: Backend) -> float:
-    """Bytes of expert records computed with per second, one token at a time, each record long out of the caches."""
-    layout, stride = backend.layout(pack.records[0]), pack.records[0].stride
-    count = min(pack.model.num_experts, max(1, BUFFER_BYTES // 4 // stride))
+    """Bytes of expert records computed with per second, one token's at a time, each record long out of the caches."""
+    model, stride = pack.model, pack.records[0].stride
+    layout, at_once = backend.layout(pack.records[0]), model.num_experts_per_tok
+    count = min(model.num_experts, max(at_once, BUFFER_BYTES // 4 // stride))
     records = [pack.read_record(0, expert) for expert in range(count)]
-    x = backend.vector(np.random.Generator(np.random.PCG64(0)).standard_normal((1, pack.model.hidden_size), np.float32))
-    out, token, share = backend.zeros(*x.shape), np.zeros(1, np.int32), np.ones(1, np.float32)
+    x = backend.vector(np.random.Generator(np.random.PCG64(0)).standard_normal((1, model.hidden_size), np.float32))
+    out = backend.zeros(at_once, model.hidden_size)
 
     def visit_all() -> None:
-        for record in records:
-            backend.expert(out, x, record, layout, token, share)
+        for first in range(0, count, at_once):
+            backend.experts(x, records[first : first + at_once], layout, out)
 
     return count * stride / _seconds(visit_all) / 1e9
 
