@@ -33,13 +33,12 @@ template <int N> inline I16 fold_all(const I16* sums) {
   else return fold(fold_all<N / 2>(sums), fold_all<N / 2>(sums + N / 2));
 }
 
-#if !defined(__AVX512VBMI__) || !defined(__AVX512VNNI__)
+#if !defined(__AVX2__)
 // The 64 codes of `8 * BITS` bytes, 3 or 6 bits each: eight at a time, halved three times.
 template <int BITS> inline U64 unpack(const uint8_t* from) {
-  uint64_t eights[8] = {};
+  uint64_t eights[8];
   for (int i = 0; i < 8; ++i) {
-    std::memcpy(&eights[i], from + BITS * i, BITS);
-    uint64_t x = eights[i];
+    uint64_t x = load_chunk<BITS>(from + BITS * i);
     x = (x & ((uint64_t{1} << 4 * BITS) - 1)) | x >> 4 * BITS << 32;
     x = (x & ((uint64_t{1} << 2 * BITS) - 1) * 0x0000000100000001) |
         (x >> 2 * BITS & ((uint64_t{1} << 2 * BITS) - 1) * 0x0000000100000001) << 16;
@@ -49,6 +48,9 @@ template <int BITS> inline U64 unpack(const uint8_t* from) {
   return load_bytes(reinterpret_cast<const uint8_t*>(eights));
 }
 
+#endif
+
+#if !defined(__AVX512VBMI__) || !defined(__AVX512VNNI__)
 // to[i] = the four bytes i of each of the sixteen rows.
 inline void transpose(const U64 (&rows)[16], U64 (&to)[16]) {
   alignas(64) uint32_t from[16][16], turned[16][16];

@@ -63,8 +63,46 @@ template <int FIRST> inline U64 shifted(U64 bytes) {
   return {_mm256_srli_epi16(bytes.lo, FIRST), _mm256_srli_epi16(bytes.hi, FIRST)};
 }
 template <int BITS> inline U64 lowest(U64 bytes) {
-  const __m256i mask = _mm256_set1_epi8((1 << BITS) - 1);
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << BITS) - 1));
   return {_mm256_and_si256(bytes.lo, mask), _mm256_and_si256(bytes.hi, mask)};
+}
+
+// Where sixteen of `8 * BITS` bytes begin that hold code `i` and the others of its sixteen.
+template <int BITS> constexpr int begin_of_sixteen(int i) {
+  const int own = i / 16 * 2 * BITS, last = 8 * BITS - 16;
+  return own < last ? own : last;
+}
+
+// The 64 codes of `8 * BITS` bytes, 3 or 6 bits each. Two bytes that hold a code become sixteen bits; a factor moves the
+// code to their top, a shift to the bottom; and two registers of sixteen bits are packed into one of bytes.
+template <int BITS> inline U64 unpack(const uint8_t* from) {
+  static_assert(BITS == 3 || BITS == 6);
+  alignas(32) static constexpr auto place = [] {
+    struct Places {
+      uint8_t of[2][2][32];  // of a half, codes 0-7 and 16-23, then 8-15 and 24-31
+    } places = {};
+    for (int i = 0; i < 64; ++i) {
+      const int byte = i * BITS / 8 - begin_of_sixteen<BITS>(i), at = i % 32 / 16 * 16 + i % 8 * 2;
+      places.of[i / 32][i % 16 / 8][at] = static_cast<uint8_t>(byte);
+      places.of[i / 32][i % 16 / 8][at + 1] = static_cast<uint8_t>(byte < 15 ? byte + 1 : 0x80);
+    }
+    return places;
+  }();
+  constexpr auto factor = [](int i) { return static_cast<int16_t>(1 << (16 - BITS - i * BITS % 8)); };
+  const __m256i factors = _mm256_broadcastsi128_si256(_mm_setr_epi16(factor(0), factor(1), factor(2), factor(3), factor(4),
+                                                                     factor(5), factor(6), factor(7)));
+  const auto load_sixteen = [&](int i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + begin_of_sixteen<BITS>(i)));
+  };
+  const auto half = [&](int h) {
+    const __m256i bytes = _mm256_set_m128i(load_sixteen(32 * h + 16), load_sixteen(32 * h));
+    const auto words = [&](int part) {
+      const __m256i pairs = _mm256_shuffle_epi8(bytes, load_half(place.of[h][part]));
+      return _mm256_srli_epi16(_mm256_mullo_epi16(pairs, factors), 16 - BITS);
+    };
+    return _mm256_packus_epi16(words(0), words(1));
+  };
+  return {half(0), half(1)};
 }
 
 // The levels of sixteen codebooks, as bytes 128 above them: for every code the levels of all books.
@@ -91,23 +129,30 @@ template <int BITS> struct Books {
   }
 };
 
+// Where b's elements are taken, each SPAN bytes long: at every other one.
+template <int SPAN> inline __m256i every_other(__m256i a, __m256i b) {
+  if constexpr (SPAN == 2) return _mm256_blend_epi16(a, b, 0xaa);
+  else return _mm256_blend_epi32(a, b, SPAN == 4 ? 0xaa : SPAN == 8 ? 0xcc : 0xf0);
+}
+
 // The books of a chunk, in the low four bits of each byte: of 64 bytes, every SPAN follow one book.
 template <int BITS, int SPAN> inline U64 books_of(const uint8_t* grids) {
-  alignas(32) uint8_t twice[64];  // each grid byte as often as bytes follow its two books
-  uint64_t eight[2] = {};
-  std::memcpy(eight, grids, 32 / SPAN);
-  const __m128i bytes = _mm_set_epi64x(static_cast<int64_t>(eight[1]), static_cast<int64_t>(eight[0]));
-  alignas(16) uint8_t places[64];
-  for (int i = 0; i < 64; ++i) places[i] = static_cast<uint8_t>(i / (2 * SPAN));
-  for (int i = 0; i < 64; i += 16) {
-    const __m128i place = _mm_load_si128(reinterpret_cast<const __m128i*>(places + i));
-    _mm_store_si128(reinterpret_cast<__m128i*>(twice + i), _mm_shuffle_epi8(bytes, place));
-  }
-  alignas(32) uint8_t second[64];
-  for (int i = 0; i < 64; ++i) second[i] = i / SPAN % 2 ? 255 : 0;
+  alignas(32) static constexpr auto place = [] {
+    struct Places {
+      uint8_t of[64];
+    } places = {};
+    for (int i = 0; i < 64; ++i) places.of[i] = static_cast<uint8_t>(i / (2 * SPAN));
+    return places;
+  }();
+  const __m256i bytes = [&] {
+    if constexpr (SPAN == 2) return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(grids)));
+    int64_t eight = 0;
+    std::memcpy(&eight, grids, SPAN == 2 ? 8 : 32 / SPAN);
+    return _mm256_set1_epi64x(eight);
+  }();
   const auto half = [&](int at) {
-    const __m256i both = load_half(twice + at), mask = load_half(second + at), nibble = _mm256_set1_epi8(15);
-    return _mm256_and_si256(_mm256_blendv_epi8(both, _mm256_srli_epi16(both, 4), mask), nibble);
+    const __m256i both = _mm256_shuffle_epi8(bytes, load_half(place.of + at));
+    return _mm256_and_si256(every_other<SPAN>(both, _mm256_srli_epi16(both, 4)), _mm256_set1_epi8(15));
   };
   return {half(0), half(32)};
 }

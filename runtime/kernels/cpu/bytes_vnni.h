@@ -43,7 +43,7 @@ template <int FIRST> inline U64 shifted(U64 bytes) {
   return {_mm512_srli_epi16(bytes.v, FIRST)};
 }
 template <int BITS> inline U64 lowest(U64 bytes) {
-  return {_mm512_and_si512(bytes.v, _mm512_set1_epi8((1 << BITS) - 1))};
+  return {_mm512_and_si512(bytes.v, _mm512_set1_epi8(static_cast<char>((1 << BITS) - 1)))};
 }
 
 // The 64 codes of `8 * BITS` bytes, 3 or 6 bits each.
@@ -94,7 +94,7 @@ template <int BITS, int SPAN> inline U64 books_of(const uint8_t* grids) {
     const __m512i words = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(eight));
     return {_mm512_multishift_epi64_epi8(_mm512_set1_epi64(each(LOW, LOW, HIGH, HIGH)), words)};
   }
-  constexpr int PER = SPAN / 8;  // eights of bytes that follow one book
+  constexpr int PER = SPAN < 8 ? 1 : SPAN / 8;  // eights of bytes that follow one book
   const __m512i places = _mm512_setr_epi64(0, 1 / PER / 2, 2 / PER / 2, 3 / PER / 2, 4 / PER / 2, 5 / PER / 2,
                                            6 / PER / 2, 7 / PER / 2);
   const __m512i bytes = _mm512_and_si512(_mm512_permutexvar_epi8(places, _mm512_set1_epi64(eight)),

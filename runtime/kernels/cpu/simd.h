@@ -12,6 +12,23 @@
 #error "compile kernel files with MOEPACK_ISA set to baseline, avx2, avx512 or neon"
 #endif
 
+namespace moepack::MOEPACK_ISA {
+
+// `BITS` bytes as the low end of an integer, put together in a register: reading back what was stored in parts would stall.
+template <int BITS> inline uint64_t load_chunk(const uint8_t* from) {
+  uint16_t two;
+  uint32_t four;
+  uint64_t eight;
+  if constexpr (BITS == 2) return std::memcpy(&two, from, 2), two;
+  if constexpr (BITS == 3) return std::memcpy(&two, from, 2), two | uint64_t{from[2]} << 16;
+  if constexpr (BITS == 4) return std::memcpy(&four, from, 4), four;
+  if constexpr (BITS == 6)
+    return std::memcpy(&four, from, 4), std::memcpy(&two, from + 4, 2), four | uint64_t{two} << 32;
+  if constexpr (BITS == 8) return std::memcpy(&eight, from, 8), eight;
+}
+
+}  // namespace moepack::MOEPACK_ISA
+
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #include "simd_avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)

@@ -52,26 +52,6 @@ inline F16 load_f16(const uint16_t* from) {
   return {_mm256_cvtph_ps(load_eight(from)), _mm256_cvtph_ps(load_eight(from + 8))};
 }
 
-// `BITS` bytes as the low end of an integer, in at most two loads.
-template <int BITS> inline uint64_t load_chunk(const uint8_t* from) {
-  uint32_t word = 0;
-  uint64_t chunk = 0;
-  uint16_t rest;
-  if constexpr (BITS == 2 || BITS == 4) {
-    std::memcpy(&word, from, BITS);
-    return word;
-  } else if constexpr (BITS == 3) {
-    std::memcpy(&rest, from, 2);
-    return static_cast<uint32_t>(from[2]) << 16 | rest;
-  } else if constexpr (BITS == 6) {
-    std::memcpy(&word, from, 4), std::memcpy(&rest, from + 4, 2);
-    return static_cast<uint64_t>(rest) << 32 | word;
-  } else {
-    std::memcpy(&chunk, from, 8);
-    return chunk;
-  }
-}
-
 // The eight codes of `BITS` bytes, each in the low bits of a lane, with its neighbours still above it.
 template <int BITS> inline __m256i raw_codes(const uint8_t* from) {
   const __m256i shifts = _mm256_setr_epi32(0, BITS, 2 * BITS, 3 * BITS, 4 * BITS, 5 * BITS, 6 * BITS, 7 * BITS);

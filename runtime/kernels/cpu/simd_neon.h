@@ -90,8 +90,7 @@ template <int BITS> struct Group {
   F16 weights(const uint8_t* codes) const {
     F16 r;
     for (int half = 0; half < 2; ++half) {
-      uint64_t chunk = 0;
-      std::memcpy(&chunk, codes + half * BITS, BITS);
+      const uint64_t chunk = load_chunk<BITS>(codes + half * BITS);
       for (int i = 0; i < 2; ++i) {
         const uint32x4_t four = four_codes<BITS>(static_cast<uint32_t>(chunk >> (4 * BITS * i)));
         r.v[2 * half + i] = vaddq_f32(vmulq_f32(vcvtq_f32_u32(four), scale), bias);
@@ -113,8 +112,7 @@ template <int BITS> inline float32x4_t four_levels(uint32_t chunk, const float* 
 
 // The levels that the sixteen codes of `2 * BITS` bytes pick: the first eight from one grid, the others from another.
 template <int BITS> inline F16 picked_levels(const uint8_t* codes, const float* low, const float* high) {
-  uint64_t chunk = 0;
-  std::memcpy(&chunk, codes, 2 * BITS);
+  const uint64_t chunk = load_chunk<2 * BITS>(codes);
   F16 r;
   for (int i = 0; i < 4; ++i)
     r.v[i] = four_levels<BITS>(static_cast<uint32_t>(chunk >> (4 * BITS * i)), i < 2 ? low : high);

@@ -96,8 +96,7 @@ template <int BITS> struct Group {
     constexpr uint64_t mask = (1u << BITS) - 1;
     float lanes[16];
     for (int half = 0; half < 2; ++half) {
-      uint64_t chunk = 0;
-      std::memcpy(&chunk, codes + half * BITS, BITS);
+      const uint64_t chunk = load_chunk<BITS>(codes + half * BITS);
       for (int i = 0; i < 8; ++i)
         lanes[half * 8 + i] = static_cast<float>(static_cast<int32_t>(chunk >> (BITS * i) & mask));
     }
@@ -108,8 +107,7 @@ template <int BITS> struct Group {
 // The levels that the sixteen codes of `2 * BITS` bytes pick: the first eight from one grid, the others from another.
 template <int BITS> inline F16 picked_levels(const uint8_t* codes, const float* low, const float* high) {
   constexpr uint64_t mask = (1u << BITS) - 1;
-  uint64_t chunk = 0;
-  std::memcpy(&chunk, codes, 2 * BITS);
+  const uint64_t chunk = load_chunk<2 * BITS>(codes);
   float lanes[16];
   for (int i = 0; i < 8; ++i) lanes[i] = low[chunk >> (BITS * i) & mask];
   for (int i = 8; i < 16; ++i) lanes[i] = high[chunk >> (BITS * i) & mask];
