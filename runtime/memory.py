@@ -208,24 +208,24 @@ def scratch_bytes(model: schema.Model, chunk: int, span: int = SPAN) -> int:
     """Activations at their peak, while `chunk` tokens go through a layer, `span` of them at a time through its mixer.
 
     In the mixer: the residual stream and a norm of the whole chunk; of a span its norm, its result and the widest
-    mixer's projections, and rounded copies of norm and result. Among the experts: residual stream, norm, sum and one
+    mixer's projections, and rounded norm and result. Among the experts: residual stream, norm, sum and one
     spare of the whole chunk, its routes (ids and weights, also sorted), the widest of router, routed and shared expert,
-    since all tokens may choose one, and rounded copies: of the norm for routed experts, and for the shared one also in
-    tiles; of what lies between projections both. Besides, the logits of the last token, with sampling's copies.
+    since all tokens may choose one, the norm rounded for one or two tokens and for more, and what lies between
+    projections rounded. Besides, the logits of the last token, with sampling's copies.
     """
     hidden, inner, spanned = model.hidden_size, _expert_width(model), min(span, chunk)
     attention, delta = model.full_attention, model.linear_attention
     widest = max(_attention_width(attention), _delta_width(delta))
     out = max(attention.num_heads * attention.head_dim, delta.num_value_heads * delta.value_head_dim)
     mixing = FLOAT_BYTES * (2 * chunk * hidden + spanned * (2 * hidden + widest))
-    mixing += spanned * 2 * (_rounded_bytes(hidden) + _rounded_bytes(out)) + _mixer_bytes(delta, spanned)
+    mixing += spanned * (_rounded_bytes(hidden) + _rounded_bytes(out)) + _mixer_bytes(delta, spanned)
     expert = FLOAT_BYTES * chunk * (4 * hidden + inner + ROUTE_FLOATS * model.num_experts_per_tok)
-    expert += chunk * (3 * _rounded_bytes(hidden) + 2 * _rounded_bytes(inner))
+    expert += chunk * (2 * _rounded_bytes(hidden) + _rounded_bytes(inner))
     return max(mixing, expert) + FLOAT_BYTES * SAMPLING_COPIES * model.vocab_size
 
 
 def _rounded_bytes(width: int) -> int:
-    """A row rounded to fifteen bits (native/activations.cpp): whole stretches of two bytes, five floats per block."""
+    """A row rounded to fifteen bits (kernels/cpu/kernels.h): whole stretches of two bytes, five floats per block."""
     padded = -(-width // STRETCH) * STRETCH
     return 2 * padded + 5 * FLOAT_BYTES * padded // BLOCK
 

@@ -1,7 +1,7 @@
 // Rows of float activations and, once a matrix asks for them, the same rows rounded to fifteen bits.
 #pragma once
 
-#include <vector>
+#include <memory>
 
 #include "../kernels/cpu/kernels.h"
 #include "arrays.h"
@@ -9,20 +9,20 @@
 
 namespace moepack {
 
-// The arrays of rounded rows, each of whole cache lines: loads that cross them take twice as long.
+// Rounded rows, each of whole cache lines: loads that cross them take twice as long.
 class RoundedRows {
  public:
   RoundedRows() = default;
-  RoundedRows(int64_t rows, int64_t width);
-  const Rounded& view() const { return view_; }
-  bool empty() const { return lines_.empty(); }
+  RoundedRows(int64_t rows, int64_t cols);
+  uint8_t* row(int64_t row) { return lines_[static_cast<size_t>(row * lines_per_row_)].bytes; }
+  bool empty() const { return !lines_; }
 
  private:
   struct alignas(64) Line {
     uint8_t bytes[64];
   };
-  Rounded view_ = {};
-  std::vector<Line> lines_;
+  int64_t lines_per_row_ = 0;
+  std::unique_ptr<Line[]> lines_;
 };
 
 class Activations {
@@ -35,19 +35,19 @@ class Activations {
   int64_t width() const { return width_; }
   bool exact() const { return exact_; }
 
-  // Views of rows as a product with a matrix of this kind wants them, valid as long as this object. They round and tile
-  // what nobody has yet: call them before work is shared out, and without the GIL.
+  // Views of rows as a product with a matrix of this kind wants them, valid as long as this object. They round what
+  // nobody has yet: call them before work is shared out, and without the GIL.
   Rows rows(Pool& pool, Kind kind, bool exact = false);
-  // The rows of an index, which must live as long as the view; `room` holds their tiles.
-  Rows chosen(Pool& pool, Kind kind, const int32_t* index, int64_t count, RoundedRows& room);
+  // The rows of an index, which must live as long as the view.
+  Rows chosen(Pool& pool, Kind kind, const int32_t* index, int64_t count);
 
  private:
-  const RoundedRows* rounded(Pool& pool, int64_t planes);
+  const uint8_t* rounded(Pool& pool, int64_t planes, Order order);
 
   const float* base_;
   int64_t count_, width_;
   bool exact_;
-  RoundedRows rounded_[3], tiled_[3];  // by planes: 1, 2, 4
+  RoundedRows rounded_[2][3];  // by order; by planes: 1, 2, 4
 };
 
 void bind_activations(nb::module_& m);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "activations.h"
@@ -144,15 +145,13 @@ void expert(Pool& pool, const RecordViews& layout, Bytes record, Activations& x,
     require(tokens.data()[i] >= 0 && tokens.data()[i] < x.count(), "expert: no such token");
   nb::gil_scoped_release release;
   const Expert e = layout.expert(record.data());
-  RoundedRows gate_room, up_room;
-  const Rows for_gate = x.chosen(pool, e.gate.kind, tokens.data(), count, gate_room);
-  const bool alike = e.gate.kind == e.up.kind;
-  const Rows for_up = alike ? for_gate : x.chosen(pool, e.up.kind, tokens.data(), count, up_room);
-  std::vector<float> hidden(static_cast<size_t>(count * wide));
+  const Rows for_gate = x.chosen(pool, e.gate.kind, tokens.data(), count);
+  const Rows for_up = x.chosen(pool, e.up.kind, tokens.data(), count);
+  const auto hidden = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(count * wide));
   pool.run(wide, grain_of(pool, wide, 2 * layout.hidden * count), [&](int64_t first, int64_t last, int thread) {
-    kernels().swiglu(e.gate, e.up, for_gate, for_up, hidden.data(), wide, first, last, pool.scratch(thread));
+    kernels().swiglu(e.gate, e.up, for_gate, for_up, hidden.get(), wide, first, last, pool.scratch(thread));
   }, std::max(scratch_of(e.gate, for_gate), scratch_of(e.up, for_up)));
-  Activations inner(hidden.data(), count, wide, x.exact());
+  Activations inner(hidden.get(), count, wide, x.exact());
   const Rows h = inner.rows(pool, e.down.kind);
   pool.run(layout.hidden, grain_of(pool, layout.hidden, wide * count), [&](int64_t first, int64_t last, int thread) {
     kernels().accumulate(e.down, h, tokens.data(), weights.data(), y.data(), layout.hidden, first, last,
@@ -182,10 +181,9 @@ void experts(Pool& pool, const RecordViews& layout, const std::vector<Bytes>& re
   Activations inner(hidden.data(), count, wide, x.exact());
   std::vector<int32_t> row(records.size());
   std::vector<Rows> h;
-  RoundedRows unused;
   for (size_t i = 0; i < row.size(); ++i) {
     row[i] = static_cast<int32_t>(i);
-    h.push_back(inner.chosen(pool, all[0].down.kind, &row[i], 1, unused));
+    h.push_back(inner.chosen(pool, all[0].down.kind, &row[i], 1));
   }
   run_parts(pool, std::vector<int64_t>(records.size(), layout.hidden), grain_of(pool, count * layout.hidden, wide),
             scratch_of(all[0].down, h[0]),

@@ -34,31 +34,44 @@ struct Matrix {
 
 constexpr int64_t BLOCK = 32;            // columns that share a scale when activations are rounded
 constexpr int64_t STRETCH = 16 * BLOCK;  // columns that are computed together; rounded rows are whole ones
-constexpr int64_t FEWEST_IN_TILES = 3;   // rows that make up for unpacking a panel of a matrix
+constexpr int64_t FEWEST_IN_PANELS = 3;  // rows that make up for unpacking a panel of a matrix
 
-// Rows of activations rounded to fifteen bits, in two bytes: an activation is about scale * (128 * high + low), with
-// high from -127 to 127 and low from -64 to 63. Codes are [rows][high or low][width], dealt out to the planes of a kind
-// of matrix, and zero from the last column to `width`, a multiple of STRETCH. With B = width / 32 blocks: scales are
-// [rows][B], offsets (minus the sum of the block's numbers) likewise; sums are [rows][3][B], of groups of 32, 64 and
-// 128: scale * sum. From FEWEST_IN_TILES rows on they come in tiles of as many rows as `tile_rows` says, and the last
-// axes are [2][width / 4][rows of the tile][4], [B][rows of the tile] and [3][B][rows of the tile].
-struct Rounded {
-  int64_t width;
-  int8_t* codes;
-  float* scales;
-  int32_t* offsets;
-  float* sums;
+// How the numbers of a rounded row are dealt out: as one row is multiplied, or as panels multiply several.
+enum class Order : int32_t { chunks, lanes };
+
+// A row of activations rounded to fifteen bits, in two bytes: an activation is about scale * (128 * high + low), with
+// high from -127 to 127 and low from -64 to 63. Each block has these codes, a scale, an offset (minus the sum of its
+// numbers) and three sums. With B blocks, those past the last column included, sums come last: [3][B], of groups of 32,
+// 64 and 128: scale * sum. Before them lie, in chunks: high codes [32 B], low codes [32 B], scales [B], offsets [B], the
+// codes dealt out to the planes of a chunk of a matrix and zero past the last column. In lanes: a packet for each block
+// that has columns, at the place that packet_of says, its codes dealt out to planes by themselves.
+struct Packet {
+  int8_t high[BLOCK], low[BLOCK];
+  float scale;
+  int32_t offset;
 };
 
+constexpr int64_t stretches_of(int64_t cols) { return (cols + STRETCH - 1) / STRETCH; }
+constexpr int64_t rounded_bytes(int64_t cols) {
+  return stretches_of(cols) * 16 * static_cast<int64_t>(sizeof(Packet) + 3 * sizeof(float));
+}
+
+// Blocks in the order of lanes: lane l of sixteen has the blocks l, l + 16, ...; lanes in the order of their bits reversed,
+// in which sums of neighbours make reduce_add's tree.
+constexpr int64_t turn_of(int64_t lane) { return (lane & 1) << 3 | (lane & 2) << 1 | (lane & 4) >> 1 | (lane & 8) >> 3; }
+constexpr int64_t packet_of(int64_t block, int64_t stretches) { return turn_of(block % 16) * stretches + block / 16; }
+
 // Rows of activations: row t is row index[t] of the base, or row t without an index. `rounded`, if there, is the base
-// rounded for the matrix that it is multiplied with.
+// rounded for the matrix that it is multiplied with, rounded_bytes for each row: in lanes from FEWEST_IN_PANELS rows on,
+// else in chunks.
 struct Rows {
   const float* base;
   const int32_t* index;
   int64_t count, stride;
-  const Rounded* rounded = nullptr;
+  const uint8_t* rounded = nullptr;
   int64_t place(int64_t t) const { return index ? index[t] : t; }
   const float* operator[](int64_t t) const { return base + place(t) * stride; }
+  const uint8_t* rounded_row(int64_t t) const { return rounded + place(t) * rounded_bytes(stride); }
 };
 
 // One expert: gate and up are [intermediate, hidden], down is [hidden, intermediate].
@@ -109,10 +122,8 @@ struct Kernels {
   const char* name;
   // How many planes activations are dealt out to for this kind of matrix; 0 if it multiplies floats only.
   int64_t (*planes)(Kind);
-  // Rounds a row of `cols` floats to row `row` of `to`.
-  void (*round_row)(const float* x, int64_t cols, int64_t planes, int64_t row, const Rounded& to);
-  // How many of `left` rows the next tile has.
-  int64_t (*tile_rows)(int64_t left);
+  // Rounds a row of `cols` floats.
+  void (*round_row)(const float* x, int64_t cols, int64_t planes, Order order, uint8_t* to);
   // The scratch that products with a matrix need, in floats.
   int64_t (*product_scratch)(const Matrix&);
   // y[t, r] = matrix[r] . x[t] for rows first..last; y has `stride` floats per token.

@@ -7,7 +7,7 @@
 #include "declarations.h"
 #include "floatmat.h"
 #include "grids.h"
-#include "rounded.h"
+#include "panel.h"
 
 namespace moepack::MOEPACK_ISA {
 
@@ -113,22 +113,24 @@ template <typename Codes, typename Use>
 void row_by_row(const Matrix& m, const Rows& x, int64_t row, int64_t rows, float* room, Use&& use) {
   Block block = {};
   for (int64_t t = 0; t < x.count; ++t)
-    dot_rows<Codes>(m, row, rows, tile_of(*x.rounded, x.place(t), 1, m.group), room, block.dots[t]);
+    dot_rows<Codes>(m, row, rows, row_of(m, x.rounded_row(t)), room, block.dots[t]);
   use(int64_t{0}, row, x.count, rows, block);
 }
 
 // The next tile to try when there are too few tokens for one of `rows`.
 constexpr int smaller(int rows) { return rows > 4 ? 4 : rows > 2 ? 2 : 1; }
 
-// Tiles of T tokens from `token` on, then smaller ones, as tile_rows says.
+// Tiles of T tokens from `token` on, then smaller ones.
 template <typename Codes, int T, typename Use>
 void tiles(const Matrix& m, const Panel& panel, const Rows& x, int64_t token, int64_t row, int64_t rows, Use&& use) {
   Block block;
   for (; token + T <= x.count; token += T) {
-    F16 dots[SHEETS * T];
-    panel_tile<Codes, T>(m, panel, tile_of(*x.rounded, token, T, m.group), dots);
+    Tokens<T> tokens;
+    Sums<T> dots;
+    for (int t = 0; t < T; ++t) tokens.rows[t] = x.rounded_row(token + t);
+    panel_tile<Codes>(m, panel, tokens, dots);
     for (int s = 0; s * 16 < rows; ++s) {
-      for (int t = 0; t < T; ++t) store(block.dots[t], dots[s * T + t]);
+      for (int t = 0; t < T; ++t) store(block.dots[t], dots.of[s * T + t]);
       use(token, row + 16 * s, int64_t{T}, rows - 16 * s < 16 ? rows - 16 * s : int64_t{16}, block);
     }
   }
@@ -140,7 +142,7 @@ template <typename Use>
 void rounded_products(const Matrix& m, const Rows& x, int64_t first, int64_t last, float* scratch, Use&& use) {
   with_codes(m, [&]<typename Codes>(const Codes& codes) {
     const Panel panel = panel_in(m, scratch);
-    if (x.count < FEWEST_IN_TILES) {
+    if (x.count < FEWEST_IN_PANELS) {
       for (int64_t row = first; row < last; row += BLOCK_ROWS)
         row_by_row<Codes>(m, x, row, last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS, panel.scales, use);
       return;
@@ -173,15 +175,7 @@ int64_t planes(Kind kind) {
   }
 }
 
-int64_t tile_rows(int64_t left) {
-  int rows = PANEL_TOKENS;
-  while (rows > left) rows = smaller(rows);
-  return rows;
-}
-
-int64_t product_scratch(const Matrix& m) {
-  return planes(m.kind) == 0 ? 0 : (m.cols + STRETCH) * PANEL_ROWS / 4 + 2 * (m.cols / BLOCK + 1) * PANEL_ROWS + LANES;
-}
+int64_t product_scratch(const Matrix& m) { return planes(m.kind) == 0 ? 0 : panel_floats(m); }
 
 void matmul(const Matrix& m, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last, float* scratch) {
   products(m, x, first, last, scratch,

@@ -17,6 +17,8 @@ constexpr uint32_t MAGNITUDE = 0x7fffffffu;
 struct Rounding {
   float scale;
   int32_t sum;
+  int32_t offset() const { return static_cast<int32_t>(-static_cast<uint32_t>(sum)); }
+  float weighed() const { return scale * static_cast<float>(sum); }
 };
 
 inline uint32_t bits_of(float x) {
@@ -43,15 +45,18 @@ inline Rounding round_block(const float* x, int8_t* high, int8_t* low) {
   return {none ? 0.0f : largest / MOST, static_cast<int32_t>(sum)};
 }
 
-template <int PLANES> void deal(const int8_t* codes, int8_t* to) {
-  for (int64_t i = 0; i < 64; ++i)
-    for (int p = 0; p < PLANES; ++p) to[p * 64 + i] = codes[PLANES * i + p];
+// to[p][i] = codes[PLANES i + p]
+template <int PLANES, int64_t COUNT> void deal(const int8_t* codes, int8_t* to) {
+  for (int64_t i = 0; i < COUNT / PLANES; ++i)
+    for (int64_t p = 0; p < PLANES; ++p) to[p * (COUNT / PLANES) + i] = codes[PLANES * i + p];
 }
 
-void deal_row(int64_t planes, int64_t width, int8_t* row, int8_t* chunk) {
-  for (int64_t at = 0; planes > 1 && at < width; at += 64 * planes) {
-    std::memcpy(chunk, row + at, static_cast<size_t>(64 * planes));
-    planes == 4 ? deal<4>(chunk, row + at) : deal<2>(chunk, row + at);
+// Deals out whole chunks of 64 codes for each plane, in place.
+template <int PLANES> void deal_chunks(int8_t* codes, int64_t count) {
+  int8_t chunk[64 * PLANES];
+  for (int64_t at = 0; PLANES > 1 && at < count; at += 64 * PLANES) {
+    std::memcpy(chunk, codes + at, sizeof chunk);
+    deal<PLANES, 64 * PLANES>(chunk, codes + at);
   }
 }
 
@@ -64,28 +69,46 @@ void add_up(const float* from, int64_t count, int64_t each, float* to) {
   }
 }
 
+template <int PLANES> void round_to_chunks(const float* x, int64_t blocks, int64_t all, uint8_t* to, float* sums) {
+  int8_t *const high = reinterpret_cast<int8_t*>(to), *const low = high + all * BLOCK;
+  float* const scales = reinterpret_cast<float*>(low + all * BLOCK);
+  int32_t* const offsets = reinterpret_cast<int32_t*>(scales + all);
+  std::memset(to, 0, static_cast<size_t>(all) * sizeof(Packet));
+  for (int64_t b = 0; b < blocks; ++b) {
+    const Rounding one = round_block(x + b * BLOCK, high + b * BLOCK, low + b * BLOCK);
+    scales[b] = one.scale, offsets[b] = one.offset(), sums[b] = one.weighed();
+  }
+  deal_chunks<PLANES>(high, all * BLOCK);
+  deal_chunks<PLANES>(low, all * BLOCK);
+}
+
+template <int PLANES> void round_to_lanes(const float* x, int64_t blocks, int64_t all, uint8_t* to, float* sums) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    Packet& packet = reinterpret_cast<Packet*>(to)[packet_of(b, all / 16)];
+    int8_t high[BLOCK], low[BLOCK];
+    const Rounding one = round_block(x + b * BLOCK, high, low);
+    deal<PLANES, BLOCK>(high, packet.high);
+    deal<PLANES, BLOCK>(low, packet.low);
+    packet.scale = one.scale, packet.offset = one.offset(), sums[b] = one.weighed();
+  }
+}
+
+template <int PLANES> void round_blocks(const float* x, int64_t blocks, int64_t all, Order order, uint8_t* to, float* sums) {
+  if (order == Order::lanes) round_to_lanes<PLANES>(x, blocks, all, to, sums);
+  else round_to_chunks<PLANES>(x, blocks, all, to, sums);
+}
+
 }  // namespace
 
-void round_row(const float* x, int64_t cols, int64_t planes, int64_t row, const Rounded& to) {
-  const int64_t blocks = to.width / BLOCK;
-  int8_t *const high = to.codes + 2 * row * to.width, *const low = high + to.width;
-  float *const scales = to.scales + row * blocks, *const sums = to.sums + row * 3 * blocks;
-  std::memset(high + cols, 0, static_cast<size_t>(to.width - cols));
-  std::memset(low + cols, 0, static_cast<size_t>(to.width - cols));
-  for (int64_t b = 0; b < blocks; ++b) {
-    const Rounding one = b < cols / BLOCK ? round_block(x + b * BLOCK, high + b * BLOCK, low + b * BLOCK)
-                                                : Rounding{0.0f, 0};
-    scales[b] = one.scale;
-    sums[b] = one.scale * static_cast<float>(one.sum);
-    to.offsets[row * blocks + b] = static_cast<int32_t>(-static_cast<uint32_t>(one.sum));
-  }
-  add_up(sums, blocks, 2, sums + blocks);
-  add_up(sums, blocks, 4, sums + 2 * blocks);
-  std::memset(sums + blocks + blocks / 2, 0, static_cast<size_t>(blocks / 2) * sizeof(float));
-  std::memset(sums + 2 * blocks + blocks / 4, 0, static_cast<size_t>(blocks - blocks / 4) * sizeof(float));
-  int8_t chunk[256];
-  deal_row(planes, to.width, high, chunk);
-  deal_row(planes, to.width, low, chunk);
+void round_row(const float* x, int64_t cols, int64_t planes, Order order, uint8_t* to) {
+  const int64_t all = stretches_of(cols) * 16, blocks = cols / BLOCK;
+  float* const sums = reinterpret_cast<float*>(to + all * static_cast<int64_t>(sizeof(Packet)));
+  std::memset(sums, 0, static_cast<size_t>(3 * all) * sizeof(float));
+  if (planes == 4) round_blocks<4>(x, blocks, all, order, to, sums);
+  else if (planes == 2) round_blocks<2>(x, blocks, all, order, to, sums);
+  else round_blocks<1>(x, blocks, all, order, to, sums);
+  add_up(sums, all, 2, sums + all);
+  add_up(sums, all, 4, sums + 2 * all);
 }
 
 }  // namespace moepack::MOEPACK_ISA

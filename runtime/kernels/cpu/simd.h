@@ -5,6 +5,7 @@
 // Nothing here may use templates of the standard library: the linker would merge them across instruction sets.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -57,6 +58,12 @@ constexpr int ROWS_OF_TOKENS = 2;
 // Asks the caches for bytes that will soon be read; any address will do.
 __attribute__((always_inline)) inline void prefetch(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
+// The same pointer, of which the compiler no longer knows what lies there.
+template <typename T> __attribute__((always_inline)) inline const T* forgotten(const T* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
 }
 
 #if !defined(__AVX512F__)

@@ -108,51 +108,21 @@ struct Stored {
   }
 };
 
-// Rounded rows as the engine lays them out: rounded one by one, then dealt out to tiles.
-struct RoundedRows {
-  std::vector<int8_t> codes;
-  std::vector<float> scales, sums;
-  std::vector<int32_t> offsets;
-  Rounded view;
-
-  RoundedRows(int64_t rows, int64_t width)
-      : codes(static_cast<size_t>(2 * rows * width)), scales(static_cast<size_t>(rows * width / BLOCK)),
-        sums(3 * scales.size()), offsets(scales.size()),
-        view{width, codes.data(), scales.data(), offsets.data(), sums.data()} {}
-  RoundedRows(const RoundedRows&) = delete;
-
-  RoundedRows(const std::vector<float>& x, int64_t rows, int64_t cols, int64_t planes)
-      : RoundedRows(rows, (cols + 511) / 512 * 512) {
-    for (int64_t r = 0; r < rows; ++r) kernels().round_row(x.data() + r * cols, cols, planes, r, view);
-  }
-  explicit RoundedRows(const RoundedRows& from, int64_t rows) : RoundedRows(rows, from.view.width) {
-    const int64_t blocks = view.width / BLOCK;
-    for (int64_t first = 0, tile; first < rows; first += tile) {
-      tile = kernels().tile_rows(rows - first);
-      turn(from.codes.data(), 4, view.width / 2, first, tile, codes.data());
-      turn(from.scales.data(), 1, blocks, first, tile, scales.data());
-      turn(from.offsets.data(), 1, blocks, first, tile, offsets.data());
-      turn(from.sums.data(), 1, 3 * blocks, first, tile, sums.data());
-    }
-  }
-
-  template <typename T>
-  static void turn(const T* from, int64_t size, int64_t count, int64_t first, int64_t rows, T* to) {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t r = 0; r < rows; ++r)
-        std::memcpy(to + (first * count + i * rows + r) * size, from + ((first + r) * count + i) * size,
-                    static_cast<size_t>(size) * sizeof(T));
-  }
-};
+std::vector<uint8_t> round_rows(const std::vector<float>& x, int64_t cols, int64_t planes, Order order) {
+  const int64_t rows = static_cast<int64_t>(x.size()) / cols;
+  std::vector<uint8_t> to(static_cast<size_t>(rows * rounded_bytes(cols)));
+  for (int64_t r = 0; planes > 0 && r < rows; ++r)
+    kernels().round_row(x.data() + r * cols, cols, planes, order, to.data() + r * rounded_bytes(cols));
+  return to;
+}
 
 void show_products(Generator& from, const std::string& name, const Matrix& a, const Matrix& b, int64_t tokens,
                    bool rounded) {
   const int64_t rows = a.rows;
   const std::vector<float> x = from.numbers(tokens * a.cols), weights = from.numbers(tokens);
-  const int64_t planes = kernels().planes(a.kind);
-  const RoundedRows one_by_one(x, tokens, a.cols, planes), tiled(one_by_one, tokens);
-  const Rounded* const view = !rounded ? nullptr : tokens < FEWEST_IN_TILES ? &one_by_one.view : &tiled.view;
-  const Rows activations = {x.data(), nullptr, tokens, a.cols, view};
+  const Order order = tokens < FEWEST_IN_PANELS ? Order::chunks : Order::lanes;
+  const std::vector<uint8_t> round = round_rows(x, a.cols, kernels().planes(a.kind), order);
+  const Rows activations = {x.data(), nullptr, tokens, a.cols, rounded ? round.data() : nullptr};
   std::vector<float> y(static_cast<size_t>(tokens * rows)), scratch(static_cast<size_t>(kernels().product_scratch(a)));
   std::vector<int32_t> index;
   for (int64_t t = 0; t < tokens; ++t) index.push_back(static_cast<int32_t>(tokens - 1 - t));
@@ -196,10 +166,9 @@ void show_rounding(Generator& from) {
     std::memset(x.data(), 0, 40 * sizeof(float));
     for (size_t i = 64; i < 96; ++i) x[i] *= 1e-30f;
     for (size_t i = 96; i < 128; ++i) x[i] *= 1e30f;
-    const RoundedRows of(x, 1, 640, planes);
-    const std::string name = "round_row planes=" + std::to_string(planes) + " ";
-    show(name + "codes", of.codes), show(name + "scales", of.scales);
-    show(name + "sums", of.sums), show(name + "offsets", of.offsets);
+    for (const Order order : {Order::chunks, Order::lanes})
+      show("round_row planes=" + std::to_string(planes) + (order == Order::lanes ? " lanes" : " chunks"),
+           round_rows(x, 640, planes, order));
   }
 }
 
