@@ -6,6 +6,12 @@
 
 #include "simd.h"
 
+namespace moepack::MOEPACK_ISA {
+
+constexpr int SIGNED = -1;  // instead of the largest weight: weights are signed, from -127 on
+
+}  // namespace moepack::MOEPACK_ISA
+
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
 #include "bytes_vnni.h"
 #elif defined(__AVX2__)

@@ -38,8 +38,10 @@ inline F16 to_floats(I16 a) {
 #endif
 }
 
-// Weights above 127 would overflow: their highest bit is counted apart.
+// Weights above 127 would overflow: their highest bit is counted apart. Signed weights lend their signs to x.
 template <int MOST> inline __m256i add_half_products(__m256i sums, __m256i weights, __m256i x) {
+  if constexpr (MOST == SIGNED)
+    return add_half_products<127>(sums, _mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
   if constexpr (MOST <= 127)
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(weights, x), _mm256_set1_epi16(1)));
   const __m256i low = _mm256_and_si256(weights, _mm256_set1_epi8(127));
@@ -49,8 +51,8 @@ template <int MOST> inline __m256i add_half_products(__m256i sums, __m256i weigh
   return _mm256_add_epi32(sums, _mm256_add_epi32(lows, highs));
 }
 
-// sums[i] += weights[4 i] * x[4 i] + ... + weights[4 i + 3] * x[4 i + 3]; weights are unsigned, at most MOST, x signed
-// and at least -127.
+// sums[i] += weights[4 i] * x[4 i] + ... + weights[4 i + 3] * x[4 i + 3]; weights are unsigned, at most MOST, or SIGNED,
+// x signed and at least -127.
 template <int MOST> inline I16 add_products(I16 sums, U64 weights, U64 x) {
   return {add_half_products<MOST>(sums.lo, weights.lo, x.lo), add_half_products<MOST>(sums.hi, weights.hi, x.hi)};
 }
@@ -105,13 +107,15 @@ template <int BITS> inline U64 unpack(const uint8_t* from) {
   return {half(0), half(1)};
 }
 
-// The levels of sixteen codebooks, as bytes 128 above them: for every code the levels of all books.
+constexpr bool SIGNED_LEVELS = true;
+
+// The levels of sixteen codebooks: for every code the levels of all books.
 template <int BITS> struct Books {
   __m256i tables[1 << BITS];
   explicit Books(const uint8_t* table) {
     for (int code = 0; code < 1 << BITS; ++code) {
       alignas(16) uint8_t of[16];
-      for (int book = 0; book < 16; ++book) of[book] = table[book << BITS | code];
+      for (int book = 0; book < 16; ++book) of[book] = table[book << BITS | code] ^ 128;
       tables[code] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(of)));
     }
   }

@@ -55,8 +55,8 @@ inline int32x4_t add_quads(int32x4_t sums, int8x16_t weights, int8x16_t x) {
 #endif
 }
 
-// sums[i] += weights[4 i] * x[4 i] + ... + weights[4 i + 3] * x[4 i + 3]; weights are unsigned, at most MOST, x signed.
-// Weights above 127 are not signed bytes: their highest bit is counted apart.
+// sums[i] += weights[4 i] * x[4 i] + ... + weights[4 i + 3] * x[4 i + 3]; weights are unsigned, at most MOST, or SIGNED, x
+// signed. Weights above 127 are not signed bytes: their highest bit is counted apart.
 template <int MOST> inline I16 add_products(I16 sums, U64 weights, U64 x) {
   for (int i = 0; i < 4; ++i) {
     const int8x16_t factors = vreinterpretq_s8_u8(x.v[i]);
@@ -87,11 +87,13 @@ template <int BITS> inline U64 lowest(U64 bytes) {
   return bytes;
 }
 
-// The levels of sixteen codebooks, as bytes 128 above them, looked up 64 bytes at a time.
+constexpr bool SIGNED_LEVELS = true;
+
+// The levels of sixteen codebooks, looked up 64 bytes at a time.
 template <int BITS> struct Books {
   uint8x16x4_t parts[BITS == 2 ? 1 : 2];
   explicit Books(const uint8_t* table) {
-    for (int i = 0; i < (BITS == 2 ? 4 : 8); ++i) parts[i / 4].val[i % 4] = vld1q_u8(table + 16 * i);
+    for (int i = 0; i < (BITS == 2 ? 4 : 8); ++i) parts[i / 4].val[i % 4] = veorq_u8(vld1q_u8(table + 16 * i), vdupq_n_u8(128));
   }
   // Books have their four bits above the codes' BITS.
   U64 levels(U64 codes, U64 books) const {

@@ -46,9 +46,9 @@ inline F16 to_floats(I16 a) {
   return load(lanes);
 }
 
-// sums[i] += weights[4 i] * x[4 i] + ... + weights[4 i + 3] * x[4 i + 3]; weights are unsigned, x signed.
+// sums[i] += weights[4 i] * x[4 i] + ... + weights[4 i + 3] * x[4 i + 3]; weights are unsigned or SIGNED, x signed.
 template <int MOST> inline I16 add_products(I16 sums, const U64& weights, const U64& x) {
-  for (int i = 0; i < 64; ++i) sums.i[i / 4] += weights.b[i] * static_cast<int8_t>(x.b[i]);
+  for (int i = 0; i < 64; ++i) sums.i[i / 4] += (MOST == SIGNED ? static_cast<int8_t>(weights.b[i]) : weights.b[i]) * static_cast<int8_t>(x.b[i]);
   return sums;
 }
 
@@ -67,12 +67,14 @@ template <int BITS> inline U64 lowest(U64 bytes) {
   return bytes;
 }
 
-// The levels of sixteen codebooks, as bytes 128 above them.
+constexpr bool SIGNED_LEVELS = true;
+
+// The levels of sixteen codebooks.
 template <int BITS> struct Books {
   const uint8_t* table;
   explicit Books(const uint8_t* from) : table(from) {}
   U64 levels(U64 codes, const U64& books) const {
-    for (int i = 0; i < 64; ++i) codes.b[i] = table[books.b[i] << BITS | (codes.b[i] & ((1 << BITS) - 1))];
+    for (int i = 0; i < 64; ++i) codes.b[i] = table[books.b[i] << BITS | (codes.b[i] & ((1 << BITS) - 1))] ^ 128;
     return codes;
   }
 };

@@ -62,6 +62,8 @@ template <int BITS> inline U64 unpack(const uint8_t* from) {
   return lowest<BITS>({_mm512_multishift_epi64_epi8(shifts, words)});
 }
 
+constexpr bool SIGNED_LEVELS = false;  // products take unsigned weights
+
 // The levels of sixteen codebooks, as bytes 128 above them, and which book each byte's code picks from.
 template <int BITS> struct Books {
   __m512i low, high;

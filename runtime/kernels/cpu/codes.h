@@ -42,7 +42,8 @@ inline F16 spread(const void* from, Scalar scalar, int64_t row_start, int64_t gr
 template <int BITS> struct AffineCodes {
   static constexpr int PLANES = BITS == 2 ? 4 : BITS == 4 ? 2 : 1, MOST = (1 << BITS) - 1;
   static constexpr int64_t CHUNK = BYTES * PLANES;  // columns
-  static constexpr bool SHIFTED = false;            // whether bytes are weights, not 128 above them
+  static constexpr bool SHIFTED = false;            // whether bytes are 128 above the weights that they stand for
+  static constexpr bool ROW_SCALED = false;         // whether a row has one scale and no bias, not those of its groups
 
   static inline CodeRow row(const Matrix& m, int64_t row) { return {m.data + row * m.row_bytes, nullptr}; }
 
@@ -94,9 +95,9 @@ template <int BITS> struct AffineCodes {
 };
 
 template <int BITS, int GROUP> struct BookCodes {
-  static constexpr int PLANES = BITS == 2 ? 4 : 1, MOST = 255;
+  static constexpr int PLANES = BITS == 2 ? 4 : 1, MOST = SIGNED_LEVELS ? SIGNED : 255;
   static constexpr int64_t CHUNK = BYTES * PLANES;
-  static constexpr bool SHIFTED = true;
+  static constexpr bool SHIFTED = !SIGNED_LEVELS, ROW_SCALED = true;
 
   Books<BITS> books;
   explicit BookCodes(const Matrix& m) : books(m.books) {}

@@ -98,9 +98,9 @@ inline void fill_parameters(const Matrix& m, int64_t row, float* scales, float* 
 template <typename Codes> void fill_panel(const Matrix& m, const Codes& codes, int64_t row, const Panel& to) {
   for (int64_t sheet = 0; sheet < SHEETS; ++sheet) {
     unpack_sheet(m, codes, row + 16 * sheet, to.bytes + sheet * BYTES);
-    if constexpr (!Codes::SHIFTED) fill_parameters(m, row + 16 * sheet, to.scales + 16 * sheet, to.biases + 16 * sheet);
+    if constexpr (!Codes::ROW_SCALED) fill_parameters(m, row + 16 * sheet, to.scales + 16 * sheet, to.biases + 16 * sheet);
   }
-  if constexpr (Codes::SHIFTED)
+  if constexpr (Codes::ROW_SCALED)
     for (int64_t r = 0; r < PANEL_ROWS; ++r)
       to.scales[r] = bf16_to_float(static_cast<const uint16_t*>(m.scales)[present(m, row + r)]);
 }
@@ -169,7 +169,7 @@ __attribute__((noinline)) void add_lane(const Panel& panel, Tokens<T> x, int64_t
     panel_block<Codes, T>(bytes, x, at, dots);
     for (int i = 0; i < SHEETS * T; ++i) {
       const F16 scale = set(value_at<float>(x.rows[i % T] + at + offsetof(Packet, scale)));
-      const F16 factor = Codes::SHIFTED ? scale : mul(load(scales + i / T * 16), scale);
+      const F16 factor = Codes::ROW_SCALED ? scale : mul(load(scales + i / T * 16), scale);
       sums[i] = fma(to_floats(dots[i]), factor, sums[i]);
     }
   }
@@ -198,7 +198,7 @@ __attribute__((noinline)) void panel_tile(const Matrix& m, const Panel& panel, c
   climb<1>(0, [&](int64_t lane, Sums<T>& sums) __attribute__((always_inline)) {
     add_lane<Codes>(panel, x, packet_of(lane, stretches), (blocks - lane + LANES - 1) / LANES, sums);
   }, out);
-  if constexpr (Codes::SHIFTED) {
+  if constexpr (Codes::ROW_SCALED) {
     for (int i = 0; i < SHEETS * T; ++i) out.of[i] = mul(load(panel.scales + i / T * 16), out.of[i]);
     return;
   }

@@ -38,7 +38,7 @@ template <typename Codes, bool WHOLE>
 __attribute__((always_inline)) inline I16 block_products(const Codes& codes, const CodeRow& row, int64_t cols,
                                                          int64_t column, const RoundedRow& x) {
   constexpr int CHUNKS = STRETCH / Codes::CHUNK;
-  U64 w[CHUNKS][Codes::PLANES];
+  U64 w[CHUNKS][Codes::PLANES] = {};
   I16 high[CHUNKS], low[CHUNKS];
 #pragma GCC unroll 8
   for (int c = 0; c < CHUNKS; ++c) {
