@@ -3,7 +3,8 @@
 Decoding asks for `batches`: what is in memory first, the rest as it arrives. Sweeps over many experts ask for
 `records`: in order, with large reads ahead. `foresee` reads what a later layer will probably want, while the disk has
 nothing else to do. Which records happen to be in memory changes speed only: every record is the bytes whose digest
-the pack states, or there is an error and no token. One thread at a time calls.
+the pack states, or there is an error and no token: decoding computes with records that are still being checked, and
+`confirm` says, before anything comes of it, that they were good. One thread at a time calls.
 """
 
 import time
@@ -81,6 +82,7 @@ class ExpertStream:
         self._cache = Cache(slot_arena(slots, slot_pitch(pack)))
         self._foresight = Foresight()
         self._guesses: dict[Key, Key | None] = {}  # to the record that made room, if one did
+        self._unchecked: dict[Key, Bytes] = {}  # whole records, of which nobody knows yet whether they are good
         self._depth = tuning.depth
         self._tokens = [0] * pack.model.num_layers
         self._visit: _Visit | None = None  # the one under way, or one that was cut short until `_recover`
@@ -102,8 +104,9 @@ class ExpertStream:
         Reads of all that are missing go out first; then come those in memory, which may be none; then the others, at
         least one at a time, as they arrive.
         With a slot for each expert all records stay valid until the iteration ends; with fewer, a batch is valid until
-        the next one is asked for. Raises StorageError if the device fails or a file ends early, MismatchError if the
-        bytes are not the pack's.
+        the next one is asked for. Records may be handed out before their digest was compared: what is computed with
+        them must not be used until `confirm` returns. Raises StorageError if the device fails or a file ends early,
+        MismatchError if bytes are found not to be the pack's, here or in a later visit.
         """
         visit = self._begin(layer, experts)
         self._use(layer, visit.keys)
@@ -111,8 +114,9 @@ class ExpertStream:
         try:
             first = True
             while waiting or first:
+                self._settle_ready()  # it may bring a slot for what is missing
                 self._request(visit, missing)
-                batch = self._whole(waiting)
+                batch = [key for key in waiting if key in self._cache.records or key in self._unchecked]
                 if batch or first:
                     first = False
                     yield [self._hand_out(visit, key) for key in batch]
@@ -146,6 +150,19 @@ class ExpertStream:
         finally:
             if self._visit is visit:
                 self._recover()
+
+    def confirm(self) -> None:
+        """Wait until all that `batches` handed out has been checked. Raises MismatchError if any of it is damaged.
+
+        Says nothing of an iteration that was not finished.
+        """
+        try:
+            self._settle_ready()
+            while not self._unchecked.keys() <= self._guesses.keys():
+                self._settle(self._next())
+        except BaseException:
+            self._recover()
+            raise
 
     def learn(self, layer: int, ids: NDArray[np.int32]) -> None:
         """The tokens of a chunk chose experts `ids` [tokens, K]: what decoding will want is kept from sweeps.
@@ -257,14 +274,10 @@ class ExpertStream:
                 return slot
         return None
 
-    def _whole(self, waiting: list[Key]) -> list[Key]:
-        """What of it is in memory by now."""
-        self._settle_ready()
-        return [key for key in waiting if key in self._cache.records]
-
     def _hand_out(self, visit: _Visit, key: Key) -> tuple[int, Bytes]:
         self._stats.hits += key not in visit.fetched
-        return key[1], self._cache.records[key][: self._pack.records[key[0]].stride]
+        slot = self._cache.records[key] if key in self._cache.records else self._unchecked[key]
+        return key[1], slot[: self._pack.records[key[0]].stride]
 
     def _leave(self, visit: _Visit, batch: list[Key]) -> None:
         """Where there are fewer slots than records, what was handed out makes room."""
@@ -284,11 +297,16 @@ class ExpertStream:
             self._settle(arrived)
 
     def _settle(self, arrived: Arrived) -> None:
-        """A record takes its place in the cache; one that failed is an error if anybody wants it."""
-        if arrived.error is None:
-            self._cache.put(arrived.key, arrived.slot)
+        """A record takes its place in the cache once checked; one that failed is an error if anybody wants it."""
+        if arrived.error is None and arrived.key not in self._unchecked:
             self._stats.records_read += 1
             self._stats.bytes_read += self._pack.records[arrived.key[0]].stride
+        if not arrived.checked:
+            self._unchecked[arrived.key] = arrived.slot
+            return
+        self._unchecked.pop(arrived.key, None)
+        if arrived.error is None:
+            self._cache.put(arrived.key, arrived.slot)
         elif arrived.key in self._guesses:
             self._guesses.pop(arrived.key)
             self._cache.free.append(arrived.slot)
@@ -298,6 +316,7 @@ class ExpertStream:
     def _recover(self) -> None:
         """After an early end: no read is left behind, and every slot without a whole record is free."""
         self._arrivals.abandon()
+        self._unchecked.clear()
         self._guesses.clear()
         self._cache.recover()
         self._visit = None

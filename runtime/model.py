@@ -37,7 +37,13 @@ class Experts(Protocol):
         """Yield (expert, record) in the order of `experts`."""
 
     def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Record]]]:
-        """Yield (expert, record) as they can be had: first those in memory, which may be none, then the others."""
+        """Yield (expert, record) as they can be had: first those in memory, which may be none, then the others.
+
+        They may be damaged until `confirm` has returned.
+        """
+
+    def confirm(self) -> None:
+        """Wait until all that `batches` yielded has been checked; raises if any of it is damaged."""
 
     def learn(self, layer: int, ids: Ids) -> None:
         """What the tokens of a chunk chose, [tokens, K]."""
@@ -113,13 +119,19 @@ class TextModel:
         self.stages = Stages()
 
     def hidden(self, tokens: Sequence[int], state: State) -> Tensor:
-        """The residual stream [tokens, hidden] after the last layer; advances `state`'s layers, not its position."""
+        """The residual stream [tokens, hidden] after the last layer; advances `state`'s layers, not its position.
+
+        Raises what the experts raise: then `state` is of no use. Later layers are computed while the records of earlier
+        ones are still being checked, and nothing leaves here before all were found good.
+        """
         x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
         try:
             for index, weights in enumerate(self._weights.layers):
                 self.stages.turn("mixer")
                 self._mix(x, weights, state.layers[index], state.position)
                 self._feed_forward(index, x, weights)
+            self.stages.turn("reads")
+            self._experts.confirm()
         finally:
             self.stages.turn(None)
         return x

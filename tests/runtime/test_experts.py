@@ -2,12 +2,14 @@
 
 import errno
 import os
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from moepack.manifests.errors import MismatchError, StorageError, UsageError
 from moepack.runtime.disk import DEFAULT
 from moepack.runtime.engine import Engine, EngineOptions
 from moepack.runtime.experts import ExpertStream
-from moepack.runtime.streaming.arrivals import Arrived
+from moepack.runtime.streaming.arrivals import Arrivals, Arrived
 from moepack.runtime.streaming.foresight import FRUITLESS, REST, TRIAL
 from moepack.runtime.streaming.slots import HUGE_PAGE, slot_pitch
 
@@ -72,6 +74,7 @@ class SlowReader:
         self.cancelled: list[int] = []
         self.hurried: list[int] = []
         self.most = 0  # records asked for at once
+        self.unannounced = 0  # records that were read, but the stream has not yet heard of
         self._arrived: SimpleQueue[tuple[int, int, int] | None] = SimpleQueue()
 
     def stream(self, pack: Pack, slots: int, depth: int = 8) -> ExpertStream:
@@ -80,9 +83,12 @@ class SlowReader:
         take = stream._arrivals._take
 
         def deliver_and_take() -> Arrived | None:
-            if stream._arrivals._checked.empty() and self.queued:
+            if stream._arrivals._news.empty() and self.queued and not self.unannounced:
                 self.deliver()
-            return take()
+            arrived = take()
+            if arrived is not None and (not arrived.checked or isinstance(arrived.error, StorageError)):
+                self.unannounced -= 1
+            return arrived
 
         stream._arrivals._take = deliver_and_take  # type: ignore[method-assign]
         return stream
@@ -92,6 +98,7 @@ class SlowReader:
         read = urgent[self.pick(len(urgent))]
         self.queued.remove(read)
         for arrival in self.read(read):
+            self.unannounced += 1
             self._arrived.put(arrival)
 
     def read(self, asked: Asked) -> list[tuple[int, int, int]]:
@@ -125,6 +132,7 @@ class SlowReader:
 
     def abandon(self) -> None:
         self.queued.clear()
+        self.unannounced = 0
 
     def close(self) -> None:
         self._arrived.put(None)
@@ -142,7 +150,8 @@ def test_every_record_is_the_packs_whatever_the_slots_and_the_order(
     pack: Pack, slots: int, data: st.DataObject
 ) -> None:
     """Sweeps, decoding and guesses in any order, ended early or not, with reads that arrive in any order."""
-    reader = SlowReader(lambda reads: data.draw(st.integers(0, reads - 1)))
+    order = random.Random(data.draw(st.integers(0, 2**32)))
+    reader = SlowReader(order.randrange)
     with closing(reader.stream(pack, slots)) as stream:
         handed = sum(one_step(pack, stream, data, slots) for _ in range(data.draw(st.integers(0, 12))))
         stats = stream.stats
@@ -193,6 +202,12 @@ def check_batches(pack: Pack, stream: ExpertStream, layer: int, experts: list[in
     return len(handed)
 
 
+def decode(stream: ExpertStream, layer: int, experts: Sequence[int]) -> None:
+    """A visit of which all is checked when it is over."""
+    list(stream.batches(layer, experts))
+    stream.confirm()
+
+
 def check_slots(stream: ExpertStream) -> None:
     """Each slot is free, or holds a record, or is being read into; none is lost, none is two things."""
     cache, arriving = stream._cache, [slot for _, slot in stream._arrivals._expected.values()]
@@ -224,7 +239,7 @@ def test_a_record_dropped_before_its_turn_is_no_hit(pack: Pack) -> None:
 def test_neighbours_are_read_together(pack: Pack) -> None:
     reader = SlowReader()
     stream = reader.stream(pack, 40, depth=4)
-    list(stream.batches(0, [3]))
+    decode(stream, 0, [3])
     list(stream.records(0, [0, 1, 2, 3, 4, 6, 7, 8]))
     assert [len(read.to) for read in reader.asked[1:]] == [2, 1, 1, 2, 1]  # [0, 1] [2] | [4] | [6, 7] [8]
     stream.close()
@@ -289,7 +304,7 @@ def test_layers_do_not_push_out_each_others_records(pack: Pack) -> None:
     stream = ExpertStream(pack, 6)
     for _ in range(5):
         for layer in range(2):
-            list(stream.batches(layer, [1, 4, 7]))
+            decode(stream, layer, [1, 4, 7])
     assert stream.stats.records_read == 6
     assert stream.stats.hits == 24
     stream.close()
@@ -298,7 +313,7 @@ def test_layers_do_not_push_out_each_others_records(pack: Pack) -> None:
 def test_all_missing_are_asked_for_before_anything_is_handed_out(pack: Pack) -> None:
     reader = SlowReader()
     stream = reader.stream(pack, 8)
-    list(stream.batches(0, [2, 5]))
+    decode(stream, 0, [2, 5])
     visit = stream.batches(0, [1, 2, 4, 5, 7])
     assert {expert for expert, _ in next(visit)} == {2, 5}  # in memory
     assert len(reader.queued) == 3
@@ -311,15 +326,82 @@ def test_all_missing_are_asked_for_before_anything_is_handed_out(pack: Pack) -> 
 def test_what_has_arrived_comes_together(pack: Pack) -> None:
     reader = SlowReader()
     stream = reader.stream(pack, 8)
-    list(stream.batches(0, [2]))
+    decode(stream, 0, [2])
     visit = stream.batches(0, [1, 2, 4, 7])
     next(visit)
     for _ in range(3):
         reader.deliver()
-    while stream._arrivals._checked.qsize() < 3:
+    while stream._arrivals._news.qsize() < 2 * 3:  # each is whole, and then checked
         time.sleep(0.001)
     assert {expert for expert, _ in next(visit)} == {1, 4, 7}
     stream.close()
+
+
+class Held:
+    """Digests that are not told before they are let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = Event()
+        self._judge = Arrivals._damage
+        monkeypatch.setattr(Arrivals, "_damage", lambda *record: self._late(*record))
+
+    def _late(self, *record: Any) -> MismatchError | None:
+        assert self.go.wait(10)
+        return self._judge(*record)
+
+
+def test_decoding_does_not_wait_for_digests_before_it_confirms(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    with closing(ExpertStream(pack, 2 * EXPERTS)) as stream:
+        for layer in range(2):
+            assert check_batches(pack, stream, layer, [1, 4, 7], early=False, slots=2 * EXPERTS) == 3
+        assert not stream._cache.records
+        held.go.set()
+        stream.confirm()
+        assert len(stream._cache.records) == 6
+
+
+def test_a_slot_is_not_given_away_before_its_record_is_checked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the digest would be of another record's bytes, and good ones would seem damaged."""
+    held = Held(monkeypatch)
+    reader = SlowReader()
+    with closing(reader.stream(pack, 2)) as stream:
+        visit = stream.batches(0, [1, 3, 4])
+        handed = [expert for _ in range(3) for expert, _ in next(visit)]
+        assert (handed, len(reader.asked)) == ([1, 3], 2)
+        held.go.set()
+        assert [expert for batch in visit for expert, _ in batch] == [4]
+        stream.confirm()
+
+
+def test_a_damaged_record_is_found_before_anything_is_confirmed(tmp_path: Path) -> None:
+    build(tmp_path / "pack", tiny_plan(tmp_path, tiny_model(layers=2, experts=EXPERTS)))
+    with Pack.open(tmp_path / "pack") as pack, closing(ExpertStream(pack, 8)) as stream:
+        flip_bit(pack, 0, 4)
+        with pytest.raises(MismatchError, match=r"layer 0, expert 4 .* is damaged"):
+            computed_with(stream)
+        check_slots(stream)
+        assert (0, 4) not in stream._cache.records
+
+
+def computed_with(stream: ExpertStream) -> None:
+    """As for one token: every layer, and then the question whether that was good."""
+    for layer in range(2):
+        list(stream.batches(layer, [1, 4, 7]))
+    stream.confirm()
+
+
+def test_the_digest_of_a_guess_is_not_waited_for(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    reader = SlowReader()
+    with closing(reader.stream(pack, 8)) as stream:
+        stream.foresee(1, [3])
+        reader.deliver()
+        while stream._arrivals._news.empty():
+            time.sleep(0.001)
+        stream.confirm()
+        assert (1, 3) in stream._unchecked
+        held.go.set()
 
 
 def test_decoding_with_fewer_slots_than_experts(pack: Pack) -> None:
@@ -364,12 +446,12 @@ def test_a_guess_that_cannot_be_read_is_no_error_until_it_is_wanted(pack: Pack) 
     stream = reader.stream(pack, 4)
     stream.foresee(1, [3])
     reader.deliver()
-    while stream._arrivals._checked.empty():
+    while stream._arrivals._news.empty():
         time.sleep(0.001)
     stream.foresee(1, [])
     check_slots(stream)
     with pytest.raises(StorageError, match="expert 3"):
-        list(stream.batches(1, [3, 5]))
+        decode(stream, 1, [3, 5])
     stream.close()
 
 
@@ -391,11 +473,11 @@ def test_a_guess_waits_its_turn_and_counts_when_it_is_used(pack: Pack) -> None:
 def test_a_cancelled_guess_leaves_the_record_that_made_room(pack: Pack) -> None:
     reader = SlowReader()
     stream = reader.stream(pack, 3)
-    list(stream.batches(0, [1, 2]))
-    list(stream.batches(0, [3]))
+    decode(stream, 0, [1, 2])
+    decode(stream, 0, [3])
     stream.foresee(1, [4])
     assert len(stream._cache.records) == 2
-    list(stream.batches(1, []))
+    decode(stream, 1, [])
     assert len(reader.cancelled) == 1
     assert stream._cache.records.keys() == {(0, 1), (0, 2), (0, 3)}
     assert check_batches(pack, stream, 0, [1, 2, 3], early=False, slots=3) == 3
@@ -442,7 +524,7 @@ def test_a_sweep_leaves_what_decoding_uses(pack: Pack) -> None:
     hot = [(layer, expert) for layer in range(2) for expert in range(0, EXPERTS, 2)]
     for _ in range(4):
         for layer in range(2):
-            list(stream.batches(layer, range(0, EXPERTS, 2)))
+            decode(stream, layer, range(0, EXPERTS, 2))
     for layer in range(2):
         list(stream.records(layer, range(EXPERTS)))
     assert all(key in stream._cache.records for key in hot)
@@ -464,14 +546,19 @@ def damaged(make_checkpoint: CheckpointMaker, tmp_path: Path) -> Path:
     return tmp_path / "pack"
 
 
+def flip_bit(pack: Pack, layer: int, expert: int) -> None:
+    """Damage a record on disk."""
+    offset = pack.address(layer, expert).offset + 77
+    with (pack.path / pack.manifest.layers[layer].file).open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 16]))
+
+
 def test_a_flipped_bit_never_becomes_a_token(damaged: Path) -> None:
     with Pack.open(damaged) as pack:
-        address = pack.address(2, 5)
-    with (damaged / "experts" / "layer_02.bin").open("r+b") as file:
-        file.seek(address.offset + 77)
-        byte = file.read(1)[0]
-        file.seek(address.offset + 77)
-        file.write(bytes([byte ^ 16]))
+        flip_bit(pack, 2, 5)
     with Engine.open(damaged) as engine:
         session = engine.new_session()
         with pytest.raises(MismatchError, match=r"layer_02\.bin: layer 2, expert 5 .* is damaged"):
@@ -482,6 +569,31 @@ def test_a_flipped_bit_never_becomes_a_token(damaged: Path) -> None:
             engine.new_session().extend(range(200))
     with Engine.open(damaged, EngineOptions(check_digests=False)) as engine:
         assert np.isfinite(engine.new_session().extend(range(200))).all()
+
+
+@pytest.mark.parametrize("slots", [1, 3, 40])
+@pytest.mark.parametrize("layer", range(4))
+def test_a_damaged_record_never_reaches_a_token_of_decoding(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch, layer: int, slots: int
+) -> None:
+    """Digests are told late, and every expert of one layer is damaged, the last layer's too."""
+    judge = Arrivals._damage
+
+    def late(*record: Any) -> MismatchError | None:
+        time.sleep(0.02)
+        return judge(*record)
+
+    monkeypatch.setattr(Arrivals, "_damage", late)
+    with Pack.open(damaged) as pack:
+        for expert in range(pack.model.num_experts):
+            flip_bit(pack, layer, expert)
+    with Engine.open(damaged, EngineOptions(slots=slots)) as engine:
+        session = engine.new_session()
+        with pytest.raises(MismatchError, match=f"layer {layer}, expert .* is damaged"):
+            session.extend([1])
+        assert session.position == 0
+        with pytest.raises(UsageError, match="ended by an error"):
+            session.extend([1])
 
 
 def test_a_file_truncated_under_us_is_an_error(damaged: Path) -> None:

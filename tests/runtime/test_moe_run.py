@@ -282,6 +282,20 @@ def started(pack: Path, *arguments: str, prompt: tuple[str, ...] = ("-p", "Once"
     return subprocess.Popen(command, bufsize=0, **streams)  # type: ignore[call-overload, no-any-return]
 
 
+def test_a_file_truncated_while_it_answers_ends_with_one_sentence_and_its_code(tmp_path: Path) -> None:
+    pack = built(tmp_path / "pack", CHECKPOINT)
+    layer = pack / "experts" / "layer_01.bin"
+    run = started(pack)
+    assert run.stdout is not None
+    run.stdout.read(5)
+    os.truncate(layer, 0)
+    _, errors = run.communicate(timeout=60)
+    sentence = errors.decode().splitlines()[-1]
+    assert run.returncode == 4
+    assert re.match(rf"error: {layer}: layer 1, expert \d+ .* ends after 0 bytes; the file was truncated", sentence)
+    assert b"Traceback" not in errors
+
+
 def test_a_reader_that_leaves_is_no_error(pack: Path) -> None:
     run = started(pack)
     assert run.stdout is not None
