@@ -155,9 +155,20 @@ class TextModel:
         normed = self._backend.shared(self._operations.norm(x, weights.post_norm))
         routes = self._operations.route(normed, weights, self._experts_per_token)
         if len(x) == 1:
-            self._backend.add(x, self._one_token(index, x, normed, routes))
+            self._backend.add(x, self._one_token(index, normed, routes))
+            self._foresee(index + 1, x)
         else:
             self._backend.add(x, self._sweep(index, normed, routes))
+
+    def _foresee(self, index: int, x: Tensor) -> None:
+        """A guess at what layer `index` wants, from what its mixer has yet to change: the disk would idle meanwhile."""
+        if index == len(self._weights.layers) or not self._experts.may_foresee:
+            return
+        self.stages.turn("router")
+        weights = self._weights.layers[index]
+        normed = self._operations.norm(x, weights.post_norm)
+        guess = self._operations.route(normed, weights, self._experts_per_token)
+        self._experts.foresee(index, guess.ids[0].tolist())
 
     def _sweep(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
         """What all experts give to many tokens, one expert after the other."""
@@ -174,7 +185,7 @@ class TextModel:
         self._operations.add_shared(out, normed, self._weights.layers[index])
         return out
 
-    def _one_token(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
+    def _one_token(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
         """The same for one token: experts are computed as they come, and added up in ascending order all the same."""
         backend, stages, ids = self._backend, self.stages, routes.ids[0]
         parts, shared = backend.zeros(len(ids), self._shape.hidden_size), None
@@ -185,7 +196,8 @@ class TextModel:
             backend.experts(normed, [record for _, record in batch], self._layouts[index], parts[len(came) :])
             came += [expert for expert, _ in batch]
             if shared is None:  # the other experts' reads are under way by now
-                shared = self._meanwhile(index, x, normed)
+                stages.turn("shared")
+                shared = self._operations.shared_expert(normed, self._weights.layers[index])
             stages.turn("reads")
         assert shared is not None
         stages.turn("experts")
@@ -194,16 +206,3 @@ class TextModel:
         out = backend.combine(parts, order, weights)
         backend.add_gated(out, *shared)
         return out
-
-    def _meanwhile(self, index: int, x: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """What can be computed while experts arrive: the shared expert, and a guess at what the next layer wants."""
-        following = index + 1
-        if following < len(self._weights.layers) and self._experts.may_foresee:
-            self.stages.turn("router")
-            weights = self._weights.layers[following]
-            guess = self._operations.route(
-                self._operations.norm(x, weights.post_norm), weights, self._experts_per_token
-            )
-            self._experts.foresee(following, guess.ids[0].tolist())
-        self.stages.turn("shared")
-        return self._operations.shared_expert(normed, self._weights.layers[index])
