@@ -4,13 +4,15 @@ Decoding asks for `batches`: what is in memory first, the rest as it arrives. Sw
 `records`: in order, with large reads ahead. `foresee` reads what a later layer will probably want, while the disk has
 nothing else to do. Which records happen to be in memory changes speed only: every record is the bytes whose digest
 the pack states, or there is an error and no token: decoding computes with records that are still being checked, and
-`confirm` says, before anything comes of it, that they were good. One thread at a time calls.
+`confirm` says, before anything comes of it, that they were good. After an error nothing that was not checked is kept.
+One thread at a time calls.
 """
 
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +85,7 @@ class ExpertStream:
         self._foresight = Foresight()
         self._guesses: dict[Key, Key | None] = {}  # to the record that made room, if one did
         self._unchecked: dict[Key, Bytes] = {}  # whole records, of which nobody knows yet whether they are good
+        self._trusted: set[Key] = set()  # those of them that were handed out
         self._depth = tuning.depth
         self._tokens = [0] * pack.model.num_layers
         self._visit: _Visit | None = None  # the one under way, or one that was cut short until `_recover`
@@ -156,13 +159,9 @@ class ExpertStream:
 
         Says nothing of an iteration that was not finished.
         """
-        try:
-            self._settle_ready()
-            while not self._unchecked.keys() <= self._guesses.keys():
+        with self._or_recover():
+            while self._trusted:
                 self._settle(self._next())
-        except BaseException:
-            self._recover()
-            raise
 
     def learn(self, layer: int, ids: NDArray[np.int32]) -> None:
         """The tokens of a chunk chose experts `ids` [tokens, K]: what decoding will want is kept from sweeps.
@@ -188,16 +187,9 @@ class ExpertStream:
         """
         if not self._foresight.pays:
             return
-        self._settle_ready()
-        keys = [(layer, expert) for expert in experts]
-        reads = 0
-        for key in keys:
-            if self._has(key):
-                continue
-            if len(self._guesses) == MOST_GUESSES or not self._guess(key, keys):
-                break
-            reads += 1
-        self._foresight.tried(reads)
+        with self._or_recover():
+            self._settle_ready()
+            self._foresight.tried(self._guess_all([(layer, expert) for expert in experts]))
 
     def close(self) -> None:
         """End the threads; no records can be had afterwards."""
@@ -245,6 +237,17 @@ class ExpertStream:
         else:
             self._cache.put(displaced, slot)
 
+    def _guess_all(self, keys: Sequence[Key]) -> int:
+        """Read as many of the records on a guess as may be; how many that were."""
+        reads = 0
+        for key in keys:
+            if self._has(key):
+                continue
+            if len(self._guesses) == MOST_GUESSES or not self._guess(key, keys):
+                break
+            reads += 1
+        return reads
+
     def _guess(self, key: Key, kept: Sequence[Key]) -> bool:
         """Read a record on a guess; False if no slot can be had for it."""
         displaced = None if self._cache.free else self._cache.coldest(kept)
@@ -276,7 +279,9 @@ class ExpertStream:
 
     def _hand_out(self, visit: _Visit, key: Key) -> tuple[int, Bytes]:
         self._stats.hits += key not in visit.fetched
-        slot = self._cache.records[key] if key in self._cache.records else self._unchecked[key]
+        if (slot := self._cache.records.get(key)) is None:
+            slot = self._unchecked[key]
+            self._trusted.add(key)
         return key[1], slot[: self._pack.records[key[0]].stride]
 
     def _leave(self, visit: _Visit, batch: list[Key]) -> None:
@@ -306,17 +311,27 @@ class ExpertStream:
             return
         self._unchecked.pop(arrived.key, None)
         if arrived.error is None:
+            self._trusted.discard(arrived.key)
             self._cache.put(arrived.key, arrived.slot)
-        elif arrived.key in self._guesses:
-            self._guesses.pop(arrived.key)
-            self._cache.free.append(arrived.slot)
-        else:
+        elif arrived.key in self._trusted or (self._visit is not None and arrived.key in self._visit.keys):
             raise arrived.error
+        else:
+            self._guesses.pop(arrived.key, None)
+            self._cache.free.append(arrived.slot)
+
+    @contextmanager
+    def _or_recover(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._recover()
+            raise
 
     def _recover(self) -> None:
-        """After an early end: no read is left behind, and every slot without a whole record is free."""
+        """After an early end: no read is left behind, and every slot without a whole, checked record is free."""
         self._arrivals.abandon()
         self._unchecked.clear()
+        self._trusted.clear()
         self._guesses.clear()
         self._cache.recover()
         self._visit = None

@@ -118,30 +118,30 @@ class TextModel:
         self._experts_per_token = experts_per_token
         self.stages = Stages()
 
-    def hidden(self, tokens: Sequence[int], state: State) -> Tensor:
-        """The residual stream [tokens, hidden] after the last layer; advances `state`'s layers, not its position.
+    def logits(self, tokens: Sequence[int], state: State, wanted: int) -> Floats:
+        """Logits [wanted, vocab] on the host after the last tokens; advances `state`'s layers, not its position.
 
-        Raises what the experts raise: then `state` is of no use. Later layers are computed while the records of earlier
-        ones are still being checked, and nothing leaves here before all were found good.
+        Raises what the experts raise: then `state` is of no use. All is computed while the records of earlier layers
+        are still being checked, and nothing leaves here before they were found good.
         """
-        x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
         try:
-            for index, weights in enumerate(self._weights.layers):
-                self.stages.turn("mixer")
-                self._mix(x, weights, state.layers[index], state.position)
-                self._feed_forward(index, x, weights)
+            x = self._hidden(tokens, state)
+            self.stages.turn("head")
+            logits = self._operations.logits(x[len(x) - wanted :], self._weights.norm, self._weights.head)
             self.stages.turn("reads")
             self._experts.confirm()
         finally:
             self.stages.turn(None)
-        return x
-
-    def logits(self, hidden: Tensor) -> Floats:
-        """Logits [tokens, vocab] on the host, of rows of the residual stream."""
-        self.stages.turn("head")
-        logits = self._operations.logits(hidden, self._weights.norm, self._weights.head)
-        self.stages.turn(None)
         return logits
+
+    def _hidden(self, tokens: Sequence[int], state: State) -> Tensor:
+        """The residual stream [tokens, hidden] after the last layer."""
+        x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
+        for index, weights in enumerate(self._weights.layers):
+            self.stages.turn("mixer")
+            self._mix(x, weights, state.layers[index], state.position)
+            self._feed_forward(index, x, weights)
+        return x
 
     def _mix(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> None:
         """x += the layer's mixer, a span of tokens at a time, which bounds the memory of its projections."""

@@ -400,7 +400,7 @@ def test_the_digest_of_a_guess_is_not_waited_for(pack: Pack, monkeypatch: pytest
         while stream._arrivals._news.empty():
             time.sleep(0.001)
         stream.confirm()
-        assert (1, 3) in stream._unchecked
+        assert (1, 3) in stream._arrivals
         held.go.set()
 
 
