@@ -74,6 +74,9 @@ def test_a_wrong_guess_that_cannot_be_read_is_no_error(pack: Pack) -> None:
     stream.foresee(1, [0])
     decode(stream, 1, [3, 5])
     reader.deliver()
+    while stream._arrivals._news.empty():
+        time.sleep(0.001)
+    decode(stream, 1, [7])
     with pytest.raises(StorageError, match="expert 0"):
         decode(stream, 1, [0])
     check_slots(stream)
