@@ -81,7 +81,7 @@ class ExpertStream:
         manner = Manner(tuning.split, forget=self._files.access == "buffered" and _outgrows_memory(pack))
         self._arrivals = Arrivals(pack, self._files, self._reader, manner, check_digests=check_digests)
         self._close = weakref.finalize(self, _close, self._arrivals, self._files)
-        self._cache = Cache(slot_arena(slots, slot_pitch(pack)))
+        self._cache = Cache(slot_arena(slots, slot_pitch(pack)), pack.model.num_layers)
         self._foresight = Foresight()
         self._guesses: dict[Key, Key | None] = {}  # to the record that made room, if one did
         self._unchecked: dict[Key, Bytes] = {}  # whole records, of which nobody knows yet whether they are good
@@ -176,8 +176,8 @@ class ExpertStream:
 
     @property
     def may_foresee(self) -> bool:
-        """Whether a guess at a later layer's experts is welcome: the disk is idle, and guessing has paid so far."""
-        return self._foresight.pays and self._reader.idle()
+        """Whether a guess at a later layer's experts is welcome: guessing has paid so far."""
+        return self._foresight.pays
 
     def foresee(self, layer: int, experts: Sequence[int]) -> None:
         """Start reading some of `experts`, likeliest first, that `layer` will probably want and memory does not hold.
@@ -250,7 +250,7 @@ class ExpertStream:
 
     def _guess(self, key: Key, kept: Sequence[Key]) -> bool:
         """Read a record on a guess; False if no slot can be had for it."""
-        displaced = None if self._cache.free else self._cache.coldest(kept)
+        displaced = None if self._cache.free else self._cache.coldest(kept, here=key[0])
         if displaced is None and not self._cache.free:
             return False
         slot = self._cache.free.pop() if displaced is None else self._cache.drop(displaced)

@@ -137,6 +137,8 @@ class TextModel:
     def _hidden(self, tokens: Sequence[int], state: State) -> Tensor:
         """The residual stream [tokens, hidden] after the last layer."""
         x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
+        if len(x) == 1:
+            self._foresee(0, x, self._experts_per_token)
         for index, weights in enumerate(self._weights.layers):
             self.stages.turn("mixer")
             self._mix(x, weights, state.layers[index], state.position)
@@ -155,19 +157,19 @@ class TextModel:
         normed = self._backend.shared(self._operations.norm(x, weights.post_norm))
         routes = self._operations.route(normed, weights, self._experts_per_token)
         if len(x) == 1:
-            self._backend.add(x, self._one_token(index, normed, routes))
-            self._foresee(index + 1, x)
+            self._backend.add(x, self._one_token(index, x, normed, routes))
+            self._foresee(index + 1, x, self._experts_per_token)
         else:
             self._backend.add(x, self._sweep(index, normed, routes))
 
-    def _foresee(self, index: int, x: Tensor) -> None:
-        """A guess at what layer `index` wants, from what its mixer has yet to change: the disk would idle meanwhile."""
+    def _foresee(self, index: int, x: Tensor, count: int) -> None:
+        """Guess `count` experts that layer `index` wants, by what of its input is known: the disk shall not idle."""
         if index == len(self._weights.layers) or not self._experts.may_foresee:
             return
         self.stages.turn("router")
         weights = self._weights.layers[index]
         normed = self._operations.norm(x, weights.post_norm)
-        guess = self._operations.route(normed, weights, self._experts_per_token)
+        guess = self._operations.route(normed, weights, count)
         self._experts.foresee(index, guess.ids[0].tolist())
 
     def _sweep(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
@@ -185,8 +187,11 @@ class TextModel:
         self._operations.add_shared(out, normed, self._weights.layers[index])
         return out
 
-    def _one_token(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
-        """The same for one token: experts are computed as they come, and added up in ascending order all the same."""
+    def _one_token(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
+        """The same for one token: experts are computed as they come, and added up in ascending order all the same.
+
+        The next layer's likeliest experts are guessed before, from less: they are read as soon as these have come.
+        """
         backend, stages, ids = self._backend, self.stages, routes.ids[0]
         parts, shared = backend.zeros(len(ids), self._shape.hidden_size), None
         came: list[int] = []
@@ -196,6 +201,7 @@ class TextModel:
             backend.experts(normed, [record for _, record in batch], self._layouts[index], parts[len(came) :])
             came += [expert for expert, _ in batch]
             if shared is None:  # the other experts' reads are under way by now
+                self._foresee(index + 1, x, -(-len(ids) // 2))
                 stages.turn("shared")
                 shared = self._operations.shared_expert(normed, self._weights.layers[index])
             stages.turn("reads")

@@ -20,7 +20,7 @@ from .cache import Key
 from .files import LayerFiles
 from .slots import Bytes
 
-CHECK_THREADS = max(2, min(8, (os.cpu_count() or 1) // 2))  # one core compares 2 to 6 GB/s; a disk may deliver more
+CHECK_THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))  # one core compares 4 to 6 GB/s; computing wants the rest
 
 News: TypeAlias = tuple[int, bool, Exception | None]  # of a ticket: whether that is the last, and what is wrong
 
@@ -47,9 +47,6 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """End."""
-
-    def idle(self) -> bool:
-        """Whether no read is queued or under way."""
 
     def busy_seconds(self) -> float:
         """How long at least one read has been under way."""

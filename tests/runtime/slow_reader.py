@@ -113,9 +113,6 @@ class SlowReader:
     def close(self) -> None:
         self._arrived.put(None)
 
-    def idle(self) -> bool:
-        return not self.queued
-
     def busy_seconds(self) -> float:
         return 0.0
 
