@@ -179,17 +179,17 @@ class ExpertStream:
         """Whether a guess at a later layer's experts is welcome: guessing has paid so far."""
         return self._foresight.pays
 
-    def foresee(self, layer: int, experts: Sequence[int]) -> None:
-        """Start reading some of `experts`, likeliest first, that `layer` will probably want and memory does not hold.
+    def foresee(self, layer: int, experts: Sequence[int], most: int) -> None:
+        """Start reading some of the first `most` of `experts`, likeliest first, that `layer` will probably want.
 
-        Such reads wait for all others, and those that have not begun when the layer turns out not to want them are
-        given up. Does nothing where it would not pay.
+        None of `experts` makes room for them. Such reads wait for all others, and those that have not begun when the
+        layer turns out not to want them are given up. Does nothing where it would not pay.
         """
         if not self._foresight.pays:
             return
         with self._or_recover():
             self._settle_ready()
-            self._foresight.tried(self._guess_all([(layer, expert) for expert in experts]))
+            self._foresight.tried(self._guess_all([(layer, expert) for expert in experts], most))
 
     def close(self) -> None:
         """End the threads; no records can be had afterwards."""
@@ -237,10 +237,10 @@ class ExpertStream:
         else:
             self._cache.put(displaced, slot)
 
-    def _guess_all(self, keys: Sequence[Key]) -> int:
-        """Read as many of the records on a guess as may be; how many that were."""
+    def _guess_all(self, keys: Sequence[Key], most: int) -> int:
+        """Read as many of the first `most` records on a guess as may be; how many that were."""
         reads = 0
-        for key in keys:
+        for key in keys[:most]:
             if self._has(key):
                 continue
             if len(self._guesses) == MOST_GUESSES or not self._guess(key, keys):

@@ -52,8 +52,8 @@ class Experts(Protocol):
     def may_foresee(self) -> bool:
         """Whether a guess at a later layer's experts is welcome."""
 
-    def foresee(self, layer: int, experts: Sequence[int]) -> None:
-        """A guess at what `layer` will want, likeliest first."""
+    def foresee(self, layer: int, experts: Sequence[int], most: int) -> None:
+        """A guess at what `layer` will want, likeliest first; the first `most` are worth reading."""
 
 
 class Operations:
@@ -162,15 +162,15 @@ class TextModel:
         else:
             self._backend.add(x, self._sweep(index, normed, routes))
 
-    def _foresee(self, index: int, x: Tensor, count: int) -> None:
-        """Guess `count` experts that layer `index` wants, by what of its input is known: the disk shall not idle."""
+    def _foresee(self, index: int, x: Tensor, most: int) -> None:
+        """Guess what layer `index` wants by what of its input is known, for `most` experts: the disk shall not idle."""
         if index == len(self._weights.layers) or not self._experts.may_foresee:
             return
         self.stages.turn("router")
         weights = self._weights.layers[index]
         normed = self._operations.norm(x, weights.post_norm)
-        guess = self._operations.route(normed, weights, count)
-        self._experts.foresee(index, guess.ids[0].tolist())
+        guess = self._operations.route(normed, weights, self._experts_per_token)
+        self._experts.foresee(index, guess.ids[0].tolist(), most)
 
     def _sweep(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
         """What all experts give to many tokens, one expert after the other."""

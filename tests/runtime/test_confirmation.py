@@ -83,7 +83,7 @@ def test_the_digest_of_a_guess_is_not_waited_for(pack: Pack, monkeypatch: pytest
     held = Held(monkeypatch)
     reader = SlowReader()
     with closing(reader.stream(pack, 8)) as stream:
-        stream.foresee(1, [3])
+        stream.foresee(1, [3], EXPERTS)
         reader.deliver()
         while stream._arrivals._news.empty():
             time.sleep(0.001)

@@ -50,7 +50,7 @@ def one_step(pack: Pack, stream: ExpertStream, data: st.DataObject, slots: int) 
     experts = data.draw(st.lists(st.integers(0, EXPERTS - 1), min_size=1, unique=True))
     how, handed = data.draw(st.sampled_from(["records", "batches", "foresee", "learn"])), 0
     if how == "foresee":
-        stream.foresee(layer, experts)
+        stream.foresee(layer, experts, EXPERTS)
     elif how == "learn":
         stream.learn(layer, np.array([experts], np.int32))
     elif how == "records":

@@ -47,11 +47,11 @@ def test_an_input_output_error_names_the_place(pack: Pack, way: str) -> None:
 def test_a_guess_that_cannot_be_read_is_no_error_until_it_is_wanted(pack: Pack) -> None:
     reader = FaultyReader(4096, errno.EIO)
     stream = reader.stream(pack, 4)
-    stream.foresee(1, [3])
+    stream.foresee(1, [3], EXPERTS)
     reader.deliver()
     while stream._arrivals._news.empty():
         time.sleep(0.001)
-    stream.foresee(1, [])
+    stream.foresee(1, [], EXPERTS)
     check_slots(stream)
     with pytest.raises(StorageError, match="expert 3"):
         decode(stream, 1, [3, 5])
@@ -71,7 +71,7 @@ class Stubborn(FaultyReader):
 def test_a_wrong_guess_that_cannot_be_read_is_no_error(pack: Pack) -> None:
     reader = Stubborn(0, errno.EIO)
     stream = reader.stream(pack, 4)
-    stream.foresee(1, [0])
+    stream.foresee(1, [0], EXPERTS)
     decode(stream, 1, [3, 5])
     reader.deliver()
     while stream._arrivals._news.empty():

@@ -22,7 +22,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
 def test_a_guess_waits_its_turn_and_counts_when_it_is_used(pack: Pack) -> None:
     reader = SlowReader()
     stream = reader.stream(pack, 8)
-    stream.foresee(1, [2, 5])
+    stream.foresee(1, [2, 5], EXPERTS)
     assert [read.urgent for read in reader.queued] == [False, False]
     assert check_batches(pack, stream, 0, [1, 3], early=False, slots=8) == 2
     assert len(reader.queued) == 2  # what was wanted came first
@@ -39,7 +39,7 @@ def test_a_cancelled_guess_leaves_the_record_that_made_room(pack: Pack) -> None:
     stream = reader.stream(pack, 3)
     decode(stream, 0, [1, 2])
     decode(stream, 0, [3])
-    stream.foresee(1, [4])
+    stream.foresee(1, [4], EXPERTS)
     assert len(stream._cache.records) == 2
     decode(stream, 1, [])
     assert len(reader.cancelled) == 1
@@ -54,7 +54,7 @@ def test_no_guess_takes_what_the_present_layer_needs(pack: Pack) -> None:
     stream = reader.stream(pack, 3)
     visit = stream.batches(0, [1, 2, 3])
     handed = [record for _ in range(4) for record in next(visit)]
-    stream.foresee(1, [4, 5])
+    stream.foresee(1, [4, 5], EXPERTS)
     assert not reader.queued
     assert all(np.array_equal(record, pack.read_record(0, expert)) for expert, record in handed)
     stream.close()
@@ -65,7 +65,7 @@ def test_guessing_rests_when_it_does_not_pay(pack: Pack) -> None:
     for _ in range(TRIAL):
         stream._foresight.judge(used=False)
     assert not stream.may_foresee
-    stream.foresee(0, [1])
+    stream.foresee(0, [1], EXPERTS)
     assert not stream._arrivals
     for _ in range(REST):
         stream._foresight.visit()
@@ -77,6 +77,6 @@ def test_guessing_rests_when_all_is_in_memory(pack: Pack) -> None:
     stream = SlowReader().stream(pack, 2 * EXPERTS)
     list(stream.records(0, range(EXPERTS)))
     for _ in range(FRUITLESS):
-        stream.foresee(0, [1, 2])
+        stream.foresee(0, [1, 2], EXPERTS)
     assert not stream.may_foresee
     stream.close()
