@@ -39,8 +39,8 @@ class EngineOptions:
 
     `memory`: bytes for the whole process. `slots`: expert records kept in memory. `experts_per_token`: K, at most the
     model's. `chunk`: most prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare
-    every record and the trunk with the pack's digests before using them. `exact`: products see activations as float32,
-    where otherwise those with quantized matrices see them rounded to fifteen bits.
+    the trunk with the pack's digest, and every record before logits that came of it are given. `exact`: products see
+    activations as float32, where otherwise those with quantized matrices see them rounded to fifteen bits.
     `access`: read experts around the page cache or through it; by default whichever disk.tune finds better.
     """
 

@@ -49,6 +49,30 @@ def test_a_cancelled_guess_leaves_the_record_that_made_room(pack: Pack) -> None:
     stream.close()
 
 
+def test_a_guess_spares_what_it_names_and_reads_the_likeliest_only(pack: Pack) -> None:
+    reader = SlowReader()
+    stream = reader.stream(pack, 4)
+    decode(stream, 1, [1, 2])
+    decode(stream, 0, [5])
+    decode(stream, 0, [6])
+    stream.foresee(1, [3, 4, 1, 2], 1)
+    assert len(reader.queued) == 1
+    assert {(1, 1), (1, 2)} <= stream._cache.records.keys()
+    stream.close()
+
+
+def test_a_disk_that_is_busy_is_no_reason_not_to_guess(pack: Pack) -> None:
+    """The reads of a guess follow those that are needed, with nothing between."""
+    reader = SlowReader()
+    stream = reader.stream(pack, 8)
+    visit = stream.batches(0, [1, 3])
+    assert not next(visit)
+    assert stream.may_foresee
+    stream.foresee(1, [4], 1)
+    assert [read.urgent for read in reader.queued] == [True, True, False]
+    stream.close()
+
+
 def test_no_guess_takes_what_the_present_layer_needs(pack: Pack) -> None:
     reader = SlowReader()
     stream = reader.stream(pack, 3)
