@@ -1,14 +1,13 @@
 """The cache: which record is in which slot, and whose slot is given away next.
 
 One policy for everything, aged frequency (LRFU; Lee et al., IEEE Transactions on Computers 50(12), 2001): the heat of a
-record is the sum over its uses of 2^(-age / HALF_LIFE), age in tokens, and the coldest record makes room, counting the
-later its layer's turn comes as the colder: what the layer just visited does not want, it cannot want before the next
-token. (Without that, fewer slots than two tokens' experts read up to a tenth more.) Over recorded routing
-(tests/extended/policies.py) it beats least recently used, by layer or over all, at nearly every number of slots; over
-imitated routing of a large model it equals or beats it but for slots of one or two tokens' experts, where it loses up
-to 4 of 100 hits. It needs no special case for fewer slots than one token's experts: those would chase each other
-through a least-recently-used list. Heat outlives a record's stay, so a record that was read for a prompt's sake only is
-the first to go, and a sweep over all experts flushes nothing that decoding found hot.
+record is the sum over its uses of 2^(-age / HALF_LIFE), age in tokens, and the coldest record makes room, counting as
+colder the later its layer's turn comes: what the layer just visited does not want, it cannot want before the next
+token. Over recorded routing (tests/extended/policies.py) it beats least recently used, by layer or over all, at every
+number of slots, and aged frequency alone by two of 100 hits; over imitated routing of a large model it beats or equals
+both. It needs no special case for fewer slots than one token's experts: those would chase each other through a
+least-recently-used list. Heat outlives a record's stay, so a record that was read for a prompt's sake only is the first
+to go, and a sweep over all experts flushes nothing that decoding found hot.
 
 Knows nothing of reads. Not thread-safe.
 """
@@ -23,7 +22,7 @@ from .slots import Bytes
 Key: TypeAlias = tuple[int, int]  # (layer, expert)
 
 HALF_LIFE = 8.0  # tokens until a use counts half: 16 to 64 are better for small models, 4 for large ones
-FARTHEST = 4.0  # halvings that waiting for a whole token costs a record; 2 and 8 are about as good
+FARTHEST = 2.0  # halvings that waiting for a whole token costs a record: 1 does for small models, 4 for large ones
 
 Entry: TypeAlias = tuple[float, int, Key]  # heat, or less; minus the stamp
 
