@@ -72,7 +72,7 @@ ChunkOption = Annotated[
     ),
 ]
 DigestsOption = Annotated[
-    bool, _engine("--check-digests/--no-check-digests", help="Compare every expert read with its digest before use.")
+    bool, _engine("--check-digests/--no-check-digests", help="Compare every expert read with its digest.")
 ]
 ExactOption = Annotated[
     bool,

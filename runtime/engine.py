@@ -16,7 +16,7 @@ from ..layout.reader import Pack
 from ..manifests import schema
 from ..manifests.errors import UsageError
 from . import weights
-from .backends.base import Backend, Floats, Tensor
+from .backends.base import Backend, Floats
 from .backends.cpu import CpuBackend
 from .disk import Tuning, tune
 from .experts import ExpertStream
@@ -39,8 +39,8 @@ class EngineOptions:
 
     `memory`: bytes for the whole process. `slots`: expert records kept in memory. `experts_per_token`: K, at most the
     model's. `chunk`: most prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare
-    every record and the trunk with the pack's digests before using them. `exact`: products see activations as float32,
-    where otherwise those with quantized matrices see them rounded to fifteen bits.
+    the trunk with the pack's digest, and every record before logits that came of it are given. `exact`: products see
+    activations as float32, where otherwise those with quantized matrices see them rounded to fifteen bits.
     `access`: read experts around the page cache or through it; by default whichever disk.tune finds better.
     """
 
@@ -178,13 +178,12 @@ class Session:
         """
         *before, last = self._chunks(tokens)
         for part in before:
-            self._advance(part)
-        logits: Floats = self._decoder.logits(self._advance(last)[-1:])[0]
-        return logits
+            self._advance(part, wanted=0)
+        return self._advance(last, wanted=1)[0]  # type: ignore[no-any-return]
 
     def extend_all(self, tokens: Sequence[int]) -> Floats:
         """Give more tokens; returns the logits after each, float32 [len(tokens), vocab]. Raises as `extend` does."""
-        return np.concatenate([self._decoder.logits(self._advance(part)) for part in self._chunks(tokens)])
+        return np.concatenate([self._advance(part, wanted=len(part)) for part in self._chunks(tokens)])
 
     def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
         """The tokens as they are computed together, once they have been checked."""
@@ -192,13 +191,13 @@ class Session:
         size = self._engine.memory.chunk
         return [tokens[first : first + size] for first in range(0, len(tokens), size)]
 
-    def _advance(self, tokens: Sequence[int]) -> Tensor:
-        """The residual stream of one chunk."""
+    def _advance(self, tokens: Sequence[int], *, wanted: int) -> Floats:
+        """One chunk: the logits after its last `wanted` tokens."""
         self._failed = True
-        hidden = self._decoder.hidden(tokens, self._state)
+        logits = self._decoder.logits(tokens, self._state, wanted)
         self._state.position += len(tokens)
         self._failed = False
-        return hidden
+        return logits
 
     def _check(self, tokens: Sequence[int]) -> None:
         if self._engine.closed:

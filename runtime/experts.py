@@ -3,13 +3,16 @@
 Decoding asks for `batches`: what is in memory first, the rest as it arrives. Sweeps over many experts ask for
 `records`: in order, with large reads ahead. `foresee` reads what a later layer will probably want, while the disk has
 nothing else to do. Which records happen to be in memory changes speed only: every record is the bytes whose digest
-the pack states, or there is an error and no token. One thread at a time calls.
+the pack states, or there is an error and no token: decoding computes with records that are still being checked, and
+`confirm` says, before anything comes of it, that they were good. After an error nothing that was not checked is kept.
+One thread at a time calls.
 """
 
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,9 +81,11 @@ class ExpertStream:
         manner = Manner(tuning.split, forget=self._files.access == "buffered" and _outgrows_memory(pack))
         self._arrivals = Arrivals(pack, self._files, self._reader, manner, check_digests=check_digests)
         self._close = weakref.finalize(self, _close, self._arrivals, self._files)
-        self._cache = Cache(slot_arena(slots, slot_pitch(pack)))
+        self._cache = Cache(slot_arena(slots, slot_pitch(pack)), pack.model.num_layers)
         self._foresight = Foresight()
         self._guesses: dict[Key, Key | None] = {}  # to the record that made room, if one did
+        self._unchecked: dict[Key, Bytes] = {}  # whole records, of which nobody knows yet whether they are good
+        self._trusted: set[Key] = set()  # those of them that were handed out
         self._depth = tuning.depth
         self._tokens = [0] * pack.model.num_layers
         self._visit: _Visit | None = None  # the one under way, or one that was cut short until `_recover`
@@ -102,8 +107,9 @@ class ExpertStream:
         Reads of all that are missing go out first; then come those in memory, which may be none; then the others, at
         least one at a time, as they arrive.
         With a slot for each expert all records stay valid until the iteration ends; with fewer, a batch is valid until
-        the next one is asked for. Raises StorageError if the device fails or a file ends early, MismatchError if the
-        bytes are not the pack's.
+        the next one is asked for. Records may be handed out before their digest was compared: what is computed with
+        them must not be used until `confirm` returns. Raises StorageError if the device fails or a file ends early,
+        MismatchError if bytes are found not to be the pack's, here or in a later visit.
         """
         visit = self._begin(layer, experts)
         self._use(layer, visit.keys)
@@ -111,8 +117,9 @@ class ExpertStream:
         try:
             first = True
             while waiting or first:
+                self._settle_ready()  # it may bring a slot for what is missing
                 self._request(visit, missing)
-                batch = self._whole(waiting)
+                batch = [key for key in waiting if key in self._cache.records or key in self._unchecked]
                 if batch or first:
                     first = False
                     yield [self._hand_out(visit, key) for key in batch]
@@ -147,6 +154,15 @@ class ExpertStream:
             if self._visit is visit:
                 self._recover()
 
+    def confirm(self) -> None:
+        """Wait until all that `batches` handed out has been checked. Raises MismatchError if any of it is damaged.
+
+        Says nothing of an iteration that was not finished.
+        """
+        with self._or_recover():
+            while self._trusted:
+                self._settle(self._next())
+
     def learn(self, layer: int, ids: NDArray[np.int32]) -> None:
         """The tokens of a chunk chose experts `ids` [tokens, K]: what decoding will want is kept from sweeps.
 
@@ -160,27 +176,20 @@ class ExpertStream:
 
     @property
     def may_foresee(self) -> bool:
-        """Whether a guess at a later layer's experts is welcome: the disk is idle, and guessing has paid so far."""
-        return self._foresight.pays and self._reader.idle()
+        """Whether a guess at a later layer's experts is welcome: guessing has paid so far."""
+        return self._foresight.pays
 
-    def foresee(self, layer: int, experts: Sequence[int]) -> None:
-        """Start reading some of `experts`, likeliest first, that `layer` will probably want and memory does not hold.
+    def foresee(self, layer: int, experts: Sequence[int], most: int) -> None:
+        """Start reading some of the first `most` of `experts`, likeliest first, that `layer` will probably want.
 
-        Such reads wait for all others, and those that have not begun when the layer turns out not to want them are
-        given up. Does nothing where it would not pay.
+        None of `experts` makes room for them. Such reads wait for all others, and those that have not begun when the
+        layer turns out not to want them are given up. Does nothing where it would not pay.
         """
         if not self._foresight.pays:
             return
-        self._settle_ready()
-        keys = [(layer, expert) for expert in experts]
-        reads = 0
-        for key in keys:
-            if self._has(key):
-                continue
-            if len(self._guesses) == MOST_GUESSES or not self._guess(key, keys):
-                break
-            reads += 1
-        self._foresight.tried(reads)
+        with self._or_recover():
+            self._settle_ready()
+            self._foresight.tried(self._guess_all([(layer, expert) for expert in experts], most))
 
     def close(self) -> None:
         """End the threads; no records can be had afterwards."""
@@ -228,9 +237,20 @@ class ExpertStream:
         else:
             self._cache.put(displaced, slot)
 
+    def _guess_all(self, keys: Sequence[Key], most: int) -> int:
+        """Read as many of the first `most` records on a guess as may be; how many that were."""
+        reads = 0
+        for key in keys[:most]:
+            if self._has(key):
+                continue
+            if len(self._guesses) == MOST_GUESSES or not self._guess(key, keys):
+                break
+            reads += 1
+        return reads
+
     def _guess(self, key: Key, kept: Sequence[Key]) -> bool:
         """Read a record on a guess; False if no slot can be had for it."""
-        displaced = None if self._cache.free else self._cache.coldest(kept)
+        displaced = None if self._cache.free else self._cache.coldest(kept, here=key[0])
         if displaced is None and not self._cache.free:
             return False
         slot = self._cache.free.pop() if displaced is None else self._cache.drop(displaced)
@@ -257,14 +277,12 @@ class ExpertStream:
                 return slot
         return None
 
-    def _whole(self, waiting: list[Key]) -> list[Key]:
-        """What of it is in memory by now."""
-        self._settle_ready()
-        return [key for key in waiting if key in self._cache.records]
-
     def _hand_out(self, visit: _Visit, key: Key) -> tuple[int, Bytes]:
         self._stats.hits += key not in visit.fetched
-        return key[1], self._cache.records[key][: self._pack.records[key[0]].stride]
+        if (slot := self._cache.records.get(key)) is None:
+            slot = self._unchecked[key]
+            self._trusted.add(key)
+        return key[1], slot[: self._pack.records[key[0]].stride]
 
     def _leave(self, visit: _Visit, batch: list[Key]) -> None:
         """Where there are fewer slots than records, what was handed out makes room."""
@@ -284,20 +302,36 @@ class ExpertStream:
             self._settle(arrived)
 
     def _settle(self, arrived: Arrived) -> None:
-        """A record takes its place in the cache; one that failed is an error if anybody wants it."""
-        if arrived.error is None:
-            self._cache.put(arrived.key, arrived.slot)
+        """A record takes its place in the cache once checked; one that failed is an error if anybody wants it."""
+        if arrived.error is None and arrived.key not in self._unchecked:
             self._stats.records_read += 1
             self._stats.bytes_read += self._pack.records[arrived.key[0]].stride
-        elif arrived.key in self._guesses:
-            self._guesses.pop(arrived.key)
-            self._cache.free.append(arrived.slot)
-        else:
+        if not arrived.checked:
+            self._unchecked[arrived.key] = arrived.slot
+            return
+        self._unchecked.pop(arrived.key, None)
+        if arrived.error is None:
+            self._trusted.discard(arrived.key)
+            self._cache.put(arrived.key, arrived.slot)
+        elif arrived.key in self._trusted or (self._visit is not None and arrived.key in self._visit.keys):
             raise arrived.error
+        else:
+            self._guesses.pop(arrived.key, None)
+            self._cache.free.append(arrived.slot)
+
+    @contextmanager
+    def _or_recover(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._recover()
+            raise
 
     def _recover(self) -> None:
-        """After an early end: no read is left behind, and every slot without a whole record is free."""
+        """After an early end: no read is left behind, and every slot without a whole, checked record is free."""
         self._arrivals.abandon()
+        self._unchecked.clear()
+        self._trusted.clear()
         self._guesses.clear()
         self._cache.recover()
         self._visit = None

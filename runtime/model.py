@@ -37,7 +37,13 @@ class Experts(Protocol):
         """Yield (expert, record) in the order of `experts`."""
 
     def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Record]]]:
-        """Yield (expert, record) as they can be had: first those in memory, which may be none, then the others."""
+        """Yield (expert, record) as they can be had: first those in memory, which may be none, then the others.
+
+        They may be damaged until `confirm` has returned.
+        """
+
+    def confirm(self) -> None:
+        """Wait until all that `batches` yielded has been checked; raises if any of it is damaged."""
 
     def learn(self, layer: int, ids: Ids) -> None:
         """What the tokens of a chunk chose, [tokens, K]."""
@@ -46,8 +52,8 @@ class Experts(Protocol):
     def may_foresee(self) -> bool:
         """Whether a guess at a later layer's experts is welcome."""
 
-    def foresee(self, layer: int, experts: Sequence[int]) -> None:
-        """A guess at what `layer` will want, likeliest first."""
+    def foresee(self, layer: int, experts: Sequence[int], most: int) -> None:
+        """A guess at what `layer` will want, likeliest first; the first `most` are worth reading."""
 
 
 class Operations:
@@ -112,24 +118,32 @@ class TextModel:
         self._experts_per_token = experts_per_token
         self.stages = Stages()
 
-    def hidden(self, tokens: Sequence[int], state: State) -> Tensor:
-        """The residual stream [tokens, hidden] after the last layer; advances `state`'s layers, not its position."""
-        x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
+    def logits(self, tokens: Sequence[int], state: State, wanted: int) -> Floats:
+        """Logits [wanted, vocab] on the host after the last tokens; advances `state`'s layers, not its position.
+
+        Raises what the experts raise: then `state` is of no use. All is computed while the records of earlier layers
+        are still being checked, and nothing leaves here before they were found good.
+        """
         try:
-            for index, weights in enumerate(self._weights.layers):
-                self.stages.turn("mixer")
-                self._mix(x, weights, state.layers[index], state.position)
-                self._feed_forward(index, x, weights)
+            x = self._hidden(tokens, state)
+            self.stages.turn("head")
+            logits = self._operations.logits(x[len(x) - wanted :], self._weights.norm, self._weights.head)
+            self.stages.turn("reads")
+            self._experts.confirm()
         finally:
             self.stages.turn(None)
-        return x
-
-    def logits(self, hidden: Tensor) -> Floats:
-        """Logits [tokens, vocab] on the host, of rows of the residual stream."""
-        self.stages.turn("head")
-        logits = self._operations.logits(hidden, self._weights.norm, self._weights.head)
-        self.stages.turn(None)
         return logits
+
+    def _hidden(self, tokens: Sequence[int], state: State) -> Tensor:
+        """The residual stream [tokens, hidden] after the last layer."""
+        x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
+        if len(x) == 1:
+            self._foresee(0, x, self._experts_per_token)
+        for index, weights in enumerate(self._weights.layers):
+            self.stages.turn("mixer")
+            self._mix(x, weights, state.layers[index], state.position)
+            self._feed_forward(index, x, weights)
+        return x
 
     def _mix(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> None:
         """x += the layer's mixer, a span of tokens at a time, which bounds the memory of its projections."""
@@ -144,8 +158,19 @@ class TextModel:
         routes = self._operations.route(normed, weights, self._experts_per_token)
         if len(x) == 1:
             self._backend.add(x, self._one_token(index, x, normed, routes))
+            self._foresee(index + 1, x, self._experts_per_token)
         else:
             self._backend.add(x, self._sweep(index, normed, routes))
+
+    def _foresee(self, index: int, x: Tensor, most: int) -> None:
+        """Guess what layer `index` wants by what of its input is known, for `most` experts: the disk shall not idle."""
+        if index == len(self._weights.layers) or not self._experts.may_foresee:
+            return
+        self.stages.turn("router")
+        weights = self._weights.layers[index]
+        normed = self._operations.norm(x, weights.post_norm)
+        guess = self._operations.route(normed, weights, self._experts_per_token)
+        self._experts.foresee(index, guess.ids[0].tolist(), most)
 
     def _sweep(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
         """What all experts give to many tokens, one expert after the other."""
@@ -163,7 +188,10 @@ class TextModel:
         return out
 
     def _one_token(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
-        """The same for one token: experts are computed as they come, and added up in ascending order all the same."""
+        """The same for one token: experts are computed as they come, and added up in ascending order all the same.
+
+        The next layer's likeliest experts are guessed before, from less: they are read as soon as these have come.
+        """
         backend, stages, ids = self._backend, self.stages, routes.ids[0]
         parts, shared = backend.zeros(len(ids), self._shape.hidden_size), None
         came: list[int] = []
@@ -173,7 +201,9 @@ class TextModel:
             backend.experts(normed, [record for _, record in batch], self._layouts[index], parts[len(came) :])
             came += [expert for expert, _ in batch]
             if shared is None:  # the other experts' reads are under way by now
-                shared = self._meanwhile(index, x, normed)
+                self._foresee(index + 1, x, -(-len(ids) // 2))
+                stages.turn("shared")
+                shared = self._operations.shared_expert(normed, self._weights.layers[index])
             stages.turn("reads")
         assert shared is not None
         stages.turn("experts")
@@ -182,16 +212,3 @@ class TextModel:
         out = backend.combine(parts, order, weights)
         backend.add_gated(out, *shared)
         return out
-
-    def _meanwhile(self, index: int, x: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """What can be computed while experts arrive: the shared expert, and a guess at what the next layer wants."""
-        following = index + 1
-        if following < len(self._weights.layers) and self._experts.may_foresee:
-            self.stages.turn("router")
-            weights = self._weights.layers[following]
-            guess = self._operations.route(
-                self._operations.norm(x, weights.post_norm), weights, self._experts_per_token
-            )
-            self._experts.foresee(following, guess.ids[0].tolist())
-        self.stages.turn("shared")
-        return self._operations.shared_expert(normed, self._weights.layers[index])

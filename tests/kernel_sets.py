@@ -20,14 +20,15 @@ def run_on(name: str, *command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
 
 
-def saved_on_every_set(program: str, folder: Path) -> dict[str, list[np.ndarray]]:
-    """The arrays that a program saves with np.savez to sys.argv[1], by set of kernels.
+def saved_on_every_set(program: str, folder: Path, **given: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """The arrays that a program saves with np.savez to sys.argv[1], where it finds what is `given`, by set of kernels.
 
     It prints the name of the set that it ran on, and finds the modules of the tests and of the runtime's tests.
     """
     found = {}
     for name in KERNEL_SETS:
         file = folder / f"{name}.npz"
+        np.savez(file, **given)
         paths = f"import sys\nsys.path[:0] = {[str(TESTS / 'runtime'), str(TESTS)]!r}\n"
         done = run_on(name, "-c", paths + program, str(file))
         if done.returncode:

@@ -166,12 +166,11 @@ double ReadPool::busy_seconds() {
   return std::chrono::duration<double>(busy ? busy_ + (Clock::now() - busy_since_) : busy_).count();
 }
 
-// The queue whose turn it is. Half of the threads, at least one, stay free of patient reads: an urgent one that comes
-// finds a thread that is not in the middle of something else.
+// The queue whose turn it is. Patient reads may take all threads: with fewer, disks that need several reads at once would
+// give guesses half of their speed, and an urgent one that comes waits for one read at most.
 ReadPool::Queue* ReadPool::ready() {
   if (!urgent_.empty()) return &urgent_;
-  const int most = std::max<int>(1, static_cast<int>(threads_.size()) / 2);
-  return !patient_.empty() && reading_[1] == 0 && reading_[0] < most ? &patient_ : nullptr;
+  return !patient_.empty() && reading_[1] == 0 ? &patient_ : nullptr;
 }
 
 void ReadPool::serve() {

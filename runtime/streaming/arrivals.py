@@ -1,7 +1,8 @@
-"""Reads under way, and the records that come of them: whole, checked, in whatever order the disk delivers.
+"""Reads under way, and the records that come of them: whole, then checked, in whatever order the disk delivers.
 
-Threads of the native pool read, threads of ours compare digests (both without the GIL), and one queue brings the
-results to the engine's thread, the only one that starts reads. A record that failed arrives as an error.
+Threads of the native pool read, one of ours announces what they bring, others compare digests (without the GIL), and
+one queue brings all news to the engine's thread, the only one that starts reads. Every record arrives as soon as it is
+whole, and once more when its digest was compared; one that failed arrives as an error.
 """
 
 import os
@@ -14,14 +15,14 @@ from typing import Protocol, TypeAlias
 from blake3 import blake3
 
 from ...layout.reader import Pack
-from ...manifests.errors import MismatchError, MoepackError, StorageError
+from ...manifests.errors import MismatchError, StorageError
 from .cache import Key
 from .files import LayerFiles
 from .slots import Bytes
 
-CHECK_THREADS = max(2, min(8, (os.cpu_count() or 1) // 2))  # one core compares 2 to 6 GB/s; a disk may deliver more
+CHECK_THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))  # one core compares 4 to 6 GB/s; computing wants the rest
 
-Checked: TypeAlias = tuple[int, Exception | None]  # a ticket, and what is wrong with its record
+News: TypeAlias = tuple[int, bool, Exception | None]  # of a ticket: whether that is the last, and what is wrong
 
 
 class Reader(Protocol):
@@ -47,9 +48,6 @@ class Reader(Protocol):
     def close(self) -> None:
         """End."""
 
-    def idle(self) -> bool:
-        """Whether no read is queued or under way."""
-
     def busy_seconds(self) -> float:
         """How long at least one read has been under way."""
 
@@ -64,10 +62,11 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A record in its slot, or why it is not: `error`."""
+    """A whole record in its slot, `checked` or yet to be, or why it is not there: `error`."""
 
     key: Key
     slot: Bytes
+    checked: bool
     error: Exception | None
 
 
@@ -83,12 +82,15 @@ class Arrivals:
         self._ticket = 0
         self._tickets: dict[Key, int] = {}
         self._expected: dict[int, tuple[Key, Bytes]] = {}
-        self._checked: SimpleQueue[Checked] = SimpleQueue()
-        self._threads = [Thread(target=self._serve, name="moepack-check", daemon=True) for _ in range(CHECK_THREADS)]
+        self._news: SimpleQueue[News] = SimpleQueue()
+        self._to_check: SimpleQueue[int | None] = SimpleQueue()  # tickets; None is the end
+        works = [self._announce_all, *([self._check_all] * CHECK_THREADS if check_digests else [])]
+        self._threads = [Thread(target=work, name="moepack-arrivals", daemon=True) for work in works]
         for thread in self._threads:
             thread.start()
 
     def __contains__(self, key: Key) -> bool:
+        """Whether a record is being read or checked."""
         return key in self._tickets
 
     def __len__(self) -> int:
@@ -113,25 +115,26 @@ class Arrivals:
         )
 
     def next(self) -> Arrived:
-        """Wait for any record."""
+        """Wait for any record, whole or checked."""
         while (arrived := self._take()) is None:
             pass
         return arrived
 
     def ready(self) -> Iterator[Arrived]:
         """What has arrived, without waiting."""
-        while not self._checked.empty():
+        while not self._news.empty():
             if (arrived := self._take()) is not None:
                 yield arrived
 
     def _take(self) -> Arrived | None:
-        """What comes next of the checked records; None for one that had been abandoned."""
-        ticket, error = self._checked.get()
+        """What comes next; None for a record that had been abandoned."""
+        ticket, last, error = self._news.get()
         if ticket not in self._expected:
             return None
-        key, slot = self._expected.pop(ticket)
-        del self._tickets[key]
-        return Arrived(key, slot, error)
+        key, slot = self._expected[ticket]
+        if last:
+            del self._expected[ticket], self._tickets[key]
+        return Arrived(key, slot, last, error)
 
     def hurry(self, key: Key) -> None:
         """A record that was read ahead is wanted now."""
@@ -155,36 +158,51 @@ class Arrivals:
         for thread in self._threads:
             thread.join()
 
-    def _serve(self) -> None:
-        """Check what arrives until the reader is closed; runs in each of the checking threads."""
+    def _announce_all(self) -> None:
+        """Tell of what arrives until the reader is closed; runs in a thread of its own."""
         while (arrival := self._reader.next()) is not None:
             ticket, got, error = arrival
-            expected = self._expected.get(ticket)
-            if expected is not None:
-                self._checked.put((ticket, self._verdict(*expected, got, error)))
+            if (expected := self._expected.get(ticket)) is not None:
+                fault = self._short(expected[0], got, error)
+                last = fault is not None or not self._check
+                self._news.put((ticket, last, fault))
+                if not last:
+                    self._to_check.put(ticket)
+        self._to_check.put(None)
 
-    def _verdict(self, key: Key, slot: Bytes, got: int, error: int) -> Exception | None:
-        """What `_fault` says; a defect of ours is an answer too, for someone waits for it."""
+    def _check_all(self) -> None:
+        """Compare digests, the oldest first, until the end; runs in each of the checking threads."""
+        while (ticket := self._to_check.get()) is not None:
+            if (expected := self._expected.get(ticket)) is not None:
+                self._news.put((ticket, True, self._verdict(*expected)))
+        self._to_check.put(None)  # for the other threads
+
+    def _verdict(self, key: Key, slot: Bytes) -> Exception | None:
+        """What `_damage` says; a defect of ours is an answer too, for someone waits for it."""
         try:
-            return self._fault(key, slot, got, error)
+            return self._damage(key, slot)
         except Exception as defect:
             return defect
 
-    def _fault(self, key: Key, slot: Bytes, got: int, error: int) -> MoepackError | None:
-        """What is wrong with a record of which `got` bytes arrived, or None."""
-        record = slot[: self._pack.records[key[0]].stride]
+    def _short(self, key: Key, got: int, error: int) -> StorageError | None:
+        """Why only `got` bytes of a record arrived, or None."""
         if error:
             return StorageError(f"{self._place(key)} cannot be read: {os.strerror(error)}; check the disk")
-        if got < len(record):
+        if got < self._pack.records[key[0]].stride:
             return StorageError(
                 f"{self._place(key)} ends after {got} bytes; the file was truncated after the pack was opened"
             )
-        if self._check and blake3(record.data).digest() != self._pack.record_digest(*key):
-            return MismatchError(
-                f"{self._place(key)} is damaged: its bytes differ from the pack's digest;"
-                f" `moe-pack verify {self._pack.path}` names every damaged part"
-            )
         return None
+
+    def _damage(self, key: Key, slot: Bytes) -> MismatchError | None:
+        """How a whole record differs from what the pack states, or None."""
+        record = slot[: self._pack.records[key[0]].stride]
+        if blake3(record.data).digest() == self._pack.record_digest(*key):
+            return None
+        return MismatchError(
+            f"{self._place(key)} is damaged: its bytes differ from the pack's digest;"
+            f" `moe-pack verify {self._pack.path}` names every damaged part"
+        )
 
     def _place(self, key: Key) -> str:
         layer, expert = key

@@ -59,7 +59,7 @@ class Aged:
     """The engine's own cache (LRFU), with another half-life if one is given."""
 
     def __init__(self, slots: int, layers: int, half_life: float = cache.HALF_LIFE) -> None:
-        self._cache = Cache([np.zeros(0, np.uint8) for _ in range(slots)])
+        self._cache = Cache([np.zeros(0, np.uint8) for _ in range(slots)], layers)
         self._half_life = half_life
 
     def visit(self, token: int, keys: list[Key]) -> int:

@@ -11,6 +11,8 @@ from oracle import expert_matrix, trunk_tensors
 from moepack.layout.reader import Pack
 from moepack.layout.record import PROJECTIONS
 
+LARGEST = float(np.finfo(np.float32).max)
+
 Floats = np.ndarray
 
 
@@ -58,7 +60,11 @@ def delta_step(memory: Floats, query: Floats, key: Floats, value: Floats, decay:
 
 
 def choose(logits: Floats, k: int) -> tuple[Floats, Floats]:
-    """The router: ids of the k largest probabilities, ties to the lower id, and their renormalised weights."""
+    """The router: ids of the k largest probabilities, ties to the lower id, and their renormalised weights.
+
+    Infinite logits count as the largest finite ones, what is not a number as the least.
+    """
+    logits = np.nan_to_num(logits, nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST)
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
     ids = np.argsort(-probabilities, kind="stable")[:k]

@@ -162,6 +162,38 @@ def test_the_router_chooses_the_largest_and_breaks_ties_downwards(experts: int, 
         assert close(routes.weights[t], weights)
 
 
+BAD_ROUTES = """
+import numpy as np
+from moepack.runtime import _native
+from moepack.runtime.backends.cpu import CpuBackend
+routes = CpuBackend(1).route(np.load(sys.argv[1])["logits"], 4)
+np.savez(sys.argv[1], routes.ids, routes.weights)
+print(_native.instruction_set())
+"""
+
+
+def bad_logits() -> np.ndarray:
+    """Rows of router logits of which some, or all, are not finite."""
+    random = np.random.default_rng(0)
+    logits = floats(random, 40, 21, scale=3.0)
+    for row, share in zip(logits, np.linspace(0.05, 1.0, len(logits)), strict=True):
+        row[random.random(21) < share] = random.choice([np.nan, -np.nan, np.inf, -np.inf])
+    return logits
+
+
+def test_the_router_chooses_distinct_experts_whatever_the_logits(tmp_path: Path) -> None:
+    """Damaged weights may give any, before the damage is known."""
+    logits = bad_logits()
+    assert np.isnan(logits[:, 0]).any()
+    assert np.isnan(logits).all(1).any()
+    for ids, weights in saved_on_every_set(BAD_ROUTES, tmp_path, logits=logits).values():
+        for t, row in enumerate(logits):
+            wanted_ids, wanted_weights = choose(row.astype(float), 4)
+            assert ids[t].tolist() == wanted_ids.tolist()
+            assert len(set(ids[t].tolist())) == 4
+            assert close(weights[t], wanted_weights)
+
+
 RECORDS = [
     (hidden, intermediate, f"affine{bits}-g{group}", "affine2-g32", f"affine{bits}-g32")
     for hidden, intermediate, group in ((384, 192, 64), (96, 96, 32), (128, 256, 128))

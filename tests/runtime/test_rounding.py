@@ -120,6 +120,31 @@ def test_what_is_not_finite_is_not_hidden(name: str, bad: float, tokens: int) ->
     assert np.isfinite(got[1:]).all()
 
 
+BAD_PRODUCTS = """
+import numpy as np
+from matrices import coded, floats
+from moepack.layout.formats import parse
+from moepack.runtime import _native
+from moepack.runtime.backends.cpu import CpuBackend
+cpu, random = CpuBackend(1), np.random.default_rng(4)
+results = []
+for name in ("affine2-g64", "affine8-g32", "book2-g8", "book3-g16"):
+    matrix, x = cpu.matrix(coded(random, 24, 256, parse(name))), floats(random, 9, 256)
+    x[1, 7], x[3, 100], x[5, 255], x[7] = np.nan, np.inf, -np.inf, -np.nan
+    results.append(cpu.linear(x, matrix))
+np.savez(sys.argv[1], np.stack(results))
+print(_native.instruction_set())
+"""
+
+
+def test_no_set_of_kernels_hides_or_spreads_what_is_not_finite(tmp_path: Path) -> None:
+    results = saved_on_every_set(BAD_PRODUCTS, tmp_path)
+    for (products,) in results.values():
+        assert np.isnan(products[:, 1::2]).all()
+        assert np.isfinite(products[:, ::2]).all()
+    assert agree({name: [products[:, ::2]] for name, (products,) in results.items()})
+
+
 @pytest.mark.parametrize("name", ["affine2-g32", "book2-g8", "book3-g16"])
 def test_an_expert_rounds_what_comes_in_and_what_goes_down(name: str) -> None:
     """Its inner activations differ from numpy's in the last bits, so that a few of them round to the neighbour."""

@@ -39,8 +39,17 @@ float softmax(float* values, int64_t count) {
   return reduce_add(sum);
 }
 
+namespace {
+
+constexpr float LARGEST = 3.40282347e38f;
+
+// Not finite are logits that damaged weights gave: what is not a number comes last.
+inline float finite(float logit) { return !(logit > -LARGEST) ? -LARGEST : logit < LARGEST ? logit : LARGEST; }
+
+}  // namespace
+
 void route(const float* logits, int64_t count, int64_t k, int32_t* ids, float* weights, float* scratch) {
-  std::memcpy(scratch, logits, static_cast<size_t>(count) * sizeof(float));
+  for (int64_t i = 0; i < count; ++i) scratch[i] = finite(logits[i]);
   softmax(scratch, count);
   float total = 0.0f;
   for (int64_t j = 0; j < k; ++j) {

@@ -144,6 +144,7 @@ struct Kernels {
   // y = y + sigmoid(gate) * x.
   void (*add_gated)(const float* x, float gate, float* y, int64_t count);
   // The k largest of softmax(logits), renormalised to sum 1, largest first; ties go to the lower id. scratch: [count].
+  // Always k distinct ids and finite weights: infinite logits count as the largest finite ones, no numbers as the least.
   void (*route)(const float* logits, int64_t count, int64_t k, int32_t* ids, float* weights, float* scratch);
   // Of one token: the cache's new row.
   void (*attention_cache)(const Attention&, int64_t token);

@@ -1,7 +1,7 @@
 // Activations rounded to fifteen bits, a block of 32 at a time, and dealt out to the planes of packed codes.
 //
-// A block's scale is its largest magnitude / 16319 = 127 * 128 + 63, so that both bytes fit. What is not a number makes
-// the scale one.
+// A block's scale is its largest magnitude / 16319 = 127 * 128 + 63, so that both bytes fit. What is not finite makes the
+// scale such, and all numbers zero: integers stay within their bounds, and products become no numbers.
 #include "declarations.h"
 
 namespace moepack::MOEPACK_ISA {
@@ -12,12 +12,12 @@ constexpr float LEAST = 1e-30f;            // blocks of smaller numbers round to
 constexpr float MAGIC = 12582912.0f;       // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
 constexpr uint32_t MAGIC_BITS = 0x4b400000u;
 constexpr float MOST = 16319.0f;
-constexpr uint32_t MAGNITUDE = 0x7fffffffu;
+constexpr uint32_t MAGNITUDE = 0x7fffffffu, INFINITE = 0x7f800000u;
 
 struct Rounding {
   float scale;
   int32_t sum;
-  int32_t offset() const { return static_cast<int32_t>(-static_cast<uint32_t>(sum)); }
+  int32_t offset() const { return -sum; }
   float weighed() const { return scale * static_cast<float>(sum); }
 };
 
@@ -33,16 +33,20 @@ inline Rounding round_block(const float* x, int8_t* high, int8_t* low) {
   for (int i = 0; i < BLOCK; ++i) most = (bits_of(x[i]) & MAGNITUDE) > most ? bits_of(x[i]) & MAGNITUDE : most;
   float largest;
   std::memcpy(&largest, &most, sizeof largest);
+  if (most >= INFINITE) {
+    std::memset(high, 0, BLOCK), std::memset(low, 0, BLOCK);
+    return {largest, 0};
+  }
   const bool none = largest < LEAST;
   const float factor = none ? 0.0f : MOST / largest;
-  uint32_t sum = 0;  // what is not a number may make it overflow
+  int32_t sum = 0;
   for (int i = 0; i < BLOCK; ++i) {
     const int32_t number = static_cast<int32_t>(bits_of(x[i] * factor + MAGIC)) - static_cast<int32_t>(MAGIC_BITS);
     const int32_t upper = (number + 64) >> 7;
     high[i] = static_cast<int8_t>(upper), low[i] = static_cast<int8_t>(number - upper * 128);
-    sum += static_cast<uint32_t>(number);
+    sum += number;
   }
-  return {none ? 0.0f : largest / MOST, static_cast<int32_t>(sum)};
+  return {none ? 0.0f : largest / MOST, sum};
 }
 
 // to[p][i] = codes[PLANES i + p]

@@ -1,0 +1,92 @@
+"""Decoding computes with records that are still being checked, and confirms them before anything comes of it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from slow_reader import EXPERTS, SlowReader, check_batches, check_slots, flip_bit
+from tinypack import build, tiny_model, tiny_plan
+
+from moepack.layout.reader import Pack
+from moepack.manifests.errors import MismatchError
+from moepack.runtime.experts import ExpertStream
+from moepack.runtime.streaming.arrivals import Arrivals
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
+    folder = tmp_path_factory.mktemp("streamed")
+    build(folder / "pack", tiny_plan(folder, tiny_model(layers=2, experts=EXPERTS)))
+    with Pack.open(folder / "pack") as opened:
+        yield opened
+
+
+class Held:
+    """Digests that are not told before they are let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = Event()
+        self._judge = Arrivals._damage
+        monkeypatch.setattr(Arrivals, "_damage", lambda *record: self._late(*record))
+
+    def _late(self, *record: Any) -> MismatchError | None:
+        assert self.go.wait(10)
+        return self._judge(*record)
+
+
+def test_decoding_does_not_wait_for_digests_before_it_confirms(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    with closing(ExpertStream(pack, 2 * EXPERTS)) as stream:
+        for layer in range(2):
+            assert check_batches(pack, stream, layer, [1, 4, 7], early=False, slots=2 * EXPERTS) == 3
+        assert not stream._cache.records
+        held.go.set()
+        stream.confirm()
+        assert len(stream._cache.records) == 6
+
+
+def test_a_slot_is_not_given_away_before_its_record_is_checked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the digest would be of another record's bytes, and good ones would seem damaged."""
+    held = Held(monkeypatch)
+    reader = SlowReader()
+    with closing(reader.stream(pack, 2)) as stream:
+        visit = stream.batches(0, [1, 3, 4])
+        handed = [expert for _ in range(3) for expert, _ in next(visit)]
+        assert (handed, len(reader.asked)) == ([1, 3], 2)
+        held.go.set()
+        assert [expert for batch in visit for expert, _ in batch] == [4]
+        stream.confirm()
+
+
+def test_a_damaged_record_is_found_before_anything_is_confirmed(tmp_path: Path) -> None:
+    build(tmp_path / "pack", tiny_plan(tmp_path, tiny_model(layers=2, experts=EXPERTS)))
+    with Pack.open(tmp_path / "pack") as pack, closing(ExpertStream(pack, 8)) as stream:
+        flip_bit(pack, 0, 4)
+        with pytest.raises(MismatchError, match=r"layer 0, expert 4 .* is damaged"):
+            computed_with(stream)
+        check_slots(stream)
+        assert (0, 4) not in stream._cache.records
+
+
+def computed_with(stream: ExpertStream) -> None:
+    """As for one token: every layer, and then the question whether that was good."""
+    for layer in range(2):
+        list(stream.batches(layer, [1, 4, 7]))
+    stream.confirm()
+
+
+def test_the_digest_of_a_guess_is_not_waited_for(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    reader = SlowReader()
+    with closing(reader.stream(pack, 8)) as stream:
+        stream.foresee(1, [3], EXPERTS)
+        reader.deliver()
+        while stream._arrivals._news.empty():
+            time.sleep(0.001)
+        stream.confirm()
+        assert (1, 3) in stream._arrivals
+        held.go.set()
