@@ -17,11 +17,7 @@ struct HeldActivations : Activations {
 
 }  // namespace
 
-static_assert(rounded_bytes(STRETCH) % 64 == 0);
-
-RoundedRows::RoundedRows(int64_t rows, int64_t cols)
-    : lines_per_row_(rounded_bytes(cols) / 64),
-      lines_(std::make_unique_for_overwrite<Line[]>(static_cast<size_t>(rows * lines_per_row_))) {}
+static_assert(rounded_bytes(STRETCH) % 64 == 0);  // loads that cross cache lines take twice as long
 
 Rows Activations::rows(Pool& pool, Kind kind, bool exact) {
   return exact ? Rows{base_, nullptr, count_, width_} : chosen(pool, kind, nullptr, count_);
@@ -34,15 +30,16 @@ Rows Activations::chosen(Pool& pool, Kind kind, const int32_t* index, int64_t co
 }
 
 const uint8_t* Activations::rounded(Pool& pool, int64_t planes, Order order) {
-  RoundedRows& to = rounded_[static_cast<size_t>(order)][place_of(planes)];
-  if (to.empty()) {
-    to = RoundedRows(count_, width_);
+  Room<uint8_t>& to = rounded_[static_cast<size_t>(order)][place_of(planes)];
+  if (!to) {
+    const int64_t size = rounded_bytes(width_);
+    to = room_for<uint8_t>(count_ * size);
     pool.run(count_, ROWS_AT_ONCE, [&](int64_t first, int64_t last, int) {
       for (int64_t row = first; row < last; ++row)
-        kernels().round_row(base_ + row * width_, width_, planes, order, to.row(row));
+        kernels().round_row(base_ + row * width_, width_, planes, order, to.get() + row * size);
     });
   }
-  return to.row(0);
+  return to.get();
 }
 
 void bind_activations(nb::module_& m) {

@@ -1,29 +1,12 @@
 // Rows of float activations and, once a matrix asks for them, the same rows rounded to fifteen bits.
 #pragma once
 
-#include <memory>
-
 #include "../kernels/cpu/kernels.h"
 #include "arrays.h"
+#include "memory.h"
 #include "pool.h"
 
 namespace moepack {
-
-// Rounded rows, each of whole cache lines: loads that cross them take twice as long.
-class RoundedRows {
- public:
-  RoundedRows() = default;
-  RoundedRows(int64_t rows, int64_t cols);
-  uint8_t* row(int64_t row) { return lines_[static_cast<size_t>(row * lines_per_row_)].bytes; }
-  bool empty() const { return !lines_; }
-
- private:
-  struct alignas(64) Line {
-    uint8_t bytes[64];
-  };
-  int64_t lines_per_row_ = 0;
-  std::unique_ptr<Line[]> lines_;
-};
 
 class Activations {
  public:
@@ -47,7 +30,7 @@ class Activations {
   const float* base_;
   int64_t count_, width_;
   bool exact_;
-  RoundedRows rounded_[2][3];  // by order; by planes: 1, 2, 4
+  Room<uint8_t> rounded_[2][3];  // by order; by planes: 1, 2, 4
 };
 
 void bind_activations(nb::module_& m);

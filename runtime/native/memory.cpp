@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <new>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -16,6 +17,7 @@ namespace moepack {
 
 namespace {
 
+constexpr size_t HUGE_PAGE = 2 << 20;
 constexpr int64_t PIECE = 1 << 20;  // bytes one thread reads before it asks for more
 
 // glibc raises its thresholds as it sees large blocks, and then keeps what was freed: a peak would depend on history.
@@ -60,6 +62,17 @@ double read_bandwidth(Pool& pool, Array<const uint8_t, 1> memory) {
 }
 
 }  // namespace
+
+void* memory_for(size_t bytes) {
+  const bool much = bytes >= 2 * HUGE_PAGE;
+  const size_t line = much ? HUGE_PAGE : LINE * sizeof(float);
+  void* const memory = std::aligned_alloc(line, (bytes + line - 1) / line * line);
+  if (memory == nullptr && bytes > 0) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (much) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
 
 void bind_memory(nb::module_& m) {
   m.def("bound_heap", &bound_heap);

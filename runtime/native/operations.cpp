@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <vector>
 
 #include "activations.h"
+#include "memory.h"
 #include "pool.h"
 #include "weights.h"
 
@@ -147,7 +147,7 @@ void expert(Pool& pool, const RecordViews& layout, Bytes record, Activations& x,
   const Expert e = layout.expert(record.data());
   const Rows for_gate = x.chosen(pool, e.gate.kind, tokens.data(), count);
   const Rows for_up = x.chosen(pool, e.up.kind, tokens.data(), count);
-  const auto hidden = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(count * wide));
+  const Room<float> hidden = room_for<float>(count * wide);
   pool.run(wide, grain_of(pool, wide, 2 * layout.hidden * count), [&](int64_t first, int64_t last, int thread) {
     kernels().swiglu(e.gate, e.up, for_gate, for_up, hidden.get(), wide, first, last, pool.scratch(thread));
   }, std::max(scratch_of(e.gate, for_gate), scratch_of(e.up, for_up)));

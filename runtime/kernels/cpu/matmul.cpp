@@ -181,7 +181,7 @@ void matmul(const Matrix& m, const Rows& x, float* y, int64_t stride, int64_t fi
   products(m, x, first, last, scratch,
            [&](int64_t token, int64_t row, int64_t tokens, int64_t rows, const Block& block) {
              for (int64_t t = 0; t < tokens; ++t)
-               std::memcpy(y + (token + t) * stride + row, block.dots[t], static_cast<size_t>(rows) * sizeof(float));
+               store_up_to(y + (token + t) * stride + row, load(block.dots[t]), rows);
            });
 }
 
@@ -204,6 +204,8 @@ void accumulate(const Matrix& m, const Rows& h, const int32_t* index, const floa
            [&](int64_t token, int64_t row, int64_t tokens, int64_t rows, const Block& block) {
              for (int64_t t = 0; t < tokens; ++t) {
                float* const to = y + index[token + t] * stride + row;
+               const int64_t next = token + tokens + t;  // rows lie far apart, and are met one by one
+               if (next < h.count) __builtin_prefetch(y + index[next] * stride + row, 1);
                const F16 share = mul(set(weight[token + t]), load(block.dots[t]));
                store_up_to(to, add(load_up_to(to, rows), share), rows);
              }

@@ -51,8 +51,9 @@ inline Rounding round_block(const float* x, int8_t* high, int8_t* low) {
 
 // to[p][i] = codes[PLANES i + p]
 template <int PLANES, int64_t COUNT> void deal(const int8_t* codes, int8_t* to) {
-  for (int64_t i = 0; i < COUNT / PLANES; ++i)
-    for (int64_t p = 0; p < PLANES; ++p) to[p * (COUNT / PLANES) + i] = codes[PLANES * i + p];
+  for (int64_t p = 0; p < PLANES; ++p)
+#pragma GCC unroll 1
+    for (int64_t i = 0; i < COUNT / PLANES; ++i) to[p * (COUNT / PLANES) + i] = codes[PLANES * i + p];
 }
 
 // Deals out whole chunks of 64 codes for each plane, in place.
