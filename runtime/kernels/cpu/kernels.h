@@ -41,10 +41,10 @@ enum class Order : int32_t { chunks, lanes };
 
 // A row of activations rounded to fifteen bits, in two bytes: an activation is about scale * (128 * high + low), with
 // high from -127 to 127 and low from -64 to 63. Each block has these codes, a scale, an offset (minus the sum of its
-// numbers) and three sums. With B blocks, those past the last column included, sums come last: [3][B], of groups of 32,
-// 64 and 128: scale * sum. Before them lie, in chunks: high codes [32 B], low codes [32 B], scales [B], offsets [B], the
-// codes dealt out to the planes of a chunk of a matrix and zero past the last column. In lanes: a packet for each block
-// that has columns, at the place that packet_of says, its codes dealt out to planes by themselves.
+// numbers) and three sums. With B blocks, those past the last column included, sums come last: [3][B], of groups of
+// 32, 64 and 128: scale * sum. Before them lie, in chunks: high codes [32 B], low codes [32 B], scales [B], offsets
+// [B], the codes dealt out to the planes of a chunk of a matrix and zero past the last column. In lanes: a packet for
+// each block that has columns, at the place that packet_of says, its codes dealt out to planes by themselves.
 struct Packet {
   int8_t high[BLOCK], low[BLOCK];
   float scale;
@@ -56,14 +56,16 @@ constexpr int64_t rounded_bytes(int64_t cols) {
   return stretches_of(cols) * 16 * static_cast<int64_t>(sizeof(Packet) + 3 * sizeof(float));
 }
 
-// Blocks in the order of lanes: lane l of sixteen has the blocks l, l + 16, ...; lanes in the order of their bits reversed,
-// in which sums of neighbours make reduce_add's tree.
-constexpr int64_t turn_of(int64_t lane) { return (lane & 1) << 3 | (lane & 2) << 1 | (lane & 4) >> 1 | (lane & 8) >> 3; }
+// Blocks in the order of lanes: lane l of sixteen has the blocks l, l + 16, ...; lanes in the order of their bits
+// reversed, in which sums of neighbours make reduce_add's tree.
+constexpr int64_t turn_of(int64_t lane) {
+  return (lane & 1) << 3 | (lane & 2) << 1 | (lane & 4) >> 1 | (lane & 8) >> 3;
+}
 constexpr int64_t packet_of(int64_t block, int64_t stretches) { return turn_of(block % 16) * stretches + block / 16; }
 
 // Rows of activations: row t is row index[t] of the base, or row t without an index. `rounded`, if there, is the base
-// rounded for the matrix that it is multiplied with, rounded_bytes for each row: in lanes from FEWEST_IN_PANELS rows on,
-// else in chunks.
+// rounded for the matrix that it is multiplied with, rounded_bytes for each row: in lanes from FEWEST_IN_PANELS rows
+// on, else in chunks.
 struct Rows {
   const float* base;
   const int32_t* index;

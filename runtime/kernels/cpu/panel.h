@@ -16,8 +16,8 @@ constexpr int SHEETS = 1;
 constexpr int64_t PANEL_ROWS = 16 * SHEETS;
 constexpr int64_t PANEL_BLOCK = PANEL_ROWS * BLOCK;  // bytes
 
-// Some rows. Blocks lie as packet_of says: `bytes` is [blocks][8 steps][rows][4 columns], and scales are [blocks][rows],
-// or [rows] where a row has only one. Biases are [groups][rows].
+// Some rows. Blocks lie as packet_of says: `bytes` is [blocks][8 steps][rows][4 columns], and scales are
+// [blocks][rows], or [rows] where a row has only one. Biases are [groups][rows].
 struct Panel {
   uint8_t* bytes;
   float *scales, *biases;
@@ -44,12 +44,12 @@ inline Panel panel_in(const Matrix& m, float* scratch) {
   return {reinterpret_cast<uint8_t*>(bytes), scales, scales + blocks * PANEL_ROWS};
 }
 
-// Of sixteen rows from `row` on, those that a matrix does not have stand for its last one.
+// The row itself; the last one in place of rows that the matrix does not have.
 inline int64_t present(const Matrix& m, int64_t row) { return row < m.rows ? row : m.rows - 1; }
 
 // Sixteen rows from `row` on, as one sheet of a panel.
 template <typename Codes> void unpack_sheet(const Matrix& m, const Codes& codes, int64_t row, uint8_t* to) {
-  constexpr int PLANES = Codes::PLANES, PER = 8 / PLANES, BLOCKS = 2 * PLANES;  // steps of a plane in a block; of a chunk
+  constexpr int PLANES = Codes::PLANES, PER = 8 / PLANES, BLOCKS = 2 * PLANES;  // PER: steps of a plane in a block
   const int64_t stretches = stretches_of(m.cols);
   for (int64_t column = 0; column < m.cols; column += Codes::CHUNK) {
     U64 planes[PLANES][16], turned[16];
@@ -140,8 +140,8 @@ __attribute__((always_inline)) inline void add_block(const uint8_t* panel, const
   }
 }
 
-// The products of one block with the packets at `at`. Weights that are 128 too large add 128 times the activations' sum:
-// it is taken away before the shift that multiplies by as much.
+// The products of one block with the packets at `at`. Weights that are 128 too large add 128 times the activations'
+// sum: it is taken away before the shift that multiplies by as much.
 template <typename Codes, int T>
 __attribute__((always_inline)) inline void panel_block(const uint8_t* panel, const Tokens<T>& x, int64_t at,
                                                        I16 (&dots)[SHEETS * T]) {

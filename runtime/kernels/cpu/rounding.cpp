@@ -98,7 +98,8 @@ template <int PLANES> void round_to_lanes(const float* x, int64_t blocks, int64_
   }
 }
 
-template <int PLANES> void round_blocks(const float* x, int64_t blocks, int64_t all, Order order, uint8_t* to, float* sums) {
+template <int PLANES>
+void round_blocks(const float* x, int64_t blocks, int64_t all, Order order, uint8_t* to, float* sums) {
   if (order == Order::lanes) round_to_lanes<PLANES>(x, blocks, all, to, sums);
   else round_to_chunks<PLANES>(x, blocks, all, to, sums);
 }

@@ -60,7 +60,8 @@ __attribute__((always_inline)) inline void prefetch(const uint8_t* from, int64_t
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
 
-// The same pointer, of which the compiler no longer knows what lies there.
+// The same pointer, of which the compiler no longer knows what lies there: it would keep loads for later, and have no
+// registers left for sums.
 template <typename T> __attribute__((always_inline)) inline const T* forgotten(const T* pointer) {
   asm("" : "+r"(pointer));
   return pointer;
