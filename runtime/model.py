@@ -193,7 +193,7 @@ class TextModel:
         The next layer's likeliest experts are guessed before, from less: they are read as soon as these have come.
         """
         backend, stages, ids = self._backend, self.stages, routes.ids[0]
-        parts, shared = backend.zeros(len(ids), self._shape.hidden_size), None
+        parts, shared = backend.reserved(len(ids), self._shape.hidden_size), None
         came: list[int] = []
         stages.turn("reads")
         for batch in self._experts.batches(index, ids.tolist()):
@@ -207,8 +207,7 @@ class TextModel:
             stages.turn("reads")
         assert shared is not None
         stages.turn("experts")
-        order = np.argsort(came).astype(np.int32)
-        weights = routes.weights[0][np.argsort(ids)]
-        out = backend.combine(parts, order, weights)
+        order = np.array(came, np.int32).argsort().astype(np.int32)
+        out = backend.combine(parts, order, routes.weights[0][ids.argsort()])
         backend.add_gated(out, *shared)
         return out
