@@ -116,6 +116,7 @@ class TextModel:
         self._experts = experts
         self._backend = backend
         self._experts_per_token = experts_per_token
+        self._parts = backend.reserved(experts_per_token, shape.hidden_size)  # one token's, expert by expert
         self.stages = Stages()
 
     def logits(self, tokens: Sequence[int], state: State, wanted: int) -> Floats:
@@ -193,7 +194,7 @@ class TextModel:
         The next layer's likeliest experts are guessed before, from less: they are read as soon as these have come.
         """
         backend, stages, ids = self._backend, self.stages, routes.ids[0]
-        parts, shared = backend.reserved(len(ids), self._shape.hidden_size), None
+        parts, shared = self._parts, None
         came: list[int] = []
         stages.turn("reads")
         for batch in self._experts.batches(index, ids.tolist()):

@@ -53,7 +53,6 @@ static void bind_reads(nb::module_& m) {
            })
       .def("abandon", &ReadPool::abandon, nb::call_guard<nb::gil_scoped_release>())
       .def("close", &ReadPool::close, nb::call_guard<nb::gil_scoped_release>())
-      .def("idle", &ReadPool::idle)
       .def("busy_seconds", &ReadPool::busy_seconds);
 }
 

@@ -155,11 +155,6 @@ void ReadPool::abandon() {
   arrived_.clear();
 }
 
-bool ReadPool::idle() {
-  const std::lock_guard lock(mutex_);
-  return urgent_.empty() && patient_.empty() && reading_[0] + reading_[1] == 0;
-}
-
 double ReadPool::busy_seconds() {
   const std::lock_guard lock(mutex_);
   const bool busy = reading_[0] + reading_[1] > 0;

@@ -53,8 +53,6 @@ class ReadPool {
   void abandon();
   // Gives up everything and ends the threads.
   void close();
-  // Whether nothing is queued or being read.
-  bool idle();
   // How long at least one read has been under way, in seconds.
   double busy_seconds();
 
