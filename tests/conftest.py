@@ -1,7 +1,13 @@
-"""Fixtures of every room: the small checkpoints, each made once per session."""
+"""Fixtures of every room: the small checkpoints, each made once per session; and Ctrl-C as programs expect it."""
+
+import signal
 
 import pytest
 from checkpoints import CheckpointMaker
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would the programs that they interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ FEW_VISITS = Shape(hidden=96, experts=24, experts_per_token=2, intermediate=64, 
 WINDOWS = 20
 WINDOW = 24
 TEXT_DIGEST = "7" * 64
-CPU = CpuBackend(2, exact=True)
 
 
 def windows_of(shape: Shape, seed: int = 1) -> Corpus:
@@ -43,7 +42,7 @@ def calibrated(
     with Checkpoint.open(str(checkpoint)) as opened:
         chosen = Options(WINDOW, **options)
         plan = plan_calibration(opened, corpus.starts, corpus.sequences, TEXT_DIGEST, chosen, through=None)
-        sweep = Sweep(Reference(opened), CPU)
+        sweep = Sweep(Reference(opened), CpuBackend(2, exact=True))
         stream = sweep.embed(corpus)
 
         def advance(layer: int, observer: Collector) -> None:
