@@ -9,6 +9,8 @@ from unittest import mock
 import pytest
 from moe_run_program import called, document, moe_run
 
+from moepack.runtime.disk import DEFAULT
+
 
 def test_bench_measures_cold_and_warm(pack: Path) -> None:
     found = document("bench", pack, "--prompt-tokens", 12, "--decode-tokens", 4, "--repetitions", 2, "--slots", 20)
@@ -26,6 +28,14 @@ def test_bench_measures_cold_and_warm(pack: Path) -> None:
     assert min(found["storage_rates"]) <= found["storage_gigabytes_per_second"] <= max(found["storage_rates"])
     assert (found["experts_per_token"], found["threads"] >= 1) == (4, True)
     assert isinstance(found["instruction_set"], str)
+
+
+@pytest.mark.parametrize("exact", [(), ("--exact",)], ids=["rounded", "exact"])
+def test_bench_says_how_it_computed_and_read(pack: Path, exact: tuple[str, ...]) -> None:
+    few = ("--prompt-tokens", 2, "--decode-tokens", 1, "--repetitions", 1, "--access", "buffered")
+    found = document("bench", pack, *few, *exact)
+    assert (found["exact"], found["access"]) == (bool(exact), "buffered")
+    assert (found["depth"], found["split"]) == (DEFAULT.depth, DEFAULT.split)  # a small pack is not worth tuning for
 
 
 def test_bench_takes_a_text_s_tokens(pack: Path, tmp_path: Path) -> None:
