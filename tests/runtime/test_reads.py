@@ -123,8 +123,8 @@ def test_urgent_reads_go_first(descriptor: int) -> None:
         slow.submit(ticket, urgent=True)
     slow.pool.hurry(2)
     order = list(arrivals(slow.pool, 40))
-    assert order.index(2) < 39
-    assert order[-1] == 1 or order.index(1) <= 2  # it may have begun before any urgent one was asked for
+    if order.index(1) > 2:  # else it had begun before any urgent one was asked for
+        assert order[-2:] == [2, 1]
 
 
 def test_only_a_read_that_has_not_begun_can_be_cancelled(descriptor: int) -> None:
