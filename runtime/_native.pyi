@@ -51,8 +51,6 @@ class ReadPool:
         """Give up every read, and wait for those under way; none of their tickets is handed out any more."""
     def close(self) -> None:
         """Give up every read and end the threads."""
-    def idle(self) -> bool:
-        """Whether no read is queued or under way."""
     def busy_seconds(self) -> float:
         """How long at least one read has been under way."""
 

@@ -163,6 +163,10 @@ class ExpertStream:
             while self._trusted:
                 self._settle(self._next())
 
+    def abandon(self) -> None:
+        """Whoever asked has failed: give up what is under way, and keep only what was found good."""
+        self._recover()
+
     def learn(self, layer: int, ids: NDArray[np.int32]) -> None:
         """The tokens of a chunk chose experts `ids` [tokens, K]: what decoding will want is kept from sweeps.
 
@@ -200,10 +204,11 @@ class ExpertStream:
         if self._visit is not None:  # it was never finished, or a second interrupt cut its recovery short
             self._recover()
         self._visit = visit = _Visit(layer, experts)
-        self._settle_ready()
-        self._cache.pin(visit.keys)
-        self._foresight.visit()
-        self._judge_guesses(layer, visit)
+        with self._or_recover():  # damage of earlier layers may be heard of now
+            self._settle_ready()
+            self._cache.pin(visit.keys)
+            self._foresight.visit()
+            self._judge_guesses(layer, visit)
         return visit
 
     def _has(self, key: Key) -> bool:

@@ -210,8 +210,9 @@ def scratch_bytes(model: schema.Model, chunk: int, span: int = SPAN) -> int:
     In the mixer: the residual stream and a norm of the whole chunk; of a span its norm, its result and the widest
     mixer's projections, and rounded norm and result. Among the experts: residual stream, norm, sum and one
     spare of the whole chunk, its routes (ids and weights, also sorted), the widest of router, routed and shared expert,
-    since all tokens may choose one, the norm rounded for one or two tokens and for more, and what lies between
-    projections rounded. Besides, the logits of the last token, with sampling's copies.
+    since all tokens may choose one, the norm rounded as experts want it for one or two tokens and for more, and as the
+    shared expert does, and what lies between projections rounded. (A recipe that gives projections of experts unlike
+    formats rounds once more.) Besides, the logits of the last token, with sampling's copies.
     """
     hidden, inner, spanned = model.hidden_size, _expert_width(model), min(span, chunk)
     attention, delta = model.full_attention, model.linear_attention
@@ -220,7 +221,7 @@ def scratch_bytes(model: schema.Model, chunk: int, span: int = SPAN) -> int:
     mixing = FLOAT_BYTES * (2 * chunk * hidden + spanned * (2 * hidden + widest))
     mixing += spanned * (_rounded_bytes(hidden) + _rounded_bytes(out)) + _mixer_bytes(delta, spanned)
     expert = FLOAT_BYTES * chunk * (4 * hidden + inner + ROUTE_FLOATS * model.num_experts_per_tok)
-    expert += chunk * (2 * _rounded_bytes(hidden) + _rounded_bytes(inner))
+    expert += chunk * (3 * _rounded_bytes(hidden) + _rounded_bytes(inner))
     return max(mixing, expert) + FLOAT_BYTES * SAMPLING_COPIES * model.vocab_size
 
 

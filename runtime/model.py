@@ -45,6 +45,9 @@ class Experts(Protocol):
     def confirm(self) -> None:
         """Wait until all that `batches` yielded has been checked; raises if any of it is damaged."""
 
+    def abandon(self) -> None:
+        """Give up what is under way, for nothing will come of what was handed out."""
+
     def learn(self, layer: int, ids: Ids) -> None:
         """What the tokens of a chunk chose, [tokens, K]."""
 
@@ -131,6 +134,9 @@ class TextModel:
             logits = self._operations.logits(x[len(x) - wanted :], self._weights.norm, self._weights.head)
             self.stages.turn("reads")
             self._experts.confirm()
+        except BaseException:
+            self._experts.abandon()
+            raise
         finally:
             self.stages.turn(None)
         return logits

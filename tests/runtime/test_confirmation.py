@@ -1,7 +1,7 @@
 """Decoding computes with records that are still being checked, and confirms them before anything comes of it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from threading import Event
@@ -70,6 +70,32 @@ def test_a_damaged_record_is_found_before_anything_is_confirmed(tmp_path: Path) 
             computed_with(stream)
         check_slots(stream)
         assert (0, 4) not in stream._cache.records
+
+
+def test_damage_that_is_heard_of_when_the_next_layer_begins_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    build(tmp_path / "pack", tiny_plan(tmp_path, tiny_model(layers=2, experts=EXPERTS)))
+    with Pack.open(tmp_path / "pack") as pack, closing(ExpertStream(pack, 8)) as stream:
+        flip_bit(pack, 0, 4)
+        list(stream.batches(0, [4]))
+        held.go.set()
+        until(lambda: not stream._arrivals._news.empty())
+        with pytest.raises(MismatchError, match="expert 4"):
+            next(stream.batches(1, [1]))
+        check_slots(stream)
+        stream.confirm()  # of nothing
+        list(stream.batches(1, [1]))
+        stream.confirm()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits, but not for ever."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def computed_with(stream: ExpertStream) -> None:

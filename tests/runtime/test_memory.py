@@ -106,7 +106,7 @@ def test_the_scratch_of_the_397b_model_by_hand() -> None:
     Rounded, a row of 4096 takes two bytes a column and 20 bytes for 32 of them: 10752; one of 1024 takes 2688.
     """
     sampling = 4 * 10 * WIDE.vocab_size
-    rounded = 2048 * (2 * 10752 + 2688)
+    rounded = 2048 * (3 * 10752 + 2688)
     assert scratch_bytes(WIDE, 2048) == 4 * 2048 * (4 * 4096 + 1024 + 10 * 10) + rounded + sampling
     channels = 2 * 16 * 128 + 64 * 128
     spanned = 32 * (2 * 4096 + channels + 2 * 64 * 129)

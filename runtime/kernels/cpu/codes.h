@@ -1,4 +1,5 @@
-// The weights of a matrix as unsigned bytes, chunk by chunk, for products with rounded activations.
+// The weights of a matrix as bytes, chunk by chunk, for products with rounded activations. Codebooks' levels are signed
+// where products take such.
 //
 // A chunk is 64 bytes of every plane: byte i of plane p is column PLANES * i + p of the chunk, because that is what
 // shifting packed codes gives. Rounded activations are dealt out the same way, so order never matters to a sum.
