@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -165,10 +166,16 @@ class FaultyReader(SlowReader):
         return [(asked.ticket + index, *self.answer) for index in range(len(asked.to))]
 
 
+def writable(file: Path) -> Path:
+    """A pack's file, which may now be written to by others than root too."""
+    file.chmod(0o644)
+    return file
+
+
 def flip_bit(pack: Pack, layer: int, expert: int) -> None:
     """Damage a record on disk."""
     offset = pack.address(layer, expert).offset + 77
-    with (pack.path / pack.manifest.layers[layer].file).open("r+b") as file:
+    with writable(pack.path / pack.manifest.layers[layer].file).open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
         file.seek(offset)

@@ -14,7 +14,7 @@ import pytest
 from checkpoints import TINY, CheckpointMaker, Variant
 from moe_run_program import built, called, started
 from packs import build_pack
-from slow_reader import EXPERTS, Asked, FaultyReader, check_slots, decode, flip_bit
+from slow_reader import EXPERTS, Asked, FaultyReader, check_slots, decode, flip_bit, writable
 from tinypack import build, tiny_model, tiny_plan
 
 from moepack.convert.shipped import CHECKPOINT
@@ -107,7 +107,7 @@ def test_a_flipped_bit_never_becomes_a_token(damaged: Path) -> None:
 def not_a_number(pack: Pack, layer: int, expert: int) -> None:
     """Damage a record so that all its scales are none."""
     address = pack.address(layer, expert)
-    with (pack.path / pack.manifest.layers[layer].file).open("r+b") as file:
+    with writable(pack.path / pack.manifest.layers[layer].file).open("r+b") as file:
         file.seek(address.offset)
         file.write(b"\xff" * address.size)
 
@@ -144,13 +144,13 @@ def test_a_damaged_record_never_reaches_a_token_of_decoding(
             assert session.position == 0
             with pytest.raises(UsageError, match="ended by an error"):
                 session.extend([1])
-        file.write_bytes(good)
+        writable(file).write_bytes(good)
         assert np.array_equal(engine.new_session().extend([1]), wanted)
 
 
 def test_a_file_truncated_under_us_is_an_error(damaged: Path) -> None:
     with Engine.open(damaged) as engine:
-        os.truncate(damaged / "experts" / "layer_03.bin", 5000)
+        os.truncate(writable(damaged / "experts" / "layer_03.bin"), 5000)
         with pytest.raises(StorageError, match=r"layer_03\.bin: layer 3, expert \d+ .* ends after \d+ bytes"):
             engine.new_session().extend(range(200))
 
@@ -163,7 +163,7 @@ def test_a_fault_while_generating_ends_with_one_sentence_and_the_exit_code(damag
         session.extend([1, 2, 3])
         address = engine._experts._pack.address(3, 0)
         if fault == "truncated":
-            os.truncate(damaged / "experts" / "layer_03.bin", 0)
+            os.truncate(writable(damaged / "experts" / "layer_03.bin"), 0)
         else:
             folder = os.open(damaged, os.O_RDONLY)
             os.dup2(folder, address.fd)
@@ -189,7 +189,7 @@ def test_a_file_truncated_while_it_answers_ends_with_one_sentence_and_its_code(t
     run = started(pack)
     assert run.stdout is not None
     run.stdout.read(5)
-    os.truncate(layer, 0)
+    os.truncate(writable(layer), 0)
     sentence = ended(run)
     assert run.returncode == 4
     assert re.match(rf"error: {layer}: layer 1, expert \d+ .* ends after 0 bytes; the file was truncated", sentence)
@@ -201,8 +201,7 @@ def test_a_record_damaged_while_it_answers_ends_with_one_sentence_and_its_code(t
     run = started(pack)
     assert run.stdout is not None
     run.stdout.read(5)
-    layer.chmod(0o644)
-    with layer.open("r+b") as file:
+    with writable(layer).open("r+b") as file:
         file.write(b"\xff" * layer.stat().st_size)
     sentence = ended(run)
     assert run.returncode == 1
