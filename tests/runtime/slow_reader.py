@@ -1,12 +1,14 @@
 """Streams whose reads come when a test wants them to, and what must hold of every stream."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
+from tinypack import build, tiny_model, tiny_plan
 
 from moepack.layout.reader import Pack
 from moepack.manifests.errors import StorageError
@@ -14,7 +16,21 @@ from moepack.runtime.disk import DEFAULT
 from moepack.runtime.experts import ExpertStream
 from moepack.runtime.streaming.arrivals import Arrived
 
-LAYERS, EXPERTS = 4, 9
+EXPERTS = 9
+
+
+def two_layers(folder: Path) -> Path:
+    """A pack of EXPERTS in each of two layers."""
+    build(folder / "pack", tiny_plan(folder, tiny_model(layers=2, experts=EXPERTS)))
+    return folder / "pack"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits, but not for ever."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 @dataclass
@@ -27,7 +43,7 @@ class Asked:
     to: list[np.ndarray]
     urgent: bool
 
-    def spoil(self, begun: bool) -> None:
+    def spoil(self, *, begun: bool) -> None:
         """A read that waits its turn behind others leaves its places alone."""
         for place in self.to if begun else ():
             place[:] = 0xEE
@@ -85,7 +101,7 @@ class SlowReader:
         self, ticket: int, fd: int, offset: int, to: list[np.ndarray], *, pieces: int, urgent: bool, forget: bool
     ) -> None:
         self.queued.append(Asked(ticket, fd, offset, to, urgent))
-        self.queued[-1].spoil(urgent)
+        self.queued[-1].spoil(begun=urgent)
         self.asked.append(self.queued[-1])
         self.most = max(self.most, sum(len(read.to) for read in self.queued))
 
@@ -94,7 +110,7 @@ class SlowReader:
         for read in self.queued:
             if read.ticket == ticket:
                 read.urgent = True
-                read.spoil(True)
+                read.spoil(begun=True)
 
     def cancel(self, ticket: int) -> bool:
         self.cancelled += [read.ticket for read in self.queued if read.ticket == ticket]

@@ -1,15 +1,13 @@
 """Decoding computes with records that are still being checked, and confirms them before anything comes of it."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
-from slow_reader import EXPERTS, SlowReader, check_batches, check_slots, flip_bit
-from tinypack import build, tiny_model, tiny_plan
+from slow_reader import EXPERTS, SlowReader, check_batches, check_slots, flip_bit, two_layers, until
 
 from moepack.layout.reader import Pack
 from moepack.manifests.errors import MismatchError
@@ -19,9 +17,7 @@ from moepack.runtime.streaming.arrivals import Arrivals
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
-    folder = tmp_path_factory.mktemp("streamed")
-    build(folder / "pack", tiny_plan(folder, tiny_model(layers=2, experts=EXPERTS)))
-    with Pack.open(folder / "pack") as opened:
+    with Pack.open(two_layers(tmp_path_factory.mktemp("streamed"))) as opened:
         yield opened
 
 
@@ -63,8 +59,7 @@ def test_a_slot_is_not_given_away_before_its_record_is_checked(pack: Pack, monke
 
 
 def test_a_damaged_record_is_found_before_anything_is_confirmed(tmp_path: Path) -> None:
-    build(tmp_path / "pack", tiny_plan(tmp_path, tiny_model(layers=2, experts=EXPERTS)))
-    with Pack.open(tmp_path / "pack") as pack, closing(ExpertStream(pack, 8)) as stream:
+    with Pack.open(two_layers(tmp_path)) as pack, closing(ExpertStream(pack, 8)) as stream:
         flip_bit(pack, 0, 4)
         with pytest.raises(MismatchError, match=r"layer 0, expert 4 .* is damaged"):
             computed_with(stream)
@@ -76,8 +71,7 @@ def test_damage_that_is_heard_of_when_the_next_layer_begins_leaves_nothing_behin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held(monkeypatch)
-    build(tmp_path / "pack", tiny_plan(tmp_path, tiny_model(layers=2, experts=EXPERTS)))
-    with Pack.open(tmp_path / "pack") as pack, closing(ExpertStream(pack, 8)) as stream:
+    with Pack.open(two_layers(tmp_path)) as pack, closing(ExpertStream(pack, 8)) as stream:
         flip_bit(pack, 0, 4)
         list(stream.batches(0, [4]))
         held.go.set()
@@ -88,14 +82,6 @@ def test_damage_that_is_heard_of_when_the_next_layer_begins_leaves_nothing_behin
         stream.confirm()  # of nothing
         list(stream.batches(1, [1]))
         stream.confirm()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits, but not for ever."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def computed_with(stream: ExpertStream) -> None:
@@ -111,8 +97,7 @@ def test_the_digest_of_a_guess_is_not_waited_for(pack: Pack, monkeypatch: pytest
     with closing(reader.stream(pack, 8)) as stream:
         stream.foresee(1, [3], EXPERTS)
         reader.deliver()
-        while stream._arrivals._news.empty():
-            time.sleep(0.001)
+        until(lambda: not stream._arrivals._news.empty())
         stream.confirm()
         assert (1, 3) in stream._arrivals
         held.go.set()

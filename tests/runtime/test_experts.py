@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_reader import EXPERTS, SlowReader, check_batches, check_records, check_slots, decode
-from tinypack import build, tiny_model, tiny_plan
+from slow_reader import EXPERTS, SlowReader, check_batches, check_records, check_slots, decode, two_layers
 
 from moepack.layout.reader import Pack
 from moepack.runtime.disk import DEFAULT
@@ -22,9 +21,7 @@ from moepack.runtime.streaming.slots import HUGE_PAGE, slot_pitch
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
-    folder = tmp_path_factory.mktemp("streamed")
-    build(folder / "pack", tiny_plan(folder, tiny_model(layers=2, experts=EXPERTS)))
-    with Pack.open(folder / "pack") as opened:
+    with Pack.open(two_layers(tmp_path_factory.mktemp("streamed"))) as opened:
         yield opened
 
 

@@ -14,8 +14,7 @@ import pytest
 from checkpoints import TINY, CheckpointMaker, Variant
 from moe_run_program import built, called, started
 from packs import build_pack
-from slow_reader import EXPERTS, Asked, FaultyReader, check_slots, decode, flip_bit, writable
-from tinypack import build, tiny_model, tiny_plan
+from slow_reader import EXPERTS, Asked, FaultyReader, check_slots, decode, flip_bit, two_layers, until, writable
 
 from moepack.convert.shipped import CHECKPOINT
 from moepack.layout.reader import Pack
@@ -27,9 +26,7 @@ from moepack.runtime.streaming.arrivals import Arrivals
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
-    folder = tmp_path_factory.mktemp("streamed")
-    build(folder / "pack", tiny_plan(folder, tiny_model(layers=2, experts=EXPERTS)))
-    with Pack.open(folder / "pack") as opened:
+    with Pack.open(two_layers(tmp_path_factory.mktemp("streamed"))) as opened:
         yield opened
 
 
@@ -49,8 +46,7 @@ def test_a_guess_that_cannot_be_read_is_no_error_until_it_is_wanted(pack: Pack) 
     stream = reader.stream(pack, 4)
     stream.foresee(1, [3], EXPERTS)
     reader.deliver()
-    while stream._arrivals._news.empty():
-        time.sleep(0.001)
+    until(lambda: not stream._arrivals._news.empty())
     stream.foresee(1, [], EXPERTS)
     check_slots(stream)
     with pytest.raises(StorageError, match="expert 3"):
@@ -176,6 +172,14 @@ def test_a_fault_while_generating_ends_with_one_sentence_and_the_exit_code(damag
             session.extend([1])
 
 
+def answering(pack: Path) -> "subprocess.Popen[bytes]":
+    """A run that has begun its answer."""
+    run = started(pack)
+    assert run.stdout is not None
+    run.stdout.read(5)
+    return run
+
+
 def ended(run: "subprocess.Popen[bytes]") -> str:
     """The last line of a run that ended by an error, which is no defect of ours."""
     _, errors = run.communicate(timeout=60)
@@ -186,9 +190,7 @@ def ended(run: "subprocess.Popen[bytes]") -> str:
 def test_a_file_truncated_while_it_answers_ends_with_one_sentence_and_its_code(tmp_path: Path) -> None:
     pack = built(tmp_path / "pack", CHECKPOINT)
     layer = pack / "experts" / "layer_01.bin"
-    run = started(pack)
-    assert run.stdout is not None
-    run.stdout.read(5)
+    run = answering(pack)
     os.truncate(writable(layer), 0)
     sentence = ended(run)
     assert run.returncode == 4
@@ -198,9 +200,7 @@ def test_a_file_truncated_while_it_answers_ends_with_one_sentence_and_its_code(t
 def test_a_record_damaged_while_it_answers_ends_with_one_sentence_and_its_code(tmp_path: Path) -> None:
     pack = built(tmp_path / "pack", CHECKPOINT)
     layer = pack / "experts" / "layer_01.bin"
-    run = started(pack)
-    assert run.stdout is not None
-    run.stdout.read(5)
+    run = answering(pack)
     with writable(layer).open("r+b") as file:
         file.write(b"\xff" * layer.stat().st_size)
     sentence = ended(run)

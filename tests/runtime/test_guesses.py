@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from slow_reader import EXPERTS, SlowReader, check_batches, decode
-from tinypack import build, tiny_model, tiny_plan
+from slow_reader import EXPERTS, SlowReader, check_batches, decode, two_layers
 
 from moepack.layout.reader import Pack
 from moepack.runtime.streaming.foresight import FRUITLESS, REST, TRIAL
@@ -13,9 +12,7 @@ from moepack.runtime.streaming.foresight import FRUITLESS, REST, TRIAL
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
-    folder = tmp_path_factory.mktemp("streamed")
-    build(folder / "pack", tiny_plan(folder, tiny_model(layers=2, experts=EXPERTS)))
-    with Pack.open(folder / "pack") as opened:
+    with Pack.open(two_layers(tmp_path_factory.mktemp("streamed"))) as opened:
         yield opened
 
 
