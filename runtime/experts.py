@@ -88,7 +88,7 @@ class ExpertStream:
         self._trusted: set[Key] = set()  # those of them that were handed out
         self._depth = tuning.depth
         self._tokens = [0] * pack.model.num_layers
-        self._visit: _Visit | None = None  # the one under way, or one that was cut short until `_recover`
+        self._visit: _Visit | None = None  # the one under way, or one that was cut short until `abandon`
 
     @property
     def access(self) -> Access:
@@ -130,7 +130,7 @@ class ExpertStream:
             self._visit = None
         finally:
             if self._visit is visit:
-                self._recover()
+                self.abandon()
 
     def records(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Bytes]]:
         """Yield (expert, record) in the order of `experts`, which are distinct; a record is valid until the next one.
@@ -152,20 +152,25 @@ class ExpertStream:
             self._visit = None
         finally:
             if self._visit is visit:
-                self._recover()
+                self.abandon()
 
     def confirm(self) -> None:
         """Wait until all that `batches` handed out has been checked. Raises MismatchError if any of it is damaged.
 
         Says nothing of an iteration that was not finished.
         """
-        with self._or_recover():
+        with self._or_abandon():
             while self._trusted:
                 self._settle(self._next())
 
     def abandon(self) -> None:
-        """Whoever asked has failed: give up what is under way, and keep only what was found good."""
-        self._recover()
+        """After an early end: no read is left behind, and every slot without a whole, checked record is free."""
+        self._arrivals.abandon()
+        self._unchecked.clear()
+        self._trusted.clear()
+        self._guesses.clear()
+        self._cache.recover()
+        self._visit = None
 
     def learn(self, layer: int, ids: NDArray[np.int32]) -> None:
         """The tokens of a chunk chose experts `ids` [tokens, K]: what decoding will want is kept from sweeps.
@@ -191,7 +196,7 @@ class ExpertStream:
         """
         if not self._foresight.pays:
             return
-        with self._or_recover():
+        with self._or_abandon():
             self._settle_ready()
             self._foresight.tried(self._guess_all([(layer, expert) for expert in experts], most))
 
@@ -202,9 +207,9 @@ class ExpertStream:
     def _begin(self, layer: int, experts: Sequence[int]) -> _Visit:
         """Account for a visit, and make sure that what is in memory of it stays."""
         if self._visit is not None:  # it was never finished, or a second interrupt cut its recovery short
-            self._recover()
+            self.abandon()
         self._visit = visit = _Visit(layer, experts)
-        with self._or_recover():  # damage of earlier layers may be heard of now
+        with self._or_abandon():  # damage of earlier layers may be heard of now
             self._settle_ready()
             self._cache.pin(visit.keys)
             self._foresight.visit()
@@ -325,21 +330,12 @@ class ExpertStream:
             self._cache.free.append(arrived.slot)
 
     @contextmanager
-    def _or_recover(self) -> Iterator[None]:
+    def _or_abandon(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self._recover()
+            self.abandon()
             raise
-
-    def _recover(self) -> None:
-        """After an early end: no read is left behind, and every slot without a whole, checked record is free."""
-        self._arrivals.abandon()
-        self._unchecked.clear()
-        self._trusted.clear()
-        self._guesses.clear()
-        self._cache.recover()
-        self._visit = None
 
 
 def _outgrows_memory(pack: Pack) -> bool:

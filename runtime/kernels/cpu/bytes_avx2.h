@@ -149,10 +149,13 @@ template <int BITS, int SPAN> inline U64 books_of(const uint8_t* grids) {
     return places;
   }();
   const __m256i bytes = [&] {
-    if constexpr (SPAN == 2) return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(grids)));
-    int64_t eight = 0;
-    std::memcpy(&eight, grids, SPAN == 2 ? 8 : 32 / SPAN);
-    return _mm256_set1_epi64x(eight);
+    if constexpr (SPAN == 2) {
+      return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(grids)));
+    } else {
+      int64_t eight = 0;
+      std::memcpy(&eight, grids, 32 / SPAN);
+      return _mm256_set1_epi64x(eight);
+    }
   }();
   const auto half = [&](int at) {
     const __m256i both = _mm256_shuffle_epi8(bytes, load_half(place.of + at));
