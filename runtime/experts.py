@@ -142,13 +142,14 @@ class ExpertStream:
         reach = Reach.of(self._pack.records[layer].stride, len(self._cache.slots), self._depth)
         ahead = Ahead(visit.keys, visit.fetched, self._cache, self._arrivals, reach)
         try:
-            for key in visit.keys:
-                ahead.extend()
-                while key not in self._cache.records:
-                    self._settle(self._next())
+            with self._arrivals.checking():  # there is time: a record is computed with for long
+                for key in visit.keys:
                     ahead.extend()
-                yield self._hand_out(visit, key)
-                ahead.leave(key)
+                    while key not in self._cache.records:
+                        self._settle(self._next())
+                        ahead.extend()
+                    yield self._hand_out(visit, key)
+                    ahead.leave(key)
             self._visit = None
         finally:
             if self._visit is visit:

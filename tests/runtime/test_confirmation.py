@@ -1,5 +1,6 @@
 """Decoding computes with records that are still being checked, and confirms them before anything comes of it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -58,6 +59,31 @@ def test_a_slot_is_not_given_away_before_its_record_is_checked(pack: Pack, monke
         stream.confirm()
 
 
+def test_digests_are_compared_while_nothing_computes(pack: Pack) -> None:
+    reader = SlowReader()
+    with closing(reader.stream(pack, 8)) as stream:
+        visit = stream.batches(0, [1, 4])
+        next(visit)  # the caller computes
+        reader.deliver()
+        until(lambda: not stream._arrivals._news.empty())
+        time.sleep(0.02)  # more than comparing takes
+        assert stream._arrivals._news.qsize() == 1  # it is whole
+        list(visit)
+        stream.confirm()
+        assert len(stream._cache.records) == 2
+
+
+def test_sweeps_compute_while_digests_are_compared(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Arrivals._damage
+    judged: list[Any] = []
+    monkeypatch.setattr(Arrivals, "_damage", lambda *record: (judge(*record), judged.append(record))[0])
+    with closing(ExpertStream(pack, 8)) as stream:
+        visit = stream.records(0, [1, 4, 6])
+        next(visit)  # the caller computes
+        until(lambda: len(judged) == 3)
+        list(visit)
+
+
 def test_a_damaged_record_is_found_before_anything_is_confirmed(tmp_path: Path) -> None:
     with Pack.open(two_layers(tmp_path)) as pack, closing(ExpertStream(pack, 8)) as stream:
         flip_bit(pack, 0, 4)
@@ -75,7 +101,8 @@ def test_damage_that_is_heard_of_when_the_next_layer_begins_leaves_nothing_behin
         flip_bit(pack, 0, 4)
         list(stream.batches(0, [4]))
         held.go.set()
-        until(lambda: not stream._arrivals._news.empty())
+        with stream._arrivals.checking():
+            until(lambda: not stream._arrivals._news.empty())
         with pytest.raises(MismatchError, match="expert 4"):
             next(stream.batches(1, [1]))
         check_slots(stream)

@@ -1,7 +1,6 @@
 """Streaming: records arrive whole, in order and checked, whatever the slots."""
 
 import random
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_reader import EXPERTS, SlowReader, check_batches, check_records, check_slots, decode, two_layers
+from slow_reader import EXPERTS, SlowReader, check_batches, check_records, check_slots, decode, two_layers, until
 
 from moepack.layout.reader import Pack
 from moepack.runtime.disk import DEFAULT
@@ -175,8 +174,8 @@ def test_what_has_arrived_comes_together(pack: Pack) -> None:
     next(visit)
     for _ in range(3):
         reader.deliver()
-    while stream._arrivals._news.qsize() < 2 * 3:  # each is whole, and then checked
-        time.sleep(0.001)
+    with stream._arrivals.checking():
+        until(lambda: stream._arrivals._news.qsize() == 2 * 3)  # each is whole, and then checked
     assert {expert for expert, _ in next(visit)} == {1, 4, 7}
     stream.close()
 
