@@ -11,7 +11,8 @@ int64_t place_of(int64_t planes) { return planes == 4 ? 2 : planes - 1; }
 // The numpy array that activations are of lives as long as they do.
 struct HeldActivations : Activations {
   HeldActivations(Array<const float, 2> x, bool exact)
-      : Activations(x.data(), extent(x, 0), extent(x, 1), exact), kept(nb::cast(x)) {}
+      : Activations(x.data(), extent(x, 0), extent(x, 1), exact ? Precision::exact : Precision::rounded),
+        kept(nb::cast(x)) {}
   nb::object kept;
 };
 
@@ -19,12 +20,12 @@ struct HeldActivations : Activations {
 
 static_assert(rounded_bytes(STRETCH) % 64 == 0);  // loads that cross cache lines take twice as long
 
-Rows Activations::rows(Pool& pool, Kind kind, bool exact) {
-  return exact ? Rows{base_, nullptr, count_, width_} : chosen(pool, kind, nullptr, count_);
+Rows Activations::rows(Pool& pool, Kind kind, Precision matrix) {
+  return matrix == Precision::exact ? Rows{base_, nullptr, count_, width_} : chosen(pool, kind, nullptr, count_);
 }
 
 Rows Activations::chosen(Pool& pool, Kind kind, const int32_t* index, int64_t count) {
-  const int64_t planes = exact_ ? 0 : kernels().planes(kind);
+  const int64_t planes = precision_ == Precision::exact ? 0 : kernels().planes(kind);
   const Order order = count < FEWEST_IN_PANELS ? Order::chunks : Order::lanes;
   return {base_, index, count, width_, planes && count > 0 ? rounded(pool, planes, order) : nullptr};
 }

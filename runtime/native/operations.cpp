@@ -72,7 +72,7 @@ void matmul(Pool& pool, const std::vector<const HeldMatrix*>& matrices, Activati
   std::vector<Product> products;
   for (size_t i = 0; i < ys.size(); ++i) {
     const Matrix& m = matrices[i]->view;
-    products.push_back({&m, x.rows(pool, m.kind, matrices[i]->exact), ys[i].data()});
+    products.push_back({&m, x.rows(pool, m.kind, matrices[i]->precision), ys[i].data()});
   }
   multiply(pool, products);
 }
@@ -151,7 +151,7 @@ void expert(Pool& pool, const RecordViews& layout, Bytes record, Activations& x,
   pool.run(wide, grain_of(pool, wide, 2 * layout.hidden * count), [&](int64_t first, int64_t last, int thread) {
     kernels().swiglu(e.gate, e.up, for_gate, for_up, hidden.get(), wide, first, last, pool.scratch(thread));
   }, std::max(scratch_of(e.gate, for_gate), scratch_of(e.up, for_up)));
-  Activations inner(hidden.get(), count, wide, x.exact());
+  Activations inner(hidden.get(), count, wide, x.precision());
   const Rows h = inner.rows(pool, e.down.kind);
   pool.run(layout.hidden, grain_of(pool, layout.hidden, wide * count), [&](int64_t first, int64_t last, int thread) {
     kernels().accumulate(e.down, h, tokens.data(), weights.data(), y.data(), layout.hidden, first, last,
@@ -178,7 +178,7 @@ void experts(Pool& pool, const RecordViews& layout, const std::vector<Bytes>& re
               kernels().swiglu(all[i].gate, all[i].up, for_gate, for_up, hidden.data() + static_cast<int64_t>(i) * wide,
                                wide, first, last, pool.scratch(thread));
             });
-  Activations inner(hidden.data(), count, wide, x.exact());
+  Activations inner(hidden.data(), count, wide, x.precision());
   std::vector<int32_t> row(records.size());
   std::vector<Rows> h;
   for (size_t i = 0; i < row.size(); ++i) {
@@ -235,7 +235,8 @@ void bind_operations(nb::module_& m) {
   m.def("rms_norm", &rms_norm, nb::arg("pool"), exact("x"), exact("weight"), nb::arg("eps"), exact("y"));
   m.def("add_gated", &add_gated, nb::arg("pool"), exact("x"), exact("gate"), exact("y"));
   m.def("route", &route, nb::arg("pool"), exact("logits"), exact("ids"), exact("weights"));
-  m.def("expert", &expert, nb::arg("pool"), nb::arg("layout"), exact("record"), nb::arg("x"), exact("tokens"), exact("weights"), exact("y"));
+  m.def("expert", &expert, nb::arg("pool"), nb::arg("layout"), exact("record"), nb::arg("x"), exact("tokens"),
+        exact("weights"), exact("y"));
   m.def("experts", &experts, nb::arg("pool"), nb::arg("layout"), exact("records"), nb::arg("x"), exact("y"));
   m.def("combine", &combine, exact("parts"), exact("order"), exact("weights"), exact("y"));
   m.def("rotation", &rotation, nb::arg("position"), exact("frequencies"), exact("cos"), exact("sin"));

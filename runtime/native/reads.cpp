@@ -27,7 +27,8 @@ std::vector<iovec> cut(const std::vector<iovec>& places, int64_t first, int64_t 
   for (const iovec& place : places) {
     const int64_t end = start + static_cast<int64_t>(place.iov_len);
     const int64_t from = std::max(start, first), to = std::min(end, last);
-    if (from < to) part.push_back({static_cast<uint8_t*>(place.iov_base) + (from - start), static_cast<size_t>(to - from)});
+    if (from < to)
+      part.push_back({static_cast<uint8_t*>(place.iov_base) + (from - start), static_cast<size_t>(to - from)});
     start = end;
   }
   return part;
@@ -99,7 +100,8 @@ void ReadPool::close() {
 
 void ReadPool::submit(Range range) {
   const int64_t size = size_of(range.places);
-  const int64_t part = std::max<int64_t>(1, (size / range.pieces + PIECE_ALIGNMENT - 1) / PIECE_ALIGNMENT) * PIECE_ALIGNMENT;
+  const int64_t units = (size / range.pieces + PIECE_ALIGNMENT - 1) / PIECE_ALIGNMENT;
+  const int64_t part = std::max<int64_t>(1, units) * PIECE_ALIGNMENT;
   auto job = std::make_shared<Job>(Job{std::move(range), {}, 0});
   for (int64_t first = 0; first < size; first += part) job->ends.push_back({first, std::min(part, size - first), 0, 0});
   job->left = job->ends.size();

@@ -143,7 +143,7 @@ void bind_weights(nb::module_& m) {
   nb::class_<HeldMatrix>(m, "Matrix")
       .def_prop_ro("rows", [](const HeldMatrix& h) { return h.view.rows; })
       .def_prop_ro("cols", [](const HeldMatrix& h) { return h.view.cols; })
-      .def("exact", [](HeldMatrix h) { return h.exact = true, h; });
+      .def("exact", [](HeldMatrix h) { return h.precision = Precision::exact, h; });
   m.def("float_matrix", &float_matrix, exact("data"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"));
   m.def("affine_matrix", &affine_matrix, exact("codes"), exact("scales"), exact("biases"), nb::arg("dtype"),
         nb::arg("bits"), nb::arg("group"), nb::arg("rows"), nb::arg("cols"));

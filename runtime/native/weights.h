@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../kernels/cpu/kernels.h"
+#include "activations.h"
 #include "arrays.h"
 
 namespace moepack {
@@ -12,7 +13,7 @@ namespace moepack {
 struct HeldMatrix {
   Matrix view;
   std::vector<nb::object> kept;  // what `view` points at
-  bool exact = false;            // multiplied by float activations, never by rounded ones
+  Precision precision = Precision::rounded;
 };
 
 // A grid format's levels as the kernels want them: of the grids that each byte names, as floats on whole cache lines.

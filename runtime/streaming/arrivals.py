@@ -7,12 +7,12 @@ engine's thread waits for news, when nothing computes; see `checking` for the ex
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Protocol, TypeAlias
+from typing import ParamSpec, Protocol, TypeAlias
 
 from blake3 import blake3
 
@@ -25,6 +25,7 @@ from .slots import Bytes
 CHECK_THREADS = min(8, os.cpu_count() or 1)  # one core compares 4 to 6 GB/s
 CHECKED_AT_ONCE = 512 * 1024  # bytes: as fast as whole records, and soon out of the way when there is news
 
+P = ParamSpec("P")
 News: TypeAlias = tuple[int, bool, Exception | None]  # of a ticket: whether that is the last, and what is wrong
 
 
@@ -180,7 +181,7 @@ class Arrivals:
         while (arrival := self._reader.next()) is not None:
             ticket, got, error = arrival
             if (expected := self._expected.get(ticket)) is not None:
-                fault = self._short(expected[0], got, error)
+                fault = _answer(self._short, expected[0], got, error)
                 last = fault is not None or not self._check
                 self._news.put((ticket, last, fault))
                 if not last:
@@ -191,15 +192,8 @@ class Arrivals:
         """Compare digests, the oldest first, until the end; runs in each of the checking threads."""
         while (ticket := self._to_check.get()) is not None:
             if (expected := self._expected.get(ticket)) is not None:
-                self._news.put((ticket, True, self._verdict(*expected)))
+                self._news.put((ticket, True, _answer(self._damage, *expected)))
         self._to_check.put(None)  # for the other threads
-
-    def _verdict(self, key: Key, slot: Bytes) -> Exception | None:
-        """What `_damage` says; a defect of ours is an answer too, for someone waits for it."""
-        try:
-            return self._damage(key, slot)
-        except Exception as defect:
-            return defect
 
     def _short(self, key: Key, got: int, error: int) -> StorageError | None:
         """Why only `got` bytes of a record arrived, or None."""
@@ -233,3 +227,11 @@ class Arrivals:
         address = self._pack.address(layer, expert)
         file = self._pack.path / self._pack.manifest.layers[layer].file
         return f"{file}: layer {layer}, expert {expert} (bytes {address.offset}+{address.size})"
+
+
+def _answer(judge: Callable[P, Exception | None], *args: P.args, **kwargs: P.kwargs) -> Exception | None:
+    """What a judge says; a defect of ours is an answer too, for someone waits for it."""
+    try:
+        return judge(*args, **kwargs)
+    except Exception as defect:
+        return defect

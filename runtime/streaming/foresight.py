@@ -10,7 +10,7 @@ WINDOW = 64  # guesses looked back on
 TRIAL = 16  # guesses needed for a judgement
 BREAK_EVEN = 0.5
 REST = 2048  # visits without a guess once it did not pay
-FRUITLESS = 64  # calls that found nothing to read until guessing rests: all is resident
+FRUITLESS = 64  # guesses, two a layer, in which nothing was left to read: all is resident, and guessing rests
 
 
 class Foresight:

@@ -159,7 +159,7 @@ def test_a_file_truncated_under_us_is_an_error(damaged: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["truncated", "descriptor"])
-def test_a_fault_while_generating_ends_with_one_sentence_and_the_exit_code(damaged: Path, fault: str) -> None:
+def test_a_fault_in_a_session_under_way_ends_it_with_one_sentence_and_the_exit_code(damaged: Path, fault: str) -> None:
     """The file is cut, or its descriptor replaced by one that cannot be read, after some tokens were computed."""
     with Engine.open(damaged, EngineOptions(slots=6)) as engine:
         session = engine.new_session()

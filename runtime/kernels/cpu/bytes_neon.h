@@ -93,7 +93,8 @@ constexpr bool SIGNED_LEVELS = true;
 template <int BITS> struct Books {
   uint8x16x4_t parts[BITS == 2 ? 1 : 2];
   explicit Books(const uint8_t* table) {
-    for (int i = 0; i < (BITS == 2 ? 4 : 8); ++i) parts[i / 4].val[i % 4] = veorq_u8(vld1q_u8(table + 16 * i), vdupq_n_u8(128));
+    for (int i = 0; i < (BITS == 2 ? 4 : 8); ++i)
+      parts[i / 4].val[i % 4] = veorq_u8(vld1q_u8(table + 16 * i), vdupq_n_u8(128));
   }
   // Books have their four bits above the codes' BITS.
   U64 levels(U64 codes, U64 books) const {

@@ -48,7 +48,10 @@ inline F16 to_floats(I16 a) {
 
 // sums[i] += weights[4 i] * x[4 i] + ... + weights[4 i + 3] * x[4 i + 3]; weights are unsigned or SIGNED, x signed.
 template <int MOST> inline I16 add_products(I16 sums, const U64& weights, const U64& x) {
-  for (int i = 0; i < 64; ++i) sums.i[i / 4] += (MOST == SIGNED ? static_cast<int8_t>(weights.b[i]) : weights.b[i]) * static_cast<int8_t>(x.b[i]);
+  for (int i = 0; i < 64; ++i) {
+    const int weight = MOST == SIGNED ? static_cast<int8_t>(weights.b[i]) : weights.b[i];
+    sums.i[i / 4] += weight * static_cast<int8_t>(x.b[i]);
+  }
   return sums;
 }
 

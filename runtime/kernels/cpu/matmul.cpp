@@ -117,8 +117,8 @@ void row_by_row(const Matrix& m, const Rows& x, int64_t row, int64_t rows, float
   use(int64_t{0}, row, x.count, rows, block);
 }
 
-// The next tile to try when there are too few tokens for one of `rows`.
-constexpr int smaller(int rows) { return rows > 4 ? 4 : rows > 2 ? 2 : 1; }
+// The next tile to try when there are too few tokens for one of `tokens`.
+constexpr int smaller(int tokens) { return tokens > 4 ? 4 : tokens > 2 ? 2 : 1; }
 
 // Tiles of T tokens from `token` on, then smaller ones.
 template <typename Codes, int T, typename Use>

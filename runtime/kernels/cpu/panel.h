@@ -98,7 +98,8 @@ inline void fill_parameters(const Matrix& m, int64_t row, float* scales, float* 
 template <typename Codes> void fill_panel(const Matrix& m, const Codes& codes, int64_t row, const Panel& to) {
   for (int64_t sheet = 0; sheet < SHEETS; ++sheet) {
     unpack_sheet(m, codes, row + 16 * sheet, to.bytes + sheet * BYTES);
-    if constexpr (!Codes::ROW_SCALED) fill_parameters(m, row + 16 * sheet, to.scales + 16 * sheet, to.biases + 16 * sheet);
+    if constexpr (!Codes::ROW_SCALED)
+      fill_parameters(m, row + 16 * sheet, to.scales + 16 * sheet, to.biases + 16 * sheet);
   }
   if constexpr (Codes::ROW_SCALED)
     for (int64_t r = 0; r < PANEL_ROWS; ++r)

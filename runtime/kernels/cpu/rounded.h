@@ -72,10 +72,12 @@ __attribute__((noinline)) void dot_rows(const Matrix& m, int64_t row, int64_t ro
     const float* const factors = Codes::factors(m, r, x.scales, room);
     F16 sum = set(0.0f);
     int64_t column = 0;
+    const auto add_stretch = [&](I16 products) __attribute__((always_inline)) {
+      sum = fma(to_floats(products), load(factors + column / BLOCK), sum);
+    };
     for (; column + STRETCH <= m.cols; column += STRETCH)
-      sum = fma(to_floats(block_products<Codes, true>(codes, at, m.cols, column, x)), load(factors + column / BLOCK), sum);
-    if (column < m.cols)
-      sum = fma(to_floats(block_products<Codes, false>(codes, at, m.cols, column, x)), load(factors + column / BLOCK), sum);
+      add_stretch(block_products<Codes, true>(codes, at, m.cols, column, x));
+    if (column < m.cols) add_stretch(block_products<Codes, false>(codes, at, m.cols, column, x));
     out[r - row] = Codes::finish(m, r, sum, x.sums);
   }
 }

@@ -67,15 +67,14 @@ bool is_affine(Kind kind) { return kind <= Kind::affine8; }
 bool is_books(Kind kind) { return kind >= Kind::books2; }
 bool is_float(Kind kind) { return kind >= Kind::bf16 && kind <= Kind::f32; }
 
-// A matrix and what it points to. Behind every array lies room, as kernels may read whole registers near the end.
+// A matrix and what it points to. Arrays end where their numbers do: kernels read nothing behind them.
 struct Stored {
-  static constexpr int64_t ROOM = 256;
   std::vector<uint8_t> data, scales, biases, grids, books;
   std::vector<float> levels;
   Matrix view;
 
   Stored(Generator& from, const KindOf& of, Scalar scalar, int64_t rows, int64_t cols, int64_t group) {
-    data = from.bytes(rows * cols * of.bits / 8 + ROOM);
+    data = from.bytes(rows * cols * of.bits / 8);
     view = {of.kind, scalar, rows, cols, group, cols * of.bits / 8, data.data(), nullptr, nullptr};
     if (is_float(of.kind)) fill(from, data, rows * cols, of.kind == Kind::bf16 ? Scalar::bf16 : of.kind == Kind::f16 ? Scalar::f16 : Scalar::f32);
     const int64_t parameters = is_affine(of.kind) ? rows * cols / group : rows;
@@ -85,7 +84,7 @@ struct Stored {
   }
 
   static void fill(Generator& from, std::vector<uint8_t>& to, int64_t count, Scalar scalar) {
-    to.assign(static_cast<size_t>(count * 4 + ROOM), 0);
+    to.assign(static_cast<size_t>(count * (scalar == Scalar::f32 ? 4 : 2)), 0);
     for (int64_t i = 0; i < count; ++i) {
       const float x = from.number();
       const uint16_t half = scalar == Scalar::bf16 ? bf16_of(x) : static_cast<uint16_t>(from.next() & 0xbbff);  // f16
@@ -96,7 +95,7 @@ struct Stored {
 
   void add_grids(Generator& from, const KindOf& of, int64_t groups) {
     const int64_t each = is_books(of.kind) ? 2 : 1, size = int64_t{1} << of.bits;
-    grids = from.bytes(groups / each + ROOM);
+    grids = from.bytes(groups / each);
     books = from.bytes(16 * size);
     for (uint8_t& level : books) level = static_cast<uint8_t>(level < 1 ? 1 : level);
     levels = from.numbers(256 * each * size);

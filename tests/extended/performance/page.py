@@ -39,7 +39,10 @@ TEXTS = {
         " storage needs for the missing bytes, or the computing time if that is longer. "
     )
     + TOKENS,
-    "wide": "As above: 512 experts a layer, 10 per token, 8 layers, `affine2-g64`. " + TOKENS,
+    "wide": (
+        "512 experts a layer, 10 per token, 8 layers, `affine2-g64`: 32 random tokens after prompts of 2048, `--memory"
+        " 6GB`, in a control group of 6.3 GB. The prompts are computed in one chunk each. One run, of moepack alone."
+    ),
     "digests": "The limited decoding above, with and without comparing each record with its digest. " + TOKENS,
     "start": "`moe-run generate` on the demo model, one token, in a new process: seconds.",
     "rounding": (
