@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from typing import ParamSpec, Protocol, TypeAlias
 
 from blake3 import blake3
@@ -74,6 +74,29 @@ class Arrived:
     error: Exception | None
 
 
+class _Leave:
+    """To compare digests, for the checking threads: while the engine's thread waits, or sweeps.
+
+    Two facts and a queue rather than an Event, whose lock an interrupt can leave held for ever.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = self.sweeping = False
+        self._given: SimpleQueue[None] = SimpleQueue()
+
+    def give(self, *, waiting: bool = False, sweeping: bool = False) -> None:
+        """Let all threads go on."""
+        self.waiting |= waiting
+        self.sweeping |= sweeping
+        for _ in range(CHECK_THREADS - self._given.qsize()):
+            self._given.put(None)
+
+    def await_it(self) -> None:
+        """Return once there is leave."""
+        while not (self.waiting or self.sweeping):
+            self._given.get()
+
+
 class Arrivals:
     """Starts reads of a pack's records and hands out what has arrived. Used by one thread."""
 
@@ -88,7 +111,7 @@ class Arrivals:
         self._expected: dict[int, tuple[Key, Bytes]] = {}
         self._news: SimpleQueue[News] = SimpleQueue()
         self._to_check: SimpleQueue[int | None] = SimpleQueue()  # tickets; None is the end
-        self._may_check = Event()
+        self._leave = _Leave()
         works = [self._announce_all, *([self._check_all] * CHECK_THREADS if check_digests else [])]
         self._threads = [Thread(target=work, name="moepack-arrivals", daemon=True) for work in works]
         for thread in self._threads:
@@ -121,9 +144,12 @@ class Arrivals:
 
     def next(self) -> Arrived:
         """Wait for any record, whole or checked."""
-        with self.checking():
+        try:
+            self._leave.give(waiting=True)
             while (arrived := self._take()) is None:
                 pass
+        finally:
+            self._leave.waiting = False
         return arrived
 
     def ready(self) -> Iterator[Arrived]:
@@ -145,13 +171,11 @@ class Arrivals:
     @contextmanager
     def checking(self) -> Iterator[None]:
         """Digests are compared meanwhile, whether or not the engine's thread waits."""
-        before = self._may_check.is_set()
-        self._may_check.set()
         try:
+            self._leave.give(sweeping=True)
             yield
         finally:
-            if not before:
-                self._may_check.clear()
+            self._leave.sweeping = False
 
     def hurry(self, key: Key) -> None:
         """A record that was read ahead is wanted now."""
@@ -165,6 +189,7 @@ class Arrivals:
 
     def abandon(self) -> None:
         """Give up all records; once this returns nobody writes to their slots. May be repeated after an interrupt."""
+        self._leave.waiting = self._leave.sweeping = False
         self._reader.abandon()
         self._expected.clear()
         self._tickets.clear()
@@ -172,7 +197,7 @@ class Arrivals:
     def close(self) -> None:
         """End the reading and the checking; nothing can be read afterwards."""
         self._reader.close()
-        self._may_check.set()
+        self._leave.give(sweeping=True)
         for thread in self._threads:
             thread.join()
 
@@ -218,7 +243,7 @@ class Arrivals:
         """BLAKE3 of a record, computed when there is leave to."""
         hasher = blake3()
         for first in range(0, len(record), CHECKED_AT_ONCE):
-            self._may_check.wait()
+            self._leave.await_it()
             hasher.update(record[first : first + CHECKED_AT_ONCE].data)
         return hasher.digest()
 
