@@ -89,9 +89,8 @@ def refuse_what_metal_refuses(module: Module) -> None:
 
 def _refuse_instructions(module: Module, function: Function) -> None:
     if "__cxx_global_var_init" in function.name:
-        raise MslError(
-            "a constant of the program needs a value that is known when it is compiled", module.place(function.scope)
-        )
+        first = next(match[1] for line in function.lines if (match := DEBUG.search(line)))
+        raise MslError("a constant of the program needs a value that is known when it is compiled", module.place(first))
     for line in function.lines:
         location = DEBUG.search(line)
         if location and DOUBLE.search(line):

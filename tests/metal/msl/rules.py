@@ -1,7 +1,8 @@
 """What Metal's compiler refuses and a C++ compiler would let pass, as far as tokens show it.
 
 Words that MSL does not have; pointers and references without an address space, except where `auto` finds it; variables
-in threadgroup memory outside kernels, or with an initial value. Recursion and double are found later (ir.py).
+of the program that are not constant; variables in threadgroup memory outside kernels, or with an initial value.
+Recursion, double and casts to other address spaces are found later (ir.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,12 @@ BANNED = {
     "throw": "MSL has no exceptions",
     "thread_local": "MSL has no thread_local",
     "asm": "MSL has no asm",
-    "long double": "MSL has no long double",
 }
 SPACES = {"device", "constant", "threadgroup", "thread"}
 QUALIFIERS = {"const", "volatile", "typename", "static", "constexpr", "inline"}
 NOT_A_TYPE = {"return", "else", "do", "case", "using", "typedef", "operator", "auto", "sizeof"}
-SCOPES = {"struct", "class", "union", "namespace"}
+DECLARATIONS = {"struct", "class", "union", "namespace"}
+NOT_A_VARIABLE = DECLARATIONS | {"constant", "enum", "using", "typedef", "template", "extern", "operator"}
 NOT_A_FUNCTION = {"static_assert", "decltype", "alignas", "sizeof", "__attribute__", "if", "while", "for", "switch"}
 
 
@@ -35,9 +36,35 @@ def refuse_what_metal_refuses(tokens: Sequence[Token]) -> None:
     for token in tokens:
         if token.kind == "name" and token.text in BANNED:
             raise MslError(BANNED[token.text], token.place)
-    for declaration in _declarations(tokens):
-        _refuse_without_space(declaration)
+    for at, scope in _scopes(tokens):
+        if scope in DECLARATIONS and tokens[at].text == "(" and _opens_parameters(tokens, at):
+            for parameter in split(tokens[at + 1 : closing(tokens, at)]):
+                _refuse_without_space(parameter)
+        if at == 0 or tokens[at - 1].text in (";", "{", "}"):
+            _refuse_without_space(_pointer_statement(tokens, at))
+            if scope == "namespace":
+                _refuse_variable(tokens, at)
     _refuse_misplaced_variables(tokens)
+
+
+def _scopes(tokens: Sequence[Token]) -> Iterator[tuple[int, str]]:
+    """Every token with what encloses it: a namespace (as the file does), a struct or the like, or something else."""
+    scopes = ["namespace"]
+    for at, token in enumerate(tokens):
+        if token.text == "}" and len(scopes) > 1:
+            scopes.pop()
+        yield at, scopes[-1]
+        if token.text == "{":
+            scopes.append(_scope_opened(tokens, at) if scopes[-1] in DECLARATIONS else "")
+
+
+def _scope_opened(tokens: Sequence[Token], brace: int) -> str:
+    for token in reversed(tokens[:brace]):
+        if token.text in (";", "{", "}", ")", "="):
+            return ""
+        if token.text in DECLARATIONS:
+            return token.text
+    return ""
 
 
 def _refuse_without_space(declaration: Sequence[Token]) -> None:
@@ -50,29 +77,16 @@ def _refuse_without_space(declaration: Sequence[Token]) -> None:
             raise MslError(f"this {kind} has no address space: device, constant, threadgroup or thread", token.place)
 
 
-def _declarations(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
-    """Parameters of functions, and statements that declare a pointer or reference without an address space."""
-    scopes = [True]  # whether each open brace is a namespace's or struct's, and not a function's or a value's
-    for at, token in enumerate(tokens):
-        if token.text == "{":
-            scopes.append(scopes[-1] and _opens_scope(tokens, at))
-        elif token.text == "}" and len(scopes) > 1:
-            scopes.pop()
-        elif token.text == "(" and scopes[-1] and _opens_parameters(tokens, at):
-            yield from split(tokens[at + 1 : closing(tokens, at)])
-        if at == 0 or tokens[at - 1].text in (";", "{", "}"):
-            declared = _pointer_statement(tokens, at)
-            if declared:
-                yield declared
-
-
-def _opens_scope(tokens: Sequence[Token], brace: int) -> bool:
-    for token in reversed(tokens[:brace]):
-        if token.text in (";", "{", "}", ")", "="):
-            return False
-        if token.text in SCOPES:
-            return True
-    return False
+def _refuse_variable(tokens: Sequence[Token], at: int) -> None:
+    """Two names or more, and then `=`, `;` or a size: a variable of the program, if it begins like one."""
+    end = at
+    while tokens[end].kind == "name" or tokens[end].text == "::":
+        end += 1
+    words = {token.text for token in tokens[at:end]}
+    if end - at > 1 and tokens[end].text in ("=", ";", "[") and not words & NOT_A_VARIABLE:
+        raise MslError(
+            "a variable of the program must be constant, in the address space of that name", tokens[at].place
+        )
 
 
 def _opens_parameters(tokens: Sequence[Token], opening: int) -> bool:

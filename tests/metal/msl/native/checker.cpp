@@ -139,7 +139,7 @@ void Checker::must_be_written(const Visit& visit) {
       return running_threadgroup().faults().add(
           UNINITIALISED, *visit.touch.site,
           "thread " + std::to_string(visit.touch.thread) +
-              " reads threadgroup memory that no thread has written");
+              " reads threadgroup memory that no thread has written yet");
     i += page.width();
   }
 }

@@ -62,12 +62,13 @@ inline void prepare_context(Context& context, char* top, void (*start)()) {
 }
 #endif
 
-// The stacks of a threadgroup's threads. Memory that was never touched costs nothing.
+// The stacks of a threadgroup's threads. Memory that was never touched costs nothing. Below each lies another, or what
+// none uses, so that a stack that grows too large is found by its mark, if its thread writes all that it has declared.
 class Stacks {
  public:
   static constexpr size_t BYTES = 256 << 10;
 
-  explicit Stacks(size_t count) : size_(count * BYTES) {
+  explicit Stacks(size_t count) : size_((count + 1) * BYTES) {
     void* memory = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     memory_ = static_cast<char*>(memory);
@@ -77,13 +78,13 @@ class Stacks {
   Stacks& operator=(const Stacks&) = delete;
 
   // Tops are staggered, or all stacks would compete for one set of the first-level cache.
-  char* top(size_t i) const { return memory_ + (i + 1) * BYTES - 256 - i % 61 * 192; }
+  char* top(size_t i) const { return memory_ + (i + 2) * BYTES - 256 - i % 61 * 192; }
   void mark(size_t i) const { *lowest(i) = MARK; }
   bool overflowed(size_t i) const { return *lowest(i) != MARK; }
 
  private:
   static constexpr uint64_t MARK = 0x6d6f65206d6f6521;
-  uint64_t* lowest(size_t i) const { return reinterpret_cast<uint64_t*>(memory_ + i * BYTES); }
+  uint64_t* lowest(size_t i) const { return reinterpret_cast<uint64_t*>(memory_ + (i + 1) * BYTES); }
 
   char* memory_;
   size_t size_;
