@@ -38,6 +38,14 @@ kernel void shifted(device const float* from [[buffer(0)]],
   to[i] = from[i + 1];
 }
 
+struct Pair {
+  float4 first, second;
+};
+
+kernel void paired(threadgroup Pair* pair [[threadgroup(0)]], uint i [[thread_position_in_grid]]) {
+  pair[i].first = 0;
+}
+
 kernel void everybody(device float* to [[buffer(0)]], uint i [[thread_position_in_grid]]) { to[0] = float(i); }
 """
 SHARED = 0

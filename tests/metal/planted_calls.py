@@ -108,6 +108,13 @@ def too_much_threadgroup_memory(host: Host) -> None:
     reverse(host, limits.THREADGROUP_MEMORY + 16)
 
 
+@planted("threadgroup memory", r"paired: threadgroup 0 .*has 16 bytes, and its type has 32")
+def half_of_what_the_type_has(host: Host) -> None:
+    with host.commands() as commands, host.encoder(commands, "paired") as encoder:
+        encoder.setThreadgroupMemoryLength_atIndex_(16, 0)
+        run(encoder, 1)
+
+
 # Grids and pipelines.
 
 
@@ -137,6 +144,21 @@ def no_pipeline(host: Host) -> None:
 def a_function_for_a_pipeline(host: Host) -> None:
     with host.commands() as commands:
         commands.computeCommandEncoder().setComputePipelineState_(host.library.newFunctionWithName_("increment"))
+
+
+@planted("pipeline", r"'increment' is not a function")
+def a_name_for_a_function(host: Host) -> None:
+    host.device.newComputePipelineStateWithFunction_error_("increment", None)
+
+
+@planted("options", r"131072000 is not a version of the language")
+def language_of_the_future(host: Host) -> None:
+    Metal.MTLCompileOptions.new().setLanguageVersion_(131072000)
+
+
+@planted("options", r"7 is not a mode of arithmetic")
+def seventh_mode_of_arithmetic(host: Host) -> None:
+    Metal.MTLCompileOptions.new().setMathMode_(7)
 
 
 # Command buffers and encoders.
@@ -235,6 +257,47 @@ def contents_of_a_private_buffer(host: Host) -> None:
 @planted("contents", r"257 bytes of buffer 'x', which has 256")
 def more_than_there_is(host: Host) -> None:
     host.buffer("x").contents().as_buffer(257)
+
+
+@planted("storage", r"memory to be wrapped has to be shared")
+def private_wrapped_memory(host: Host) -> None:
+    private = Metal.MTLResourceStorageModePrivate
+    host.device.newBufferWithBytesNoCopy_length_options_deallocator_(pages(1), limits.PAGE, private, None)
+
+
+@planted("storage", r"options 16 name a storage mode that this device has not")
+def managed_buffer(host: Host) -> None:
+    host.buffer("x", options=Metal.MTLResourceStorageModeManaged)
+
+
+def fill(host: Host, location: int, length: int) -> None:
+    with host.commands() as commands:
+        blit = commands.blitCommandEncoder()
+        blit.fillBuffer_range_value_(host.buffer("x"), (location, length), 0)
+
+
+@planted("range of a copy or fill", r"100 bytes from 200 are not within buffer 'x'")
+def fill_beyond_the_end(host: Host) -> None:
+    fill(host, 200, 100)
+
+
+@planted("range of a copy or fill", r"0 bytes from 0 are not within buffer 'x'")
+def fill_of_nothing(host: Host) -> None:
+    fill(host, 0, 0)
+
+
+@planted("barrier", r"a barrier of scope 2 is not one of buffers")
+def barrier_for_textures(host: Host) -> None:
+    with host.commands() as commands, host.encoder(commands, "increment") as encoder:
+        encoder.memoryBarrierWithScope_(2)
+
+
+@planted("barrier", r"encoder 'increment' has ended")
+def barrier_after_the_end(host: Host) -> None:
+    with host.commands() as commands:
+        with host.encoder(commands, "increment") as encoder:
+            pass
+        encoder.memoryBarrierWithScope_(Metal.MTLBarrierScopeBuffers)
 
 
 # Concurrent encoders.

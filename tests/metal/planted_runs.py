@@ -1,6 +1,9 @@
 """Hosts with one fault each that shows only in what runs: hazards, memory touched or released too early, events."""
 
 import ctypes
+import struct
+from collections.abc import Callable
+from typing import Any
 
 import Metal
 import objc
@@ -62,6 +65,44 @@ def two_queues_and_the_wrong_value(host: Host) -> None:
     second.waitUntilCompleted()
 
 
+@planted("hazard between passes", r"use buffer 'x', .* it is tracked within one queue only, and they are of two")
+def value_of_an_earlier_token(host: Host) -> None:
+    """The event has it already, and it says nothing of the pass that writes now."""
+    x, y, other, event = host.buffer("x"), host.buffer("y"), host.device.newCommandQueue(), host.device.newEvent()
+    with host.commands("earlier") as earlier:
+        host.increment(earlier, x)
+        earlier.encodeSignalEvent_value_(event, 1)
+    earlier.waitUntilCompleted()
+    with host.commands("first") as first:
+        host.increment(first, x)
+    with host.commands("second", other) as second:
+        second.encodeWaitForEvent_value_(event, 1)
+        host.scale(second, x, y, 2.0)
+    first.waitUntilCompleted()
+    second.waitUntilCompleted()
+
+
+@planted("hazard between passes", r"use buffer 'x', at least one writes it, it is not tracked")
+def fence_updated_again_by_the_other_pass(host: Host) -> None:
+    """The wait is for the update before it, not for the one after it."""
+    x, y, z = host.buffer("x", options=UNTRACKED), host.buffer("y"), host.buffer("z")
+    fence = host.device.newFence()
+    with host.commands() as commands:
+        with host.encoder(commands, "increment") as encoder:
+            bind(encoder, [y])
+            run(encoder)
+            encoder.updateFence_(fence)
+        with host.encoder(commands, "scale") as encoder:
+            encoder.waitForFence_(fence)
+            bind(encoder, [x, z, struct.pack("<f", 1)])
+            run(encoder)
+        with host.encoder(commands, "increment") as encoder:
+            bind(encoder, [x])
+            run(encoder)
+            encoder.updateFence_(fence)
+    commands.waitUntilCompleted()
+
+
 @planted("fence", r"waits for fence 'never', which nothing before it updates")
 def fence_never_updated(host: Host) -> None:
     fence = host.device.newFence()
@@ -116,6 +157,32 @@ def written_by_native_code_without_waiting(host: Host) -> None:
         host.increment(commands, x)
     ctypes.memset(address, 0, 8)
     commands.waitUntilCompleted()
+
+
+@planted("host access", r"the host touched buffer 'y' while it did not know that pass 'increment' of .*'second'")
+def read_after_the_wrong_command_buffer(host: Host) -> None:
+    x, y = host.buffer("x"), host.buffer("y")
+    with host.commands("first") as first:
+        host.increment(first, x)
+    with host.commands("second") as second:
+        host.increment(second, y)
+    first.waitUntilCompleted()
+    assert floats(x)[0] == 1
+    floats(y).sum()
+    second.waitUntilCompleted()
+
+
+@planted("host access", r"the host touched buffer 'y' while it did not know that pass 'increment' of .*'second'")
+def read_what_waits_for_another_queue_only(host: Host) -> None:
+    x, y, other, event = host.buffer("x"), host.buffer("y"), host.device.newCommandQueue(), host.device.newEvent()
+    with host.commands("second", other) as second:
+        second.encodeWaitForEvent_value_(event, 1)
+        host.increment(second, y)
+    with host.commands("first") as first:
+        host.increment(first, x)
+        first.encodeSignalEvent_value_(event, 1)
+    floats(y).sum()
+    second.waitUntilCompleted()
 
 
 @planted("released memory", r"buffer 'x' was released while a command buffer still uses it")
@@ -189,6 +256,24 @@ def more_command_buffers_than_a_queue_has(host: Host) -> None:
     for _ in range(limits.MAX_COMMAND_BUFFERS + 1):
         with host.commands() as commands:
             commands.encodeWaitForEvent_value_(gate, 1)
+
+
+def handle(host: Host, handler: Callable[[Any], None]) -> None:
+    with host.commands() as commands:
+        commands.addCompletedHandler_(handler)
+    commands.waitUntilCompleted()
+
+
+@planted("handler", r"a completed handler of command buffer 'commands' raised ZeroDivisionError")
+def handler_that_raises(host: Host) -> None:
+    handle(host, lambda _: print(1 / 0))
+
+
+@planted(
+    "handler", r"a completed handler of command buffer 'commands' raised MetalAssertion.*too late to make an encoder"
+)
+def handler_that_encodes(host: Host) -> None:
+    handle(host, lambda commands: commands.computeCommandEncoder())
 
 
 # Kernels, under the checker.

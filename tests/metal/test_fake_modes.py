@@ -1,7 +1,9 @@
 """When and in what order the stand-in runs committed work, and what it counts."""
 
+import struct
 import threading
-from types import ModuleType
+from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import Metal
@@ -9,6 +11,7 @@ import numpy as np
 import objc
 import pytest
 from metal.hosting import UNTRACKED, Host, bind, floats, run
+from Metal.work import Pass
 
 MODES = ("in-order", "async", "lazy")
 ORDERS = (0, 1, 7, 8)
@@ -25,8 +28,13 @@ def test_work_is_done_when_it_was_waited_for(fake: ModuleType, mode: str, order:
     host = Host()
     x, y = host.buffer("x"), host.buffer("y")
     with host.commands() as commands:
-        host.increment(commands, x, times=3)
-        host.scale(commands, x, y, 5.0)
+        host.increment(commands, x, times=2)
+        with host.encoder(commands, "increment") as encoder:
+            bind(encoder, [x])
+            run(encoder)
+            encoder.setComputePipelineState_(host.pipeline("scale"))
+            bind(encoder, [x, y, struct.pack("<f", 5.0)])
+            run(encoder)
     commands.waitUntilCompleted()
     assert commands.status() == Metal.MTLCommandBufferStatusCompleted
     assert commands.error() is None
@@ -74,10 +82,12 @@ def test_in_order_work_runs_at_once_and_stops_where_it_needs_the_host(fake: Modu
         host.increment(commands, x)
         commands.encodeWaitForEvent_value_(event, 1)
         host.increment(commands, x)
+    with host.commands("behind"):
+        pass
     steps = [(step.kind, step.name) for step in fake.trace()]
     assert steps == [("pass", "pass 'increment' of command buffer 'token'"), ("idle", "'answer'")]
     event.setSignaledValue_(1)
-    assert [step.kind for step in fake.trace()] == ["pass", "idle", "wait", "pass", "completed"]
+    assert [step.kind for step in fake.trace()] == ["pass", "idle", "wait", "pass", "completed", "completed"]
     assert fake.counters().idle == 1
     assert commands.status() == Metal.MTLCommandBufferStatusCompleted
 
@@ -168,22 +178,75 @@ def test_tracked_buffers_fences_and_events_keep_their_order(fake: ModuleType, mo
 
 
 @every_way
+def test_signals_of_a_queue_keep_their_order(fake: ModuleType, mode: str, order: int) -> None:
+    fake.configure(mode=mode, order=order)
+    host = Host()
+    event, buffers = host.device.newSharedEvent(), [host.buffer(f"b{i}") for i in range(4)]
+    for value, buffer in enumerate(buffers, 1):
+        with host.commands(buffer.label()) as commands:
+            host.increment(commands, buffer)
+            commands.encodeSignalEvent_value_(event, value)
+    for value, buffer in enumerate(buffers, 1):
+        assert event.waitUntilSignaledValue_timeoutMS_(value, 20_000)
+        assert floats(buffer)[0] == 1
+    commands.waitUntilCompleted()
+
+
+@every_way
 def test_a_barrier_orders_the_dispatches_of_a_concurrent_encoder(fake: ModuleType, mode: str, order: int) -> None:
     fake.configure(mode=mode, order=order)
     host = Host()
-    x, y = host.buffer("x"), host.buffer("y")
-    with host.commands() as commands, host.encoder(commands, "increment", Metal.MTLDispatchTypeConcurrent) as encoder:
-        bind(encoder, [x])
+    x, y, z = host.buffer("x"), host.buffer("y"), host.buffer("z")
+    increment, scale = host.pipeline("increment"), host.pipeline("scale")
+
+    def go(pipeline: Any, *arguments: Any) -> None:
+        encoder.setComputePipelineState_(pipeline)
+        bind(encoder, arguments)
         run(encoder)
-        bind(encoder, [y])
-        run(encoder)
+
+    with host.commands() as commands, host.encoder(commands, "scale", Metal.MTLDispatchTypeConcurrent) as encoder:
+        go(increment, x)
+        go(increment, y)
         encoder.memoryBarrierWithScope_(Metal.MTLBarrierScopeBuffers)
-        encoder.setComputePipelineState_(host.pipeline("scale"))
-        bind(encoder, [x, y, b"\0\0\x80\x3f"])
-        run(encoder)
+        go(scale, x, y, struct.pack("<f", 3.0))
+        encoder.memoryBarrierWithScope_(Metal.MTLBarrierScopeBuffers)
+        go(increment, x)  # which was only read since the first barrier
+        go(scale, y, z, struct.pack("<f", 2.0))
     commands.waitUntilCompleted()
-    assert floats(y)[0] == 1
-    assert fake.counters().barriers == 1
+    assert (floats(x)[0], floats(y)[0], floats(z)[0]) == (2, 3, 6)
+    assert fake.counters().barriers == 2
+
+
+def test_dispatches_that_may_overlap_go_in_the_order_of_the_settings(fake: ModuleType) -> None:
+    def ran(order: int) -> list[str]:
+        fake.configure(order=order)
+        names: list[str] = []
+        work = Pass(SimpleNamespace(_spend=lambda: None))
+        for name in "abcdef":
+            work.add(SimpleNamespace(name=name, reads=set(), writes=set(), run=partial(names.append, name)))
+        work.run()
+        return names
+
+    assert (ran(0), ran(1)) == (list("abcdef"), list("fedcba"))
+    assert sorted(ran(5)) == list("abcdef")
+    assert len({tuple(ran(order)) for order in range(2, 12)}) > 5
+
+
+def test_threads_go_in_the_order_of_the_settings(fake: ModuleType) -> None:
+    host = Host()
+    x = host.buffer("x")
+
+    def last(order: int) -> float:
+        """The thread that wrote last, of 64 that write the same."""
+        fake.configure(order=order, workers=1)
+        with host.commands() as commands, host.encoder(commands, "everybody") as encoder:
+            bind(encoder, [x])
+            run(encoder)
+        commands.waitUntilCompleted()
+        return float(floats(x)[0])
+
+    assert (last(0), last(1)) == (63, 0)
+    assert len({last(order) for order in range(2, 12)}) > 2
 
 
 def test_threadgroup_memory_and_copies(fake: ModuleType) -> None:
@@ -194,6 +257,8 @@ def test_threadgroup_memory_and_copies(fake: ModuleType) -> None:
         with host.encoder(commands, "reversed") as encoder:
             bind(encoder, [x, y])
             encoder.setThreadgroupMemoryLength_atIndex_(256, 0)
+            encoder.dispatchThreads_threadsPerThreadgroup_((16, 1, 1), (16, 1, 1))
+            bind(encoder, [y, x])
             encoder.dispatchThreadgroups_threadsPerThreadgroup_((1, 1, 1), (16, 1, 1))
         blit = commands.blitCommandEncoder()
         blit.fillBuffer_range_value_(z, Metal.NSMakeRange(0, 256), 255)
@@ -201,6 +266,7 @@ def test_threadgroup_memory_and_copies(fake: ModuleType) -> None:
         blit.endEncoding()
     commands.waitUntilCompleted()
     assert np.array_equal(floats(y).reshape(16, 4), np.arange(64).reshape(16, 4)[::-1])
+    assert np.array_equal(floats(x), np.arange(64))
     assert np.array_equal(floats(z)[4:8], floats(y)[:4])
     assert np.isnan(floats(z)[0])
 
