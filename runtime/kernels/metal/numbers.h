@@ -9,6 +9,12 @@ constant constexpr uint LANES = 32;               // of a SIMD group
 constant constexpr uint SIMD_GROUPS = 8;          // of a threadgroup, unless a kernel says otherwise
 constant constexpr uint THREADS = LANES * SIMD_GROUPS;
 
+// Which thread of its threadgroup one is.
+struct Thread {
+  uint lane, group;
+  uint index() const { return group * LANES + lane; }
+};
+
 inline float sigmoid(float x) { return 1.0f / (1.0f + precise::exp(-x)); }
 
 inline float silu(float x) { return x / (1.0f + precise::exp(-x)); }

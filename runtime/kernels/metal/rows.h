@@ -11,12 +11,6 @@ constant constexpr uint ROWS_AT_ONCE = SIMD_GROUPS * ROWS;
 constant constexpr uint STAGED = 4 * TILE;
 constant constexpr uint STAGED_FLOATS = STAGED + STAGED / PIECE;  // 8,704 bytes
 
-// A thread of a threadgroup of THREADS.
-struct Thread {
-  uint lane, group;
-  uint index() const { return group * LANES + lane; }
-};
-
 // The first row of a thread's SIMD group in a threadgroup.
 inline uint first_row(uint threadgroup_index, thread const Thread& t) {
   return threadgroup_index * ROWS_AT_ONCE + t.group * ROWS;
