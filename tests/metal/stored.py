@@ -1,16 +1,13 @@
-"""Stored matrices in one buffer, as the trunk lies in it, with the structs that tell kernels where."""
+"""Stored matrices in one buffer, as the trunk lies in it, with the places that kernels are told."""
 
-import struct
-
-import ml_dtypes
 import numpy as np
 from matrices import FLOATS, affine, coded, floats
 from oracle import dequantize, dequantize_grids
 
 from moepack.layout.formats import AFFINE_FORMATS, FORMATS, AffineFormat, Format, GridFormat
 from moepack.layout.matrix import StoredMatrix
+from moepack.runtime.backends.metal.launches import MatrixPlace
 
-SCALARS = {ml_dtypes.bfloat16: "Bf16", np.float16: "F16", np.float32: "F32"}
 KINDS: list[tuple[Format | None, str]] = [
     *((format_, "bf16") for format_ in FORMATS),
     *((format_, dtype) for format_ in AFFINE_FORMATS for dtype in ("f16", "f32")),
@@ -44,10 +41,10 @@ class Weights:
     def __init__(self) -> None:
         self._bytes = bytearray(4)  # so that no matrix begins where the buffer does
 
-    def put(self, stored: StoredMatrix) -> bytes:
-        """Adds a matrix; returns its struct Matrix."""
-        places = [self._part(part) for part in (stored.weight, stored.scales, stored.biases, stored.grids)]
-        return struct.pack("<4Q2I", *places, *stored.shape)
+    def put(self, stored: StoredMatrix) -> MatrixPlace:
+        """Adds a matrix."""
+        parts = (stored.weight, stored.scales, stored.biases, stored.grids)
+        return MatrixPlace(*(self._part(part) for part in parts), *stored.shape)
 
     @property
     def buffer(self) -> np.ndarray:

@@ -1,25 +1,25 @@
 """The k largest of many numbers, in one launch or two, against numpy."""
 
-import struct
-
 import numpy as np
 import pytest
 from matrices import floats
-from metal.running import Kernel, ceil_div
+from metal.running import kernel
 
-BLOCK = 4096
+from moepack.runtime.backends.metal.launches import choice, choice_grid
+from moepack.runtime.backends.metal.library import plain
+
 NOBODY = 0xFFFFFFFF
 
 
 def top_k(numbers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """values and ids of the k largest: launched on the numbers, then on what the blocks found, until one is left."""
-    values, ids, first = numbers, np.zeros(1, np.uint32), 1
+    values, ids, first = numbers, np.zeros(1, np.uint32), True
     while first or len(values) > k:
-        blocks = ceil_div(len(values), BLOCK)
-        out = (np.full(blocks * k, 7, np.float32), np.full(blocks * k, 7, np.uint32))
-        choice = struct.pack("<3I", len(values), k, first)
-        values, ids = Kernel("sampling.metal", "top_k")((blocks,), values, ids, *out, choice, check=len(values) < 200)
-        first = 0
+        grid, asked = choice_grid(len(values)), choice(len(values), k, first=first)
+        out = (np.full(grid[0] * k, 7, np.float32), np.full(grid[0] * k, 7, np.uint32))
+        largest = kernel(plain("sampling.metal"), "top_k")
+        values, ids = largest(grid, values, ids, *out, asked, check=len(values) < 200)
+        first = False
     return values, ids
 
 

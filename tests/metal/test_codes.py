@@ -43,8 +43,8 @@ def test_weights_are_the_dequantized_ones(text: str, format: Format | None, dtyp
         stored.grids.reshape(-1)[:256] = np.arange(min(256, stored.grids.size))  # every grid there is
     weights = Weights()
     matrix = weights.put(stored)
-    decode = Kernel("", f"decode_{KINDS.index((format, dtype))}", source=text)
-    (got,) = decode((2, 5), weights.buffer, matrix, np.zeros((5, cols), np.float32), threads=32)
+    decode = Kernel(f"decode_{KINDS.index((format, dtype))}", text, threads=32)
+    (got,) = decode((2, 5, 1), weights.buffer, matrix.packed, np.zeros((5, cols), np.float32))
     wanted = dense(stored)
     if dtype == "f32" and format is not None:  # code * scale rounds, and need not round if it is fused with the sum
         assert np.abs(got - wanted).max() <= 1e-6 * np.abs(wanted).max()

@@ -1,17 +1,27 @@
 """Attention and Gated DeltaNet, one token or a chunk at a time, against float64."""
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from metal.running import Kernel, ceil_div, close
+from metal.running import close, kernel
 from mixer_reference import attended, delta_rule
 from mixers import EPS, THETA, Attention, Delta, parts
 from reference import sigmoid
 
-QUERIES = 4 * 8  # rows of a threadgroup
+from moepack.manifests.schema import FullAttention, LinearAttention
+from moepack.runtime.backends.metal.launches import (
+    AttentionChunk,
+    attention_grid,
+    count,
+    delta_norm_grid,
+    gated_norm,
+    groups_grid,
+    rule_grid,
+    threads_grid,
+)
+from moepack.runtime.backends.metal.library import attention, delta, plain
 
 
 @dataclass
@@ -23,10 +33,9 @@ class MetalAttention:
 
     def __post_init__(self) -> None:
         case = self.case
-        names = ("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM", "ROTARY_DIMS")
-        macros = dict(zip(names, (case.heads, case.kv_heads, case.dim, case.rotary), strict=True))
+        build = attention(FullAttention(case.heads, case.kv_heads, case.dim, case.rotary, THETA))
         launches = ("attention_prepare", "attention", "attention_join")
-        self._prepare, self._attend, self._join = (Kernel("attention.metal", name, macros) for name in launches)
+        self._prepare, self._attend, self._join = (kernel(build, name) for name in launches)
         shape = (case.tokens, case.kv_heads * case.dim)
         self._keys, self._values = (np.full(shape, np.nan, np.float32) for _ in range(2))
 
@@ -35,22 +44,22 @@ class MetalAttention:
 
     def _chunk(self, part: slice, splits: int) -> np.ndarray:
         case, tokens = self.case, part.stop - part.start
-        chunk = struct.pack("<4If", part.start, tokens, ceil_div(part.stop, splits), splits, EPS)
+        chunk = AttentionChunk(part.start, tokens, splits, EPS).packed
         angles = np.arange(part.start, part.stop)[:, None] * THETA ** (-np.arange(0, case.rotary, 2) / case.rotary)
         turns = (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
         gate, small = case.query_gate[part], (case.query_norm, case.key_norm)
         heads, check = tokens * case.heads, self.check
         projected = (gate, case.key[part], case.value[part])
         queries, self._keys, self._values = self._prepare(
-            (ceil_div(tokens * (case.heads + case.kv_heads), 8),),
+            groups_grid(tokens * (case.heads + case.kv_heads)),
             *(*projected, *small, *turns, np.zeros((heads, case.dim), np.float32), self._keys, self._values, chunk),
             check=check,
         )
         partials = np.full((heads, splits, case.dim + 2), np.nan, np.float32)
-        groups = (ceil_div(heads // case.kv_heads, QUERIES), case.kv_heads, splits)
+        groups = attention_grid(tokens, case.heads, case.kv_heads, splits)
         (partials,) = self._attend(groups, queries, self._keys, self._values, partials, chunk, check=check)
         out = np.zeros((tokens, case.heads * case.dim), np.float32)
-        return self._join((ceil_div(heads, 8),), partials, gate, out, chunk, check=check)[0]
+        return self._join(groups_grid(heads), partials, gate, out, chunk, check=check)[0]
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 32, 8), (3, 1, 24, 6), (2, 2, 80, 2), (20, 1, 33, 2), (6, 2, 260, 100)])
@@ -110,11 +119,9 @@ class MetalDelta:
 
     def __post_init__(self) -> None:
         case = self.case
-        names = ("NUM_KEY_HEADS", "NUM_VALUE_HEADS", "KEY_HEAD_DIM", "VALUE_HEAD_DIM", "CONV_KERNEL")
-        sizes = (case.key_heads, case.value_heads, case.key_dim, case.value_dim, case.kernel)
-        macros = dict(zip(names, sizes, strict=True))
+        build = delta(LinearAttention(case.key_heads, case.value_heads, case.key_dim, case.value_dim, case.kernel))
         launches = ("delta_convolve", "delta_norm", "delta_rule")
-        self._convolve, self._normalise, self._rule = (Kernel("delta.metal", name, macros) for name in launches)
+        self._convolve, self._normalise, self._rule = (kernel(build, name) for name in launches)
         self.inputs = np.zeros((max(case.kernel - 1, 1), case.channels), np.float32)
         self.memory = np.zeros((case.value_heads, case.key_dim, case.value_dim), np.float32)
 
@@ -123,23 +130,21 @@ class MetalDelta:
 
     def _chunk(self, part: slice) -> np.ndarray:
         case, tokens, check = self.case, part.stop - part.start, self.check
-        count, groups = struct.pack("<I", tokens), (ceil_div(case.channels, 256),)
-        mixed = case.mixed[part]
+        groups, mixed = threads_grid(case.channels), case.mixed[part]
         self.inputs, mixed = self._convolve(
-            groups, mixed, case.conv, self.inputs, np.zeros_like(mixed), count, check=check
+            groups, mixed, case.conv, self.inputs, np.zeros_like(mixed), count(tokens), check=check
         )
-        (mixed,) = self._normalise((ceil_div(2 * case.key_heads, 8), tokens), mixed, check=check)
+        (mixed,) = self._normalise(delta_norm_grid(case.key_heads, tokens), mixed, check=check)
         rates = (case.decay[part], case.beta[part], case.log_decay, case.bias)
         self.memory, out = self._rule(
-            (ceil_div(case.value_dim, 32), case.value_heads),
-            *(mixed, *rates, self.memory, np.zeros((tokens, case.width), np.float32), count),
-            threads=128,
+            rule_grid(case.value_dim, case.value_heads),
+            *(mixed, *rates, self.memory, np.zeros((tokens, case.width), np.float32), count(tokens)),
             check=check,
         )
         rows = tokens * case.value_heads
-        norm = struct.pack("<IfI", case.value_dim, EPS, rows)
-        arguments = (out, case.norm, case.gate[part], np.zeros_like(out), norm)
-        return Kernel("norms.metal", "gated_rms_norm")((ceil_div(rows, 8),), *arguments, check=check)[0]
+        norm = kernel(plain("norms.metal"), "gated_rms_norm")
+        arguments = (out, case.norm, case.gate[part], np.zeros_like(out), gated_norm(case.value_dim, EPS, rows))
+        return norm(groups_grid(rows), *arguments, check=check)[0]
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,15 @@
 """Products of stored matrices with many tokens' activations, straight, gathered and scattered, against float64."""
 
-import struct
-
 import numpy as np
 import pytest
 from matrices import floats
-from metal.running import Kernel, ceil_div, close
+from metal.running import close, kernel
 from metal.stored import Weights, dense, random_matrix
 
 from moepack.layout.formats import Format, parse
-from moepack.runtime.backends.metal.library import matrix_type
+from moepack.runtime.backends.metal.launches import many_products_grid
+from moepack.runtime.backends.metal.library import many_products, matrix_type
 
-OUT_ROWS, THREADS = 64, 128
 KINDS: list[tuple[Format | None, str, int, int]] = [  # the last two: columns, and blocks of eight tokens
     (parse("affine2-g64"), "bf16", 192, 4),
     (parse("affine8-g32"), "f16", 96, 1),
@@ -29,14 +27,13 @@ class Case:
         self.random = random = np.random.default_rng(cols)
         self.count, self.rows = 8 * blocks + 3, 77
         stored, self._weights = random_matrix(random, self.rows, cols, format, dtype), Weights()
-        self._batch = self._weights.put(stored) + struct.pack("<I4x", self.count)
-        self._macros = {"MATRIX": matrix_type(format, dtype), "TOKEN_BLOCKS": blocks}
-        self._groups = (ceil_div(self.rows, OUT_ROWS), ceil_div(self.count, 8 * blocks))
+        self._batch = self._weights.put(stored).batch(self.count)
+        self._build = many_products(matrix_type(format, dtype), blocks)
+        self._grid = many_products_grid(self.rows, self.count, blocks)
         self.matrix = dense(stored).astype(float)
 
     def run(self, name: str, x: np.ndarray, y: np.ndarray, *more: np.ndarray) -> np.ndarray:
-        kernel = Kernel("matmul.metal", name, self._macros)
-        return kernel(self._groups, self._weights.buffer, x, y, self._batch, *more, threads=THREADS)[0]
+        return kernel(self._build, name)(self._grid, self._weights.buffer, x, y, self._batch, *more)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=IDS)

@@ -1,16 +1,15 @@
 """The router's choice, norms and embeddings, against float64."""
 
-import struct
-
 import numpy as np
 import pytest
 from matrices import floats
-from metal.running import Kernel, ceil_div, close
+from metal.running import close, kernel
 from metal.stored import Weights, dense, random_matrix
 from reference import choose, rms_norm, silu
 
 from moepack.layout.formats import Format, parse
-from moepack.runtime.backends.metal.library import matrix_type
+from moepack.runtime.backends.metal.launches import embed_grid, gated_norm, groups_grid, norm, rows_grid
+from moepack.runtime.backends.metal.library import Build, embedding, matrix_type, plain
 
 EPS = 1e-6
 
@@ -18,9 +17,9 @@ EPS = 1e-6
 def route(logits: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
     """ids, weights and order, [tokens, K]."""
     tokens, experts = logits.shape
-    kernel = Kernel("router.metal", "route", {"NUM_EXPERTS": experts, "NUM_EXPERTS_PER_TOK": k})
+    build = Build.of("router.metal", {"NUM_EXPERTS": experts, "NUM_EXPERTS_PER_TOK": k})
     out = [np.full((tokens, k), 77, dtype) for dtype in (np.uint32, np.float32, np.uint32)]
-    return tuple(kernel((tokens,), logits, *out, threads=32))
+    return tuple(kernel(build, "route")(rows_grid(tokens), logits, *out))
 
 
 @pytest.mark.parametrize(("experts", "k"), [(1, 1), (8, 8), (33, 4), (60, 2), (512, 10)])
@@ -54,11 +53,12 @@ def test_the_router_chooses_distinct_experts_whatever_the_logits() -> None:
 def test_norms(width: int) -> None:
     random, rows = np.random.default_rng(width), 11
     x, gate, weight = (floats(random, *shape) for shape in ((rows, width), (rows, width), (width,)))
-    (got,) = Kernel("norms.metal", "rms_norm")((rows,), x, weight, np.zeros_like(x), struct.pack("<If", width, EPS))
+    plain_norm, gated_norm_ = (kernel(plain("norms.metal"), name) for name in ("rms_norm", "gated_rms_norm"))
+    (got,) = plain_norm(rows_grid(rows), x, weight, np.zeros_like(x), norm(width, EPS))
     wanted = rms_norm(x.astype(float), weight.astype(float), EPS)
     assert close(got, wanted)
-    arguments = (x, weight, gate, np.zeros_like(x), struct.pack("<IfI", width, EPS, rows))
-    (gated,) = Kernel("norms.metal", "gated_rms_norm")((ceil_div(rows, 8),), *arguments)
+    arguments = (x, weight, gate, np.zeros_like(x), gated_norm(width, EPS, rows))
+    (gated,) = gated_norm_(groups_grid(rows), *arguments)
     assert close(gated, wanted * silu(gate.astype(float)))
 
 
@@ -70,7 +70,6 @@ def test_embeddings_are_rows_of_the_table(format: Format | None, dtype: str, col
     random = np.random.default_rng(cols)
     stored, weights, ids = random_matrix(random, 50, cols, format, dtype), Weights(), np.array([49, 0, 7], np.uint32)
     table = weights.put(stored)
-    kernel = Kernel("embedding.metal", "embed", {"MATRIX": matrix_type(format, dtype)})
-    out = np.zeros((3, cols), np.float32)
-    (got,) = kernel((ceil_div(cols, 512), 3), weights.buffer, table, ids, out, threads=32)
+    embed, out = kernel(embedding(matrix_type(format, dtype)), "embed"), np.zeros((3, cols), np.float32)
+    (got,) = embed(embed_grid(cols, 3), weights.buffer, table.packed, ids, out)
     assert np.array_equal(got, dense(stored)[ids])
