@@ -96,28 +96,68 @@ inline void take_dims(device const float* from, uint lane, thread float* to) {
   for (uint i = 0; i < OWN; ++i) to[i] = i * LANES + lane < HEAD_DIM ? from[i * LANES + lane] : 0.0f;
 }
 
-// Takes in KEYS positions of which the first `count` exist and the first `seen` count, with their scores and values.
-inline void take_in(thread Partial& p, thread const float* scores, thread const float (*values)[OWN], uint seen) {
-  float most = p.most, shares[KEYS];
-  for (uint n = 0; n < KEYS; ++n)
+inline float score(thread const float* a, thread const float* b) {
+  float sum = 0.0f;
+  for (uint i = 0; i < OWN; ++i) sum = fma(a[i], b[i], sum);
+  return simd_sum(sum);
+}
+
+// KEYS positions of a key head, one after the other; where there are fewer, the last is repeated.
+struct Positions {
+  float keys[KEYS][OWN], values[KEYS][OWN];
+
+  Positions(device const float* from_keys, device const float* from_values, uint first, uint last, uint head, uint lane) {
+    for (uint n = 0; n < KEYS; ++n) {
+      const ulong start = (ulong(min(first + n, last)) * NUM_KV_HEADS + head) * HEAD_DIM;
+      take_dims(from_keys + start, lane, keys[n]);
+      take_dims(from_values + start, lane, values[n]);
+    }
+  }
+};
+
+// Takes in positions, of which a row sees the first `seen`: the largest score first, then what it makes of the rest.
+inline void take_in(thread Partial& p, thread const float* query, thread const Positions& positions, uint seen) {
+  float scores[KEYS], most = p.most;
+  for (uint n = 0; n < KEYS; ++n) {
+    scores[n] = score(query, positions.keys[n]);
     if (n < seen) most = max(most, scores[n]);
+  }
   const float keep = precise::exp(p.most - most);
   p.most = most;
   p.sum *= keep;
+  for (uint i = 0; i < OWN; ++i) p.mixed[i] *= keep;
   for (uint n = 0; n < KEYS; ++n) {
-    shares[n] = n < seen ? precise::exp(scores[n] - most) : 0.0f;
-    p.sum += shares[n];
+    const float share = n < seen ? precise::exp(scores[n] - most) : 0.0f;
+    p.sum += share;
+    for (uint i = 0; i < OWN; ++i) p.mixed[i] = fma(share, positions.values[n][i], p.mixed[i]);
   }
-  for (uint i = 0; i < OWN; ++i) {
-    p.mixed[i] *= keep;
-    for (uint n = 0; n < KEYS; ++n) p.mixed[i] = fma(shares[n], values[n][i], p.mixed[i]);
+}
+
+// A query row: where it lies in arrays of heads, and one past the last position that it sees.
+struct Row {
+  ulong place;
+  uint end;
+};
+
+// Row `index` of a key head: its rows go token by token, and in each token head by head.
+inline Row row_of(constant Chunk& chunk, uint index, uint kv_head) {
+  const uint token = index / HEADS;
+  return {ulong(token) * NUM_HEADS + kv_head * HEADS + index % HEADS, chunk.position + token + 1};
+}
+
+inline void write_partial(thread const Partial& p, device float* to, uint lane) {
+  if (lane == 0) {
+    to[0] = p.most;
+    to[1] = p.sum;
   }
+  for (uint i = 0; i < OWN; ++i)
+    if (i * LANES + lane < HEAD_DIM) to[2 + i * LANES + lane] = p.mixed[i];
 }
 
 // Partial results of all query rows over each part of the positions they see.
 // queries [tokens, NUM_HEADS, HEAD_DIM]; partials [tokens, NUM_HEADS, splits, HEAD_DIM + 2].
-// The rows of a key head, token by token and in each token head by head, are dealt out to SIMD groups, QUERIES each.
-// Grid: (ceil(tokens * HEADS / (QUERIES * SIMD_GROUPS)), NUM_KV_HEADS, splits) threadgroups of THREADS.
+// Grid: (ceil(tokens * HEADS / (QUERIES * SIMD_GROUPS)), NUM_KV_HEADS, splits) threadgroups of THREADS: QUERIES rows of
+// a key head for each SIMD group; rows past the last repeat it, and are not written.
 kernel void attention(device const float* queries [[buffer(0)]],
                       device const float* keys [[buffer(1)]],
                       device const float* values [[buffer(2)]],
@@ -126,44 +166,27 @@ kernel void attention(device const float* queries [[buffer(0)]],
                       uint3 at [[threadgroup_position_in_grid]],
                       uint lane [[thread_index_in_simdgroup]],
                       uint group [[simdgroup_index_in_threadgroup]]) {
-  const uint rows = chunk.tokens * HEADS, row = (at.x * SIMD_GROUPS + group) * QUERIES;
-  if (row >= rows) return;
-  const uint first = at.z * chunk.span, limit = first + chunk.span;
-  ulong places[QUERIES];  // of rows in arrays of heads; rows past the last repeat it
-  uint ends[QUERIES];     // one past the last position of this part that a row sees
-  float q[QUERIES][OWN];
+  const uint rows = chunk.tokens * HEADS, first_row = (at.x * SIMD_GROUPS + group) * QUERIES;
+  if (first_row >= rows) return;
+  float query[QUERIES][OWN];
   Partial partial[QUERIES];
   for (uint r = 0; r < QUERIES; ++r) {
-    const uint own = min(row + r, rows - 1), token = own / HEADS;
-    places[r] = ulong(token) * NUM_HEADS + at.y * HEADS + own % HEADS;
-    ends[r] = min(chunk.position + token + 1, limit);
-    take_dims(queries + places[r] * HEAD_DIM, lane, q[r]);
+    const Row row = row_of(chunk, min(first_row + r, rows - 1), at.y);
+    take_dims(queries + row.place * HEAD_DIM, lane, query[r]);
     partial[r] = {HIDDEN, 0.0f, {}};
   }
-  for (uint p = first; p < ends[QUERIES - 1]; p += KEYS) {
-    float scores[QUERIES][KEYS], mixed[KEYS][OWN];
-    for (uint n = 0; n < KEYS; ++n) {
-      const uint position = min(p + n, ends[QUERIES - 1] - 1);
-      const ulong start = (ulong(position) * NUM_KV_HEADS + at.y) * HEAD_DIM;
-      float k[OWN];
-      take_dims(keys + start, lane, k);
-      take_dims(values + start, lane, mixed[n]);
-      for (uint r = 0; r < QUERIES; ++r) {
-        float products = 0.0f;
-        for (uint i = 0; i < OWN; ++i) products = fma(q[r][i], k[i], products);
-        scores[r][n] = simd_sum(products);
-      }
+  const uint first = at.z * chunk.span, last_row = min(first_row + QUERIES, rows) - 1;
+  const uint end = min(row_of(chunk, last_row, at.y).end, first + chunk.span);
+  for (uint p = first; p < end; p += KEYS) {
+    const Positions positions(keys, values, p, end - 1, at.y, lane);
+    for (uint r = 0; r < QUERIES; ++r) {
+      const uint row_end = min(row_of(chunk, min(first_row + r, rows - 1), at.y).end, end);
+      take_in(partial[r], query[r], positions, row_end > p ? row_end - p : 0);
     }
-    for (uint r = 0; r < QUERIES; ++r) take_in(partial[r], scores[r], mixed, ends[r] > p ? ends[r] - p : 0);
   }
-  for (uint r = 0; r < min(QUERIES, rows - row); ++r) {
-    device float* const to = partials + (places[r] * chunk.splits + at.z) * (HEAD_DIM + 2);
-    if (lane == 0) {
-      to[0] = partial[r].most;
-      to[1] = partial[r].sum;
-    }
-    for (uint i = 0; i < OWN; ++i)
-      if (i * LANES + lane < HEAD_DIM) to[2 + i * LANES + lane] = partial[r].mixed[i];
+  for (uint r = 0; first_row + r <= last_row; ++r) {
+    const ulong place = row_of(chunk, first_row + r, at.y).place;
+    write_partial(partial[r], partials + (place * chunk.splits + at.z) * (HEAD_DIM + 2), lane);
   }
 }
 
