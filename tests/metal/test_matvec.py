@@ -19,6 +19,7 @@ KINDS: list[tuple[Format | None, str, int]] = [  # the last: columns; below, at 
     (parse("affine4-g32"), "f16", 96),
     (parse("affine3-g128"), "f32", 640),
     (parse("book2-g8"), "bf16", 544),
+    (parse("affine3-g16s"), "bf16", 576),
     (None, "bf16", 2055),
 ]
 IDS = [f"{matrix_type(format, dtype)}-{cols}" for format, dtype, cols in KINDS]
@@ -57,7 +58,7 @@ def test_gated_products(format: Format | None, dtype: str, cols: int) -> None:
     assert close(got, silu(gates) * ups)
 
 
-@pytest.mark.parametrize("name", ["affine2-g64", "book3-g16"])
+@pytest.mark.parametrize("name", ["affine2-g64", "book3-g16", "affine2-g32s"])
 def test_a_matrix_past_four_gigabytes(name: str) -> None:
     """Offsets are 64 bits wide. The gap is never written, so it occupies no memory."""
     random, format_, gap = np.random.default_rng(0), parse(name), 5_000_000_000

@@ -5,7 +5,6 @@ no model. PyObjC retains what `new...` methods return once too often (12.2.2 and
 pipelines and events are made once and kept; what a token needs beyond is autoreleased, in a pool of its own.
 """
 
-import importlib
 import mmap
 import re
 from collections.abc import Sequence
@@ -254,12 +253,14 @@ class Device:
 def _bindings() -> tuple[Any, Any]:
     """PyObjC's modules Metal and objc."""
     try:
-        return importlib.import_module("Metal"), importlib.import_module("objc")
+        import Metal
+        import objc
     except ImportError as error:
         raise UnsupportedError(
             "the Metal backend needs macOS and PyObjC; install it with pip install 'moepack[metal]', or run with"
             " --backend cpu"
         ) from error
+    return Metal, objc
 
 
 def _complaint(text: str) -> str:
