@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parents[2] / "build" / "pyobjc"
 UNREACHABLE = re.compile("Failed to establish|name resolution|Max retries|Connection refused|timed out", re.IGNORECASE)
 
 # Methods whose types PyObjC takes from the system itself, because they need no correction: no metadata lists them.
-UNLISTED = {"setPreprocessorMacros:", "setLanguageVersion:", "setMathMode:"}
+UNLISTED = {"setPreprocessorMacros:", "setLanguageVersion:", "setMathMode:", "setErrorOptions:"}
 TYPES = {"S": "{MTLSize=QQQ}", "R": "{_NSRange=QQ}", "?": "@?", "n": "^v", "p": "^@", "o": "^@"}
 
 

@@ -7,9 +7,10 @@ may see it, and only where there is no real one. `Metal.fake` is for tests alone
 from . import fake
 from .buffer import MTLBuffer
 from .command_buffer import MTLCommandBuffer, MTLCommandQueue
-from .constants import ENUMS, MTLSize, MTLSizeMake, NSMakeRange, NSRange
+from .constants import ENUMS, MTLCommandBufferEncoderInfoErrorKey, MTLSize, MTLSizeMake, NSMakeRange, NSRange
 from .device import MTLDevice
 from .encoder import MTLBlitCommandEncoder, MTLComputeCommandEncoder
+from .encoder_info import MTLCommandBufferDescriptor
 from .event import MTLEvent, MTLFence, MTLSharedEvent, MTLSharedEventListener
 from .library import MTLCompileOptions, MTLComputePipelineState, MTLFunction, MTLLibrary
 
@@ -17,6 +18,8 @@ __all__ = [
     "MTLBlitCommandEncoder",
     "MTLBuffer",
     "MTLCommandBuffer",
+    "MTLCommandBufferDescriptor",
+    "MTLCommandBufferEncoderInfoErrorKey",
     "MTLCommandQueue",
     "MTLCompileOptions",
     "MTLComputeCommandEncoder",

@@ -8,8 +8,9 @@ from objc import autoreleased
 
 from .accounts import Step, account
 from .bridge import Labelled, selector
-from .constants import ENUMS
+from .constants import ENUMS, MTLCommandBufferEncoderInfoErrorKey
 from .encoder import MTLBlitCommandEncoder, MTLComputeCommandEncoder
+from .encoder_info import MTLCommandBufferDescriptor, encoder_infos
 from .event import MTLEvent
 from .failures import ordered
 from .faults import CommandFailed, NSError, need, reports
@@ -40,6 +41,12 @@ class MTLCommandQueue(Labelled):
     @selector(gives="@")
     def commandBufferWithUnretainedReferences(self) -> "MTLCommandBuffer":
         return self._new(MTLUnretainedCommandBuffer(self))
+
+    @selector("@", gives="@")
+    def commandBufferWithDescriptor_(self, descriptor: MTLCommandBufferDescriptor) -> "MTLCommandBuffer":
+        made = self._new(MTLCommandBuffer(self))
+        made._tells = descriptor._tells
+        return made
 
     def _new(self, command_buffer: "MTLCommandBuffer") -> "MTLCommandBuffer":
         with gpu.lock:
@@ -75,6 +82,7 @@ class MTLCommandBuffer(Labelled):
     """Encoded once, committed once; it keeps alive what it uses."""
 
     _retains = True
+    _tells = False  # which encoder failed
 
     def __init__(self, queue: MTLCommandQueue) -> None:
         super().__init__()
@@ -229,7 +237,8 @@ class MTLCommandBuffer(Labelled):
 
     def _fail(self, sentence: str, code: int) -> None:
         """Nothing of this runs any more, and its events are never signalled."""
-        self._error = NSError("MTLCommandBufferErrorDomain", code, sentence)
+        info = {MTLCommandBufferEncoderInfoErrorKey: encoder_infos(self._items)} if self._tells else {}
+        self._error = NSError("MTLCommandBufferErrorDomain", code, sentence, info)
         for item in self._items[:-1]:
             item.done = True
 

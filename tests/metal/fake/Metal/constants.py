@@ -9,12 +9,18 @@ ENUMS = {
     "MTLCommandBufferErrorOutOfMemory": 8,
     "MTLCommandBufferErrorPageFault": 3,
     "MTLCommandBufferErrorTimeout": 2,
+    "MTLCommandBufferErrorOptionEncoderExecutionStatus": 1,
     "MTLCommandBufferStatusCommitted": 2,
     "MTLCommandBufferStatusCompleted": 4,
     "MTLCommandBufferStatusEnqueued": 1,
     "MTLCommandBufferStatusError": 5,
     "MTLCommandBufferStatusNotEnqueued": 0,
     "MTLCommandBufferStatusScheduled": 3,
+    "MTLCommandEncoderErrorStateAffected": 2,
+    "MTLCommandEncoderErrorStateCompleted": 1,
+    "MTLCommandEncoderErrorStateFaulted": 4,
+    "MTLCommandEncoderErrorStatePending": 3,
+    "MTLCommandEncoderErrorStateUnknown": 0,
     "MTLDispatchTypeConcurrent": 1,
     "MTLDispatchTypeSerial": 0,
     "MTLGPUFamilyApple10": 1010,
@@ -51,6 +57,8 @@ ENUMS = {
     "MTLStorageModePrivate": 2,
     "MTLStorageModeShared": 0,
 }
+
+MTLCommandBufferEncoderInfoErrorKey = "MTLCommandBufferEncoderInfoErrorKey"
 
 
 class MTLSize(NamedTuple):

@@ -6,6 +6,7 @@ hazard, a fault of a kernel, a host that touches memory too early) becomes a `Re
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 
 class MetalAssertion(AssertionError):  # noqa: N818 (it is what Metal calls it)
@@ -62,8 +63,8 @@ class CommandFailed(Exception):  # noqa: N818
 class NSError:
     """What a call returns, or a command buffer keeps, when something failed."""
 
-    def __init__(self, domain: str, code: int, sentence: str) -> None:
-        self._domain, self._code, self._sentence = domain, code, sentence
+    def __init__(self, domain: str, code: int, sentence: str, info: dict[str, Any] | None = None) -> None:
+        self._domain, self._code, self._sentence, self._info = domain, code, sentence, info or {}
 
     def domain(self) -> str:
         return self._domain
@@ -73,6 +74,9 @@ class NSError:
 
     def localizedDescription(self) -> str:
         return self._sentence
+
+    def userInfo(self) -> dict[str, Any]:
+        return self._info
 
     def __str__(self) -> str:
         return f"Error Domain={self._domain} Code={self._code} {self._sentence!r}"
