@@ -28,8 +28,8 @@ inline void stage(device const float* x, uint cols, uint first, threadgroup floa
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// Adds the products of a tile's columns to the sums of COUNT rows. `first` is the first staged column.
-template <typename Format, int COUNT>
+// Adds the products of a tile's columns to the sums of ROWS rows. `first` is the first staged column.
+template <typename Format>
 inline void add_tile(thread const Parts& m, uint row, uint tile, uint first, threadgroup const float* staged, uint lane,
                      thread float* sums) {
   float x[PIECE], total = 0.0f;
@@ -37,7 +37,7 @@ inline void add_tile(thread const Parts& m, uint row, uint tile, uint first, thr
     x[i] = staged[staged_at(tile - first + Format::place(lane, i))];
     total += x[i];
   }
-  for (uint r = 0; r < COUNT; ++r)
+  for (uint r = 0; r < ROWS; ++r)
     if (row + r < m.rows) sums[r] += Format::product(m, row + r, tile, lane, x, total);
 }
 
@@ -55,7 +55,7 @@ inline void multiply(thread const Parts& m, uint row, device const float* x, thr
   for (uint first = 0; first < m.cols; first += STAGED) {
     stage(x, m.cols, first, staged, t);
     for (uint tile = first; tile < min(first + STAGED, m.cols); tile += TILE)
-      add_tile<Format, ROWS>(m, row, tile, first, staged, t.lane, sums);
+      add_tile<Format>(m, row, tile, first, staged, t.lane, sums);
   }
   for (uint r = 0; r < ROWS; ++r) sums[r] = finish<Format>(m, row + r, sums[r]);
 }
@@ -68,8 +68,8 @@ inline void multiply_gated(thread const Parts& gate, thread const Parts& up, uin
   for (uint first = 0; first < gate.cols; first += STAGED) {
     stage(x, gate.cols, first, staged, t);
     for (uint tile = first; tile < min(first + STAGED, gate.cols); tile += TILE) {
-      add_tile<Gate, ROWS>(gate, row, tile, first, staged, t.lane, gates);
-      add_tile<Up, ROWS>(up, row, tile, first, staged, t.lane, ups);
+      add_tile<Gate>(gate, row, tile, first, staged, t.lane, gates);
+      add_tile<Up>(up, row, tile, first, staged, t.lane, ups);
     }
   }
   for (uint r = 0; r < ROWS; ++r)
