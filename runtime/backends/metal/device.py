@@ -1,5 +1,6 @@
 """The one module that speaks to Metal, through PyObjC: device, buffers, libraries, command buffers, shared events.
 
+It has never run on Apple hardware: it has met the stand-in of tests/metal/fake, which is held to PyObjC's metadata.
 Promises that what Metal refuses becomes one sentence of ours, and that nobody else needs PyObjC. Knows no kernel and
 no model. PyObjC retains what `new...` methods return once too often (12.2.2 and before), so buffers, libraries,
 pipelines and events are made once and kept; what a token needs beyond is autoreleased, in a pool of its own.

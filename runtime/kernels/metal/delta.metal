@@ -61,6 +61,24 @@ struct Columns {
   float cells[CELLS];
   uint first, count;  // of this SIMD group's rows
 
+  Columns(uint group) {
+    first = min(group * CELLS, uint(KEY_HEAD_DIM));
+    count = min(CELLS, KEY_HEAD_DIM - first);
+  }
+
+  // Where a row of a column lies in a head's state.
+  static ulong place(uint row, uint column) { return ulong(row) * VALUE_HEAD_DIM + column; }
+
+  void load(device const float* state, uint column) {
+    const bool exists = column < VALUE_HEAD_DIM;
+    for (uint i = 0; i < CELLS; ++i) cells[i] = exists && i < count ? state[place(first + i, column)] : 0.0f;
+  }
+
+  void store(device float* state, uint column) const {
+    for (uint i = 0; i < CELLS; ++i)
+      if (column < VALUE_HEAD_DIM && i < count) state[place(first + i, column)] = cells[i];
+  }
+
   // The sum over this SIMD group's rows of x[row] * state[row].
   float dot(device const float* x) const {
     float sum = 0.0f;
@@ -104,11 +122,9 @@ kernel void delta_rule(device const float* convolved [[buffer(0)]],
   threadgroup float results[SHARES][LANES];
   const uint head = at.y, key_head = head / (NUM_VALUE_HEADS / NUM_KEY_HEADS), column = at.x * LANES + lane;
   const bool exists = column < VALUE_HEAD_DIM;
-  Columns own;
-  own.first = min(group * CELLS, uint(KEY_HEAD_DIM));
-  own.count = min(CELLS, KEY_HEAD_DIM - own.first);
-  device float* const cells = state + (ulong(head) * KEY_HEAD_DIM + own.first) * VALUE_HEAD_DIM + column;
-  for (uint i = 0; i < CELLS; ++i) own.cells[i] = exists && i < own.count ? cells[i * VALUE_HEAD_DIM] : 0.0f;
+  device float* const of_head = state + ulong(head) * KEY_HEAD_DIM * VALUE_HEAD_DIM;
+  Columns own(group);
+  own.load(of_head, column);
   const float rate = precise::exp(log_decay[head]);
   for (uint t = 0; t < tokens; ++t) {
     device const float* const query = convolved + ulong(t) * CHANNELS + key_head * KEY_HEAD_DIM;
@@ -121,6 +137,5 @@ kernel void delta_rule(device const float* convolved [[buffer(0)]],
     const float result = sum_of_shares(own.dot(query), results, group, lane);
     if (exists && group == 0) out[ulong(row) * VALUE_HEAD_DIM + column] = result;
   }
-  for (uint i = 0; i < own.count; ++i)
-    if (exists) cells[i * VALUE_HEAD_DIM] = own.cells[i];
+  own.store(of_head, column);
 }

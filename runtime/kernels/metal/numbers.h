@@ -1,12 +1,13 @@
 // Functions of one number, and how many threads share one. Nothing here knows of matrices.
 //
+// None of these kernels has run on Apple hardware: tests run and check them on a CPU, by tests/metal/msl.
 // Libraries are compiled without fast-math: infinities and what is not a number must stay what they are.
 
 #include <metal_stdlib>
 using namespace metal;
 
-constant constexpr uint LANES = 32;               // of a SIMD group
-constant constexpr uint SIMD_GROUPS = 8;          // of a threadgroup, unless a kernel says otherwise
+constant constexpr uint LANES = 32;       // of a SIMD group
+constant constexpr uint SIMD_GROUPS = 8;  // of a threadgroup, unless a kernel says otherwise
 constant constexpr uint THREADS = LANES * SIMD_GROUPS;
 
 // Which thread of its threadgroup one is.
