@@ -22,7 +22,6 @@ Bytes: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int, int]
 
 LANES = 32  # of a SIMD group, in every kernel of ours
-SET_BYTES_LIMIT = 4096  # what Metal copies into a command buffer for one argument
 _COMPLAINT = re.compile(r"(?P<file>[\w./-]+):(?P<line>\d+):\d+: (?:fatal )?error: (?P<what>.+)")
 
 
