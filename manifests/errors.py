@@ -38,6 +38,12 @@ class StorageError(MoepackError):
     exit_code = 4
 
 
+class DeviceError(MoepackError):
+    """The GPU failed us: no memory for a buffer, a command buffer that did not complete."""
+
+    exit_code = 4
+
+
 class UnsupportedError(MoepackError):
     """Well formed, but not something this version handles; the message lists what is."""
 

@@ -53,6 +53,13 @@ def test_only_the_demo_models_training_imports_torch(path: Path) -> None:
         assert not heavy, f"{path} imports {heavy}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_one_module_speaks_to_metal(path: Path) -> None:
+    if path != ROOT / "runtime/backends/metal/device.py":
+        bindings = {module.split(".")[0] for module in imported_modules(path)} & {"Metal", "objc"}
+        assert not bindings, f"{path} imports {bindings}"
+
+
 @pytest.mark.parametrize(
     "code",
     ["import moepack.runtime", "import moepack.runtime.cli", "import moepack.convert.cli"],

@@ -1,0 +1,61 @@
+"""Runs one of our kernels on numpy arrays, in several orders of its threads, and once more under the checker.
+
+Whatever the order, every bit of what a kernel writes has to be the same; the checker must find nothing.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from metal.msl.launch import Binding, Grid, Order, launch
+from metal.msl.program import Mode, Program
+
+from moepack.runtime.backends.metal.device import Size
+from moepack.runtime.backends.metal.library import KERNELS, Build
+
+ORDERS = (Order.FORWARD, Order.REVERSE, Order(7))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of some source, with so many threads in a threadgroup."""
+
+    name: str
+    source: str
+    threads: int
+
+    def __call__(self, grid: Size, *arguments: np.ndarray | bytes, check: bool = True) -> list[np.ndarray]:
+        """The writable arrays of the arguments, in their order, as the kernel leaves them; those given stay."""
+        first, *others = [self._run(Mode.FAST, grid, arguments, order) for order in ORDERS]
+        if check:
+            others.append(self._run(Mode.CHECKED, grid, arguments, Order.FORWARD))
+        for other in others:
+            for one, same in zip(first, other, strict=True):
+                assert one.tobytes() == same.tobytes(), f"{self.name}: the result depends on the order of threads"
+        return first
+
+    def _run(self, mode: Mode, grid: Size, arguments: tuple[np.ndarray | bytes, ...], order: Order) -> list[np.ndarray]:
+        program = compiled(self.source, mode)
+        written = {a.index for a in program.kernels[self.name].arguments if a.kind == "buffer" and a.writable}
+        arrays = [np.frombuffer(a, np.uint8) if isinstance(a, bytes) else a for a in arguments]
+        arrays = [array.copy() if i in written else array for i, array in enumerate(arrays)]
+        bindings = [Binding(i, array.ctypes.data, array.nbytes) for i, array in enumerate(arrays)]
+        threads = Grid(threadgroups=grid, threads_per_threadgroup=(self.threads, 1, 1))
+        faults = launch(program, self.name, threads, bindings, {}, order, workers=1)
+        assert not faults, f"{self.name}: {faults[0]}"
+        return [array for i, array in enumerate(arrays) if i in written]
+
+
+def kernel(build: Build, name: str) -> Kernel:
+    """One of our kernels."""
+    return Kernel(name, build.source, KERNELS[build.file][name])
+
+
+@cache
+def compiled(source: str, mode: Mode) -> Program:
+    return Program.compile(source, {}, mode)
+
+
+def close(got: np.ndarray, wanted: np.ndarray, tolerance: float = 2e-6) -> bool:
+    """Within `tolerance` of the largest value: float32 sums of a few hundred terms."""
+    return bool(np.abs(got - wanted.reshape(got.shape)).max() <= tolerance * max(1.0, np.abs(wanted).max()))

@@ -1,0 +1,21 @@
+"""Puts the stand-in for PyObjC's `Metal` where `import Metal` finds it, unless there is a real one."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+FAKE = Path(__file__).parent / "fake"
+
+
+def install() -> None:
+    """For this process. A real `Metal` is left alone."""
+    if importlib.util.find_spec("Metal") is None:
+        sys.path.append(str(FAKE))
+
+
+def environment(settings: str = "") -> dict[str, str]:
+    """For a process that a test starts; `settings` as `Metal.fake` takes them, such as "mode=lazy,order=7"."""
+    paths = [str(TESTS), str(FAKE), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MOEPACK_FAKE_METAL": settings}
