@@ -103,6 +103,21 @@ def fence_updated_again_by_the_other_pass(host: Host) -> None:
     commands.waitUntilCompleted()
 
 
+@planted("hazard between passes", r"use buffer 'x', .* it is tracked within one queue only, and they are of two")
+def fence_of_another_queue(host: Host) -> None:
+    x, y, other, fence = host.buffer("x"), host.buffer("y"), host.device.newCommandQueue(), host.device.newFence()
+    with host.commands("first") as first, host.encoder(first, "increment") as encoder:
+        bind(encoder, [x])
+        run(encoder)
+        encoder.updateFence_(fence)
+    with host.commands("second", other) as second, host.encoder(second, "scale") as encoder:
+        encoder.waitForFence_(fence)
+        bind(encoder, [x, y, struct.pack("<f", 2.0)])
+        run(encoder)
+    first.waitUntilCompleted()
+    second.waitUntilCompleted()
+
+
 @planted("fence", r"waits for fence 'never', which nothing before it updates")
 def fence_never_updated(host: Host) -> None:
     fence = host.device.newFence()

@@ -84,6 +84,7 @@ def test_in_order_work_runs_at_once_and_stops_where_it_needs_the_host(fake: Modu
         host.increment(commands, x)
     with host.commands("behind"):
         pass
+    assert not event.waitUntilSignaledValue_timeoutMS_(1, 50)
     steps = [(step.kind, step.name) for step in fake.trace()]
     assert steps == [("pass", "pass 'increment' of command buffer 'token'"), ("idle", "'answer'")]
     event.setSignaledValue_(1)

@@ -111,3 +111,19 @@ def test_the_past_is_forgotten_once_the_host_knows_all_of_it(host: Host) -> None
         commands.waitUntilCompleted()
         assert gpu.order._passes == []
     assert floats(y)[0] == 4
+
+
+@pytest.mark.parametrize("wait_first", [True, False])
+def test_an_event_may_be_all_that_the_host_waits_for(fake: ModuleType, wait_first: bool) -> None:
+    fake.configure(mode="async")
+    host = Host()
+    x, event, gate = host.buffer("x"), host.device.newSharedEvent(), host.device.newSharedEvent()
+    with host.commands() as commands:
+        host.increment(commands, x)
+        commands.encodeSignalEvent_value_(event, 1)
+        commands.encodeWaitForEvent_value_(gate, 1)
+    steps = [lambda: event.waitUntilSignaledValue_timeoutMS_(1, 20_000), lambda: gate.setSignaledValue_(1)]
+    for step in steps if wait_first else steps[::-1]:
+        step()
+    with gpu.lock:
+        assert gpu.lock.wait_for(lambda: gpu.order._passes == [], 20)

@@ -191,10 +191,7 @@ class MTLCommandBuffer(Labelled):
 
     def _learn(self) -> None:
         """The host has seen that this has completed, and with it all before it in its queue."""
-        with gpu.lock:
-            gpu.order.learn(self._ended)
-            if not any(queue._pending for queue in gpu.queues):
-                gpu.order.forget_if_known()
+        gpu.host_learns(self._ended)
 
     # What the GPU asks and tells.
 

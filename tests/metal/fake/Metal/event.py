@@ -53,8 +53,9 @@ class MTLSharedEvent(MTLEvent):
     @selector(gives="Q")
     def signaledValue(self) -> int:
         with gpu.lock:
-            gpu.order.learn(self._known_at(self._value))
-            return self._value
+            value = self._value
+            gpu.host_learns(self._known_at(value))
+            return value
 
     @selector("Q")
     def setSignaledValue_(self, value: int) -> None:
@@ -86,7 +87,7 @@ class MTLSharedEvent(MTLEvent):
 
     def _learn(self, value: int) -> None:
         with gpu.lock:
-            gpu.order.learn(self._known_at(value))
+            gpu.host_learns(self._known_at(value))
 
 
 class MTLSharedEventListener(NSObject):

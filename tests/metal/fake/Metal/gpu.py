@@ -32,6 +32,7 @@ class Gpu:
         self._demands: set[Callable[[], bool]] = set()
         self._thread: threading.Thread | None = None
         self._running = False
+        self._parked = False  # it has found nothing that may run
         self._stopped = False
         self._idle = False
         self._picked = 0
@@ -45,9 +46,16 @@ class Gpu:
             self._thread.start()
         with self.lock:
             self._fly()
+            self._parked = False
             self.lock.notify_all()
             if settings.current().mode is Mode.IN_ORDER and threading.current_thread() is not self._thread:
-                self.lock.wait_for(lambda: not self._running and next(self._ready(), None) is None)
+                self.lock.wait_for(lambda: self._parked)
+
+    def host_learns(self, passes: int) -> None:
+        """The host knows that these have ended."""
+        with self.lock:
+            self.order.learn(passes)
+            self._forget()
 
     def wait_for(self, condition: Callable[[], bool], seconds: float | None, what: str) -> bool:
         """Wait as a host does. Without a time limit it is an error if the condition does not come true."""
@@ -95,9 +103,10 @@ class Gpu:
         while True:
             with self.lock:
                 while (item := self._next()) is None:
+                    self._parked = True
                     self.lock.notify_all()
                     self.lock.wait()
-                self._running, self._idle = True, False
+                self._running, self._parked, self._idle = True, False, False
             self._run(*item)
             with self.lock:
                 item[1].done, self._running = True, False
@@ -156,6 +165,9 @@ class Gpu:
 
     def _after(self) -> None:
         self._fly()
+        self._forget()
+
+    def _forget(self) -> None:
         if not any(queue._pending for queue in self.queues):
             self.order.forget_if_known()
 
