@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,16 @@ OLDEST = 16
 NAMES = [f"clang++-{version}" for version in range(19, OLDEST - 1, -1)] + ["clang++"]
 # -undef hides the host: a kernel sees Metal's macros and no others.
 AS_METAL = ["-undef", "-D__METAL__=1", "-D__METAL_VERSION__=310", "-D__METAL_MACOS__=1", "-D__cplusplus=201402L"]
-LANGUAGE = ["-std=c++17", "-w", "-nostdinc", "-fno-exceptions", "-fno-rtti", "-fsigned-char", "-fPIC"]
+LANGUAGE = [
+    "-std=c++17",
+    "-w",
+    "-nostdinc",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fsigned-char",
+    "-fPIC",
+    "-fno-sanitize=all",
+]
 # Sums are as written; half and bfloat are rounded after every operation, as on a GPU.
 ARITHMETIC = ["-march=native", "-ffp-contract=off", "-Xclang", "-ffloat16-excess-precision=none"]
 # Lines, and code that has not been optimised yet: every access is still where the source has it.
@@ -40,24 +50,32 @@ class Compiler:
 
     def preprocess(self, source: str, macros: list[str]) -> str:
         flags = ["-E", "-nostdinc", "-w", "-isystem", str(HERE / "headers")]
-        return self._run(["-x", "c++", *flags, *AS_METAL, *macros, "-"], source)
+        return self._output(["-x", "c++", *flags, *AS_METAL, *macros, "-"], source)
 
     def to_ir(self, code: str, macros: list[str]) -> str:
         shim = ["-include", str(HERE / "shim" / "msl.h"), *limits_as_macros(), *macros]
-        return self._run(["-x", "c++", *LANGUAGE, *ARITHMETIC, *UNOPTIMISED, *LINES, *shim, "-", "-o", "-"], code)
+        return self._output(["-x", "c++", *LANGUAGE, *ARITHMETIC, *UNOPTIMISED, *LINES, *shim, "-"], code)
 
     def link(self, ir: str, to: Path, level: str) -> None:
-        self._run(["-x", "ir", level, "-w", "-fPIC", "-shared", "-", "-o", str(to)], ir)
+        text = to.with_suffix(".ll")
+        text.write_text(ir)
+        self._run([level, "-march=native", "-w", "-fPIC", "-shared", str(text), "-o", str(to)])
 
     def build_runtime(self, sources: list[Path], to: Path) -> None:
         flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", *limits_as_macros()]
-        self._run([*flags, *map(str, sources), "-lm", "-o", str(to)], "")
+        self._run([*flags, *map(str, sources), "-lm", "-o", str(to)])
 
-    def _run(self, arguments: list[str], given: str) -> str:
+    def _output(self, arguments: list[str], given: str) -> str:
+        """What the compiler writes to a file: not all of them write to stdout."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "output"
+            self._run([*arguments, "-o", str(file)], given)
+            return file.read_text()
+
+    def _run(self, arguments: list[str], given: str = "") -> None:
         ran = subprocess.run([*self.command, *arguments], input=given, capture_output=True, text=True)
         if ran.returncode:
             raise RejectedError(ran.stderr)
-        return ran.stdout
 
 
 def limits_as_macros() -> list[str]:
