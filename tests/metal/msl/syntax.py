@@ -15,6 +15,8 @@ OF_LANE = {
     "thread_index_in_threadgroup",
     "thread_index_in_simdgroup",
     "simdgroup_index_in_threadgroup",
+    "thread_index_in_quadgroup",
+    "quadgroup_index_in_threadgroup",
 }
 OF_GROUP = {
     "threadgroup_position_in_grid",
@@ -26,6 +28,7 @@ OF_GROUP = {
     "threads_per_simdgroup",
 }
 SYNONYMS = {"thread_execution_width": "threads_per_simdgroup"}
+KNOWN = OF_LANE | OF_GROUP | {"buffer", "threadgroup", "max_total_threads_per_threadgroup", "host_name"}
 HARMLESS = {"kernel", "unroll", "maybe_unused", "nodiscard", "likely", "unlikely", "fallthrough", "always_inline"}
 
 
@@ -132,7 +135,7 @@ def refuse_unknown(attributes: Sequence[Attribute]) -> None:
     for each in attributes:
         if each.name == "function_constant":
             raise MslError("function constants are not supported here; macros are", each.place)
-        if each.name not in HARMLESS | {"max_total_threads_per_threadgroup", "host_name"}:
+        if each.name not in HARMLESS | KNOWN:
             raise MslError(f"[[{each.name}]] is unknown here", each.place)
 
 

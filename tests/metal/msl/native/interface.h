@@ -34,6 +34,7 @@ struct Lane {
   const Group* group;
   unsigned thread_position_in_grid[3], thread_position_in_threadgroup[3];
   unsigned thread_index_in_threadgroup, thread_index_in_simdgroup, simdgroup_index_in_threadgroup;
+  unsigned thread_index_in_quadgroup, quadgroup_index_in_threadgroup;
 };
 
 using Entry = void (*)(const Lane*);

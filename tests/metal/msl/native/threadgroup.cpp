@@ -6,7 +6,7 @@
 namespace msl {
 namespace {
 
-constexpr unsigned MAX_THREADS = MSL_MAX_THREADS;
+constexpr unsigned MAX_THREADS = MSL_MAX_THREADS, QUAD_WIDTH = 4;
 constexpr unsigned char POISON = 0xff;  // threadgroup memory begins as NaN
 
 thread_local Threadgroup* running = nullptr;
@@ -124,6 +124,8 @@ void Threadgroup::place_thread(unsigned i, unsigned x, unsigned y, unsigned z) {
   fiber.lane.thread_index_in_threadgroup = i;
   fiber.lane.thread_index_in_simdgroup = i % SIMD_WIDTH;
   fiber.lane.simdgroup_index_in_threadgroup = i / SIMD_WIDTH;
+  fiber.lane.thread_index_in_quadgroup = i % QUAD_WIDTH;
+  fiber.lane.quadgroup_index_in_threadgroup = i / QUAD_WIDTH;
   stacks_.mark(i);
   prepare_context(fiber.context, stacks_.top(i), &Threadgroup::start);
 }
