@@ -49,3 +49,12 @@ def test_messages_speak_of_metals_address_spaces() -> None:
     assert "constant float *" in caught.value.message
     assert "device float *" in caught.value.message
     assert "address_space" not in caught.value.message
+
+
+def test_a_struct_that_metal_would_copy_is_refused_with_advice() -> None:
+    source = (
+        "struct P { uint n; float s; };\nkernel void k(device float* y [[buffer(0)]], constant P& p [[buffer(1)]]) {\n"
+    )
+    with pytest.raises(CompileError, match="here its members are copied one by one") as caught:
+        Program.compile(source + "  P copy = p;\n  y[0] = copy.s;\n}", {}, Mode.FAST)
+    assert caught.value.line == 3

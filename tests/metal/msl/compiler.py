@@ -4,6 +4,7 @@ clang 16 is the first with half and bfloat on x86-64. Where none is installed, t
 """
 
 import importlib.util
+import platform
 import re
 import shutil
 import subprocess
@@ -29,7 +30,8 @@ LANGUAGE = [
     "-fno-sanitize=all",
 ]
 # Sums are as written; half and bfloat are rounded after every operation, as on a GPU.
-ARITHMETIC = ["-march=native", "-ffp-contract=off", "-Xclang", "-ffloat16-excess-precision=none"]
+NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+ARITHMETIC = [NATIVE, "-ffp-contract=off", "-Xclang", "-ffloat16-excess-precision=none"]
 # Lines, and code that has not been optimised yet: every access is still where the source has it.
 UNOPTIMISED = ["-S", "-emit-llvm", "-O1", "-Xclang", "-disable-llvm-passes"]
 LINES = ["-gline-tables-only", "-fdebug-compilation-dir=/metal"]  # so that only the shim's files have full paths
@@ -59,7 +61,7 @@ class Compiler:
     def link(self, ir: str, to: Path, level: str) -> None:
         text = to.with_suffix(".ll")
         text.write_text(ir)
-        self._run([level, "-march=native", "-w", "-fPIC", "-shared", str(text), "-o", str(to)])
+        self._run([level, NATIVE, "-w", "-fPIC", "-shared", str(text), "-o", str(to)])
 
     def build_runtime(self, sources: list[Path], to: Path) -> None:
         flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", *limits_as_macros()]

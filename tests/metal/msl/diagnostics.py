@@ -62,7 +62,13 @@ def from_compiler(output: str, lines: dict[tuple[str, int], str]) -> CompileErro
     candidates = [found[first], *(each for each in following if each.kind == "note")]
     files = {file for file, _ in lines}
     place = next((each.place for each in candidates if each.place.file in files), found[first].place)
-    return compile_error(found[first].message, place, lines)
+    return compile_error(found[first].message + hint(candidates), place, lines)
+
+
+def hint(found: list[Diagnostic]) -> str:
+    """What clang cannot know: that Metal copies structs between address spaces, and the shim's C++ does not."""
+    copies = any("implicit copy" in each.message and "generic address space" in each.message for each in found)
+    return " (Metal would copy this struct; here its members are copied one by one)" if copies else ""
 
 
 def diagnostics(output: str) -> Iterator[Diagnostic]:
