@@ -155,3 +155,55 @@ kernel void sound_matrices(device float* y [[buffer(0)]],
   const simdgroup_float8x8 m = make_filled_simdgroup_matrix<float, 8, 8>(1.0f);
   simdgroup_store(m, y + (group * 2 + simd) * 64, 8);
 }
+
+// The only SIMD group that reads is the writer's, and the writer the last to read.
+kernel void written_by_the_last_reader(device float* y [[buffer(0)]],
+                                       device float* z [[buffer(1)]],
+                                       uint at [[thread_position_in_grid]]) {
+  if (at >= 32) return;
+  z[at] = y[0];
+  if (at == 31) y[0] = 1.0f;  // fault: race
+}
+
+// The writer's own SIMD group is done with reading, and the other one is not.
+kernel void written_while_the_other_group_reads(device float* y [[buffer(0)]],
+                                                device float* z [[buffer(1)]],
+                                                uint at [[thread_position_in_grid]]) {
+  if (at >= 64) return;
+  z[at] = y[0];
+  simdgroup_barrier(mem_flags::mem_device);
+  if (at == 63) y[0] = 1.0f;  // fault: race
+}
+
+kernel void sound_written_when_its_group_has_read(device float* y [[buffer(0)]],
+                                                  device float* z [[buffer(1)]],
+                                                  uint at [[thread_position_in_grid]]) {
+  if (at >= 32) return;
+  z[at] = y[0];
+  simdgroup_barrier(mem_flags::mem_device);
+  if (at == 31) y[0] = 1.0f;
+}
+
+kernel void barrier_for_threadgroup_memory_only(device float* y [[buffer(0)]],
+                                                device float* z [[buffer(1)]],
+                                                uint at [[thread_position_in_grid]]) {
+  y[at] = 1.0f;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  z[at] = y[at ^ 1];  // fault: race
+}
+
+kernel void count_read_plainly(device atomic_uint* count [[buffer(0)]],
+                               device const uint* count_again [[buffer(1)]],
+                               device uint* y [[buffer(2)]],
+                               uint at [[thread_position_in_grid]]) {
+  atomic_fetch_add_explicit(count, 1u, memory_order_relaxed);  // fault: race
+  y[at] = count_again[0];                                      // fault: race
+}
+
+kernel void written_plainly_where_others_load(device const atomic_uint* flag [[buffer(0)]],
+                                              device uint* flag_again [[buffer(1)]],
+                                              device uint* y [[buffer(2)]],
+                                              uint at [[thread_position_in_grid]]) {
+  y[at] = atomic_load_explicit(flag, memory_order_relaxed);
+  if (at == 127) flag_again[0] = 1u;  // fault: race
+}
