@@ -83,7 +83,9 @@ kernel void rounded_each_time(device const half* x [[buffer(0)]], device half* y
   y[0] = x[0] * x[1] + x[2];
 }
 
-kernel void maths(device const float* x [[buffer(0)]], device float* y [[buffer(1)]], uint at [[thread_position_in_grid]]) {
+kernel void maths(device const float* x [[buffer(0)]],
+                  device float* y [[buffer(1)]],
+                  uint at [[thread_position_in_grid]]) {
   const float v = x[at];
   device float* row = y + at * 12;
   row[0] = exp(v);
@@ -101,7 +103,9 @@ kernel void maths(device const float* x [[buffer(0)]], device float* y [[buffer(
 }
 
 // Turns are taken in the order of the launch: each thread notes who it is.
-kernel void turns(device atomic_uint* next [[buffer(0)]], device uint* who [[buffer(1)]], uint at [[thread_position_in_grid]]) {
+kernel void turns(device atomic_uint* next [[buffer(0)]],
+                  device uint* who [[buffer(1)]],
+                  uint at [[thread_position_in_grid]]) {
   who[atomic_fetch_add_explicit(next, 1u, memory_order_relaxed)] = at;
 }
 
@@ -116,17 +120,21 @@ kernel void atomics(device atomic_uint* counts [[buffer(0)]],
   threadgroup_barrier(mem_flags::mem_threadgroup);
   atomic_fetch_add_explicit(&local, at, memory_order_relaxed);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (i == 0) atomic_fetch_add_explicit(&counts[0], atomic_load_explicit(&local, memory_order_relaxed), memory_order_relaxed);
+  const uint all = atomic_load_explicit(&local, memory_order_relaxed);
+  if (i == 0) atomic_fetch_add_explicit(&counts[0], all, memory_order_relaxed);
   atomic_fetch_max_explicit(&counts[1], at, memory_order_relaxed);
   atomic_fetch_or_explicit(&counts[2], 1u << (at % 32), memory_order_relaxed);
   uint seen = atomic_load_explicit(&counts[3], memory_order_relaxed);
-  while (!atomic_compare_exchange_weak_explicit(&counts[3], &seen, seen + 2u, memory_order_relaxed, memory_order_relaxed)) {}
+  while (!atomic_compare_exchange_weak_explicit(&counts[3], &seen, seen + 2u, memory_order_relaxed,
+                                                memory_order_relaxed)) {}
   atomic_fetch_add_explicit(sum, 0.5f, memory_order_relaxed);
   atomic_fetch_min_explicit(low, -int(at), memory_order_relaxed);
 }
 
 // What is in threadgroup memory before anybody writes it.
-kernel void leftovers(device uint* y [[buffer(0)]], threadgroup uint* t [[threadgroup(0)]], uint i [[thread_index_in_threadgroup]]) {
+kernel void leftovers(device uint* y [[buffer(0)]],
+                      threadgroup uint* t [[threadgroup(0)]],
+                      uint i [[thread_index_in_threadgroup]]) {
   threadgroup uint own[64];
   y[2 * i] = t[i];
   y[2 * i + 1] = own[i];

@@ -61,7 +61,9 @@ kernel void multiply(device const half* a [[buffer(0)]],
 }
 
 // A [8, 8] piece of a larger matrix, through threadgroup memory.
-kernel void piece(device const float* x [[buffer(0)]], device float* y [[buffer(1)]], uint i [[thread_index_in_threadgroup]]) {
+kernel void piece(device const float* x [[buffer(0)]],
+                  device float* y [[buffer(1)]],
+                  uint i [[thread_index_in_threadgroup]]) {
   threadgroup float t[256];
   for (uint k = i; k < 256; k += 32) t[k] = x[k];
   threadgroup_barrier(mem_flags::mem_threadgroup);

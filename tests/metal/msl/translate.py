@@ -140,9 +140,8 @@ class _Kernels:
         if any(token.text in ("*", "&", "=") for token in declaration):
             self.out.keep(self.tokens[at])
             return at + 1
-        type_end, first = _type_and_name(declaration)
+        type_end = _type_end(declaration)
         code = [self._variable_code(declaration[:type_end], part) for part in split(declaration[type_end:])]
-        assert first  # the tokens of the first declarator
         self.out.put(" ".join(code), self.tokens[at : end + 1])
         return end + 1
 
@@ -155,14 +154,14 @@ class _Kernels:
         )
 
 
-def _type_and_name(declaration: Sequence[Token]) -> tuple[int, Token]:
+def _type_end(declaration: Sequence[Token]) -> int:
     """Where the type of a declaration ends: before the name that [, a comma or nothing follows."""
     depth = 0
     for i, token in enumerate(declaration):
         depth += (token.text == "<") - (token.text == ">")
         following = declaration[i + 1].text if i + 1 < len(declaration) else ","
         if depth == 0 and i > 0 and token.kind == "name" and following in ("[", ","):
-            return i, token
+            return i
     raise MslError("this declaration of threadgroup memory is not understood", declaration[0].place)
 
 

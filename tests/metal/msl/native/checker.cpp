@@ -76,7 +76,8 @@ void Shadow::refine() {
 }
 
 bool Checker::Before::operator()(const Site& a, const Site& b) const {
-  return std::make_tuple(std::string(a.file), a.line, a.column) < std::make_tuple(std::string(b.file), b.line, b.column);
+  const auto key = [](const Site& site) { return std::make_tuple(std::string(site.file), site.line, site.column); };
+  return key(a) < key(b);
 }
 
 const Site* Checker::keep(const Site& site) { return &*sites_.insert(site).first; }
@@ -116,7 +117,8 @@ void Checker::threadgroup(const char* address, size_t size, unsigned access, con
   report_bounds(seen);
 }
 
-Checker::Visit Checker::visit(const char* address, size_t size, unsigned access, Memory memory, const Site* site) const {
+Checker::Visit Checker::visit(const char* address, size_t size, unsigned access, Memory memory,
+                              const Site* site) const {
   const Threadgroup& group = running_threadgroup();
   const Epochs &all = group.epochs(), &simd = group.simd_epochs();
   Touch touch;
@@ -212,8 +214,8 @@ std::string Checker::nearest(const Visit& visit) const {
                                : static_cast<size_t>(visit.address - first) + visit.size - length;
     if (away >= least) return;
     least = away;
-    found = " " + std::string(before ? "begins " : "ends ") + bytes(away) + (before ? " before " : " past the end of ") +
-            name + " of " + bytes(length);
+    found = (before ? " begins " : " ends ") + bytes(away) + (before ? " before " : " past the end of ") + name +
+            " of " + bytes(length);
   };
   if (visit.memory == THREADGROUP)
     for (const Arena::Part& part : running_threadgroup().arena().parts)

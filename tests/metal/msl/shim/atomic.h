@@ -45,7 +45,8 @@ typedef atomic<bool> atomic_bool;
     msl::touch(&at->value, msl::ATOMIC_WRITE, site);                                                              \
     __atomic_store((T*)&at->value, &x, __ATOMIC_RELAXED);                                                         \
   }                                                                                                               \
-  template <class T> inline bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* at, thread T* expected, \
+  template <class T> inline bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* at, \
+                                                                       thread T* expected, \
                                                                        typename msl::Spaced<T>::Plain x, memory_order, \
                                                                        memory_order, MSL_SITE) {                  \
     msl::touch(&at->value, msl::ATOMIC_UPDATE, site);                                                             \

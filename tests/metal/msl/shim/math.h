@@ -31,7 +31,8 @@ MSL_UNARY(fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
 MSL_UNARY(sign, x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x == 0.0f ? x : 0.0f)
 MSL_UNARY(saturate, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f))
 MSL_BINARY(pow, __builtin_powf(x, y)) MSL_BINARY(powr, __builtin_powf(x, y)) MSL_BINARY(fmod, __builtin_fmodf(x, y))
-MSL_BINARY(fmax, __builtin_fmaxf(x, y)) MSL_BINARY(fmin, __builtin_fminf(x, y)) MSL_BINARY(atan2, __builtin_atan2f(x, y))
+MSL_BINARY(fmax, __builtin_fmaxf(x, y)) MSL_BINARY(fmin, __builtin_fminf(x, y))
+MSL_BINARY(atan2, __builtin_atan2f(x, y))
 MSL_BINARY(copysign, __builtin_copysignf(x, y)) MSL_BINARY(step, y < x ? 0.0f : 1.0f)
 #undef MSL_UNARY
 #undef MSL_BINARY
@@ -57,7 +58,8 @@ inline float modf(float x, thread float& whole) {
 // Of a number and a NaN, max and min give the number.
 template <class T> inline T max(T x, T y) {
   if constexpr (msl::Vector<T>::width > 1) {
-    for (int i = 0; i < msl::Vector<T>::width; ++i) x[i] = max(typename msl::Vector<T>::Element(x[i]), typename msl::Vector<T>::Element(y[i]));
+    typedef typename msl::Vector<T>::Element Element;
+    for (int i = 0; i < msl::Vector<T>::width; ++i) x[i] = max(Element(x[i]), Element(y[i]));
     return x;
   } else {
     return x < y || x != x ? y : x;
@@ -65,7 +67,8 @@ template <class T> inline T max(T x, T y) {
 }
 template <class T> inline T min(T x, T y) {
   if constexpr (msl::Vector<T>::width > 1) {
-    for (int i = 0; i < msl::Vector<T>::width; ++i) x[i] = min(typename msl::Vector<T>::Element(x[i]), typename msl::Vector<T>::Element(y[i]));
+    typedef typename msl::Vector<T>::Element Element;
+    for (int i = 0; i < msl::Vector<T>::width; ++i) x[i] = min(Element(x[i]), Element(y[i]));
     return x;
   } else {
     return y < x || x != x ? y : x;
@@ -142,7 +145,8 @@ inline int extract_bits(int x, uint offset, uint bits) {
   using metal::acos; using metal::asin; using metal::atan; using metal::cos; using metal::sin; using metal::tan; \
   using metal::cosh; using metal::sinh; using metal::tanh; using metal::exp; using metal::exp2; using metal::exp10; \
   using metal::log; using metal::log2; using metal::log10; using metal::sqrt; using metal::rsqrt; using metal::fabs; \
-  using metal::floor; using metal::ceil; using metal::trunc; using metal::rint; using metal::round; using metal::fract; \
+  using metal::floor; using metal::ceil; using metal::trunc; using metal::rint; using metal::round; \
+  using metal::fract; \
   using metal::pow; using metal::powr; using metal::fmod; using metal::fmax; using metal::fmin; using metal::atan2; \
   using metal::fma; using metal::max; using metal::min; using metal::clamp; using metal::abs; using metal::sincos;
 namespace precise { MSL_NAMED_AGAIN }

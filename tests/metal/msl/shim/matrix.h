@@ -1,4 +1,4 @@
-// simdgroup_matrix 8x8: two elements per lane. Metal does not say which; this is where Apple GPUs are known to put them.
+// simdgroup_matrix 8x8: two elements per lane. Metal does not say which; these are said to be those of Apple GPUs.
 #pragma once
 
 namespace msl {

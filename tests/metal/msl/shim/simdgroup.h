@@ -99,8 +99,12 @@ inline bool simd_is_first(MSL_SITE) {
   return given.lane == uint(__builtin_ctz(given.active));
 }
 
-template <class T> inline T simd_shuffle(T x, ushort lane, MSL_SITE) { return msl::from(msl::give(x, site), lane, site); }
-template <class T> inline T simd_broadcast(T x, ushort lane, MSL_SITE) { return msl::from(msl::give(x, site), lane, site); }
+template <class T> inline T simd_shuffle(T x, ushort lane, MSL_SITE) {
+  return msl::from(msl::give(x, site), lane, site);
+}
+template <class T> inline T simd_broadcast(T x, ushort lane, MSL_SITE) {
+  return msl::from(msl::give(x, site), lane, site);
+}
 template <class T> inline T simd_broadcast_first(T x, MSL_SITE) {
   const msl::Given<T> given = msl::give(x, site);
   return given[uint(__builtin_ctz(given.active))];
