@@ -62,26 +62,25 @@ def test_a_slot_is_not_given_away_before_its_record_is_checked(pack: Pack, monke
 def test_digests_are_compared_while_nothing_computes(pack: Pack) -> None:
     reader = SlowReader()
     with closing(reader.stream(pack, 8)) as stream:
-        visit = stream.batches(0, [1, 4])
-        next(visit)  # the caller computes
-        reader.deliver()
-        until(lambda: not stream._arrivals._news.empty())
-        time.sleep(0.02)  # more than comparing takes
-        assert stream._arrivals._news.qsize() == 1  # it is whole
-        list(visit)
-        stream.confirm()
-        assert len(stream._cache.records) == 2
+        for layer in range(2):  # in the second one, after somebody has waited
+            visit = stream.batches(layer, [1, 4])
+            next(visit)  # the caller computes
+            reader.deliver()
+            until(lambda: not stream._arrivals._news.empty())
+            time.sleep(0.02)  # more than comparing takes
+            assert stream._arrivals._news.qsize() == 1  # it is whole
+            list(visit)
+            stream.confirm()
+        assert len(stream._cache.records) == 4
 
 
 def test_sweeps_compute_while_digests_are_compared(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Arrivals._damage
     judged: list[Any] = []
     monkeypatch.setattr(Arrivals, "_damage", lambda *record: (judge(*record), judged.append(record))[0])
-    with closing(ExpertStream(pack, 8)) as stream:
-        visit = stream.records(0, [1, 4, 6])
-        next(visit)  # the caller computes
-        until(lambda: len(judged) == 3)
-        list(visit)
+    with closing(ExpertStream(pack, 2)) as stream:  # too few: it waits for records now and then
+        for count, _ in enumerate(stream.records(0, [1, 3, 5, 7]), 1):
+            until(lambda wanted=min(count + 1, 4): len(judged) >= wanted)  # the caller computes
 
 
 def test_a_damaged_record_is_found_before_anything_is_confirmed(tmp_path: Path) -> None:

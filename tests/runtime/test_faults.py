@@ -66,6 +66,17 @@ class Stubborn(FaultyReader):
         return super().read(asked) if asked.offset == 0 else asked.read()
 
 
+def test_a_defect_of_ours_is_told_and_not_waited_for(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*read: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(Arrivals, "_short", short)
+    stream = ExpertStream(pack, 4)
+    with pytest.raises(RuntimeError, match="ours"):
+        decode(stream, 0, [1])
+    stream.close()
+
+
 def heard_of(stream: ExpertStream, key: Key) -> bool:
     """Whether a read's end has become known, which visits hear of sooner or later."""
     decode(stream, 1, [7])
