@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -74,13 +75,17 @@ def test_digests_are_compared_while_nothing_computes(pack: Pack) -> None:
         assert len(stream._cache.records) == 4
 
 
+def _at_least(things: list[Any], count: int) -> bool:
+    return len(things) >= count
+
+
 def test_sweeps_compute_while_digests_are_compared(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Arrivals._damage
     judged: list[Any] = []
     monkeypatch.setattr(Arrivals, "_damage", lambda *record: (judge(*record), judged.append(record))[0])
     with closing(ExpertStream(pack, 2)) as stream:  # too few: it waits for records now and then
         for count, _ in enumerate(stream.records(0, [1, 3, 5, 7]), 1):
-            until(lambda wanted=min(count + 1, 4): len(judged) >= wanted)  # the caller computes
+            until(partial(_at_least, judged, min(count + 1, 4)))  # the caller computes
 
 
 def test_a_damaged_record_is_found_before_anything_is_confirmed(tmp_path: Path) -> None:
