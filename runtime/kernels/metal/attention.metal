@@ -42,9 +42,7 @@ struct Head {
 };
 
 inline float norm_scale(device const float* x, float eps, uint lane) {
-  float squares = 0.0f;
-  for (uint d = lane; d < HEAD_DIM; d += LANES) squares = fma(x[d], x[d], squares);
-  return 1.0f / precise::sqrt(simd_sum(squares) / float(HEAD_DIM) + eps);
+  return 1.0f / precise::sqrt(sum_of_squares(x, HEAD_DIM, lane) / float(HEAD_DIM) + eps);
 }
 
 // queries = rope(rms_norm(q)) / sqrt(HEAD_DIM); the caches' new rows = rope(rms_norm(k)) and v.

@@ -46,10 +46,8 @@ kernel void delta_norm(device float* convolved [[buffer(0)]],
   const uint head = at.x * SIMD_GROUPS + group;
   if (head >= 2 * NUM_KEY_HEADS) return;
   device float* const x = convolved + ulong(at.y) * CHANNELS + head * KEY_HEAD_DIM;
-  float squares = 0.0f;
-  for (uint d = lane; d < KEY_HEAD_DIM; d += LANES) squares = fma(x[d], x[d], squares);
   const float share = head < NUM_KEY_HEADS ? 1.0f / precise::sqrt(float(KEY_HEAD_DIM)) : 1.0f;
-  const float scale = share / precise::sqrt(simd_sum(squares) + 1e-6f);
+  const float scale = share / precise::sqrt(sum_of_squares(x, KEY_HEAD_DIM, lane) + 1e-6f);
   for (uint d = lane; d < KEY_HEAD_DIM; d += LANES) x[d] *= scale;
 }
 

@@ -117,6 +117,18 @@ inline Written written(uint i, uint2 at, uint count, uint rows, threadgroup cons
   return {token, row, shared[i], token < count && row < rows};
 }
 
+// The results of a threadgroup, each at its token's row and its own column of y.
+template <typename Write, typename Inputs>
+inline void multiply_all(device const uchar* weights, thread const Inputs& inputs, device float* y,
+                         constant Batch& batch, uint2 at, threadgroup float* shared, Thread t) {
+  const Parts m = parts_of(weights, batch.matrix);
+  multiply_tile<MATRIX>(m, inputs, batch.count, at, shared, t);
+  for (uint i = t.index(); i < TOKENS * OUT_ROWS; i += MATMUL_THREADS) {
+    const Written w = written(i, at, batch.count, m.rows, shared);
+    if (w.exists) Write::write(y + ulong(w.token) * m.rows + w.row, w.value);
+  }
+}
+
 // y[t, r] = W[r] . x[t]. x [count, cols]; y [count, rows].
 kernel void matmul(device const uchar* weights [[buffer(0)]],
                    device const float* x [[buffer(1)]],
@@ -126,14 +138,8 @@ kernel void matmul(device const uchar* weights [[buffer(0)]],
                    uint lane [[thread_index_in_simdgroup]],
                    uint group [[simdgroup_index_in_threadgroup]]) {
   threadgroup float shared[SHARED];
-  const Parts m = parts_of(weights, batch.matrix);
   const Straight inputs = {x};
-  const Thread t = {lane, group};
-  multiply_tile<MATRIX>(m, inputs, batch.count, at, shared, t);
-  for (uint i = t.index(); i < TOKENS * OUT_ROWS; i += MATMUL_THREADS) {
-    const Written w = written(i, at, batch.count, m.rows, shared);
-    if (w.exists) y[ulong(w.token) * m.rows + w.row] = w.value;
-  }
+  multiply_all<Set>(weights, inputs, y, batch, at, shared, {lane, group});
 }
 
 // The same, added to y.
@@ -145,14 +151,8 @@ kernel void matmul_add(device const uchar* weights [[buffer(0)]],
                        uint lane [[thread_index_in_simdgroup]],
                        uint group [[simdgroup_index_in_threadgroup]]) {
   threadgroup float shared[SHARED];
-  const Parts m = parts_of(weights, batch.matrix);
   const Straight inputs = {x};
-  const Thread t = {lane, group};
-  multiply_tile<MATRIX>(m, inputs, batch.count, at, shared, t);
-  for (uint i = t.index(); i < TOKENS * OUT_ROWS; i += MATMUL_THREADS) {
-    const Written w = written(i, at, batch.count, m.rows, shared);
-    if (w.exists) y[ulong(w.token) * m.rows + w.row] += w.value;
-  }
+  multiply_all<Add>(weights, inputs, y, batch, at, shared, {lane, group});
 }
 
 // y[i, r] = W[r] . x[tokens[i]]: gate and up of an expert. x [any, cols]; tokens [count]; y [count, rows].
@@ -165,14 +165,8 @@ kernel void matmul_gather(device const uchar* weights [[buffer(0)]],
                           uint lane [[thread_index_in_simdgroup]],
                           uint group [[simdgroup_index_in_threadgroup]]) {
   threadgroup float shared[SHARED];
-  const Parts m = parts_of(weights, batch.matrix);
   const Gathered inputs = {x, tokens};
-  const Thread t = {lane, group};
-  multiply_tile<MATRIX>(m, inputs, batch.count, at, shared, t);
-  for (uint i = t.index(); i < TOKENS * OUT_ROWS; i += MATMUL_THREADS) {
-    const Written w = written(i, at, batch.count, m.rows, shared);
-    if (w.exists) y[ulong(w.token) * m.rows + w.row] = w.value;
-  }
+  multiply_all<Set>(weights, inputs, y, batch, at, shared, {lane, group});
 }
 
 // y[tokens[i], r] += shares[i] * (W[r] . h[i]): down of an expert. h [count, cols]; tokens (distinct), shares [count].

@@ -12,6 +12,20 @@ struct Product {
   ulong out;
 };
 
+// The rows of one product that a threadgroup computes.
+template <typename Write>
+inline void multiply_rows(device const uchar* weights, device const float* x, device float* y,
+                          constant Product& product, uint3 at, threadgroup float* staged, Thread t) {
+  const Parts m = parts_of(weights, product.matrix);
+  if (at.x * ROWS_AT_ONCE >= m.rows) return;
+  const uint row = first_row(at.x, t);
+  float sums[ROWS];
+  multiply<MATRIX>(m, row, x + ulong(at.y) * m.cols, staged, t, sums);
+  device float* const to = y + product.out + ulong(at.y) * m.rows;
+  if (t.lane == 0)
+    for (uint r = row; r < min(row + ROWS, m.rows); ++r) Write::write(to + r, sums[r - row]);
+}
+
 // y[token, r] = sum over c of W[r, c] x[token, c]. x [tokens, cols]; y [tokens, rows] of each product, at its `out`.
 kernel void matvec(device const uchar* weights [[buffer(0)]],
                    device const float* x [[buffer(1)]],
@@ -21,15 +35,7 @@ kernel void matvec(device const uchar* weights [[buffer(0)]],
                    uint lane [[thread_index_in_simdgroup]],
                    uint group [[simdgroup_index_in_threadgroup]]) {
   threadgroup float staged[STAGED_FLOATS];
-  const Parts m = parts_of(weights, products[at.z].matrix);
-  const Thread t = {lane, group};
-  if (at.x * ROWS_AT_ONCE >= m.rows) return;
-  const uint row = first_row(at.x, t);
-  float sums[ROWS];
-  multiply<MATRIX>(m, row, x + ulong(at.y) * m.cols, staged, t, sums);
-  device float* const to = y + products[at.z].out + ulong(at.y) * m.rows;
-  if (lane == 0)
-    for (uint r = row; r < min(row + ROWS, m.rows); ++r) to[r] = sums[r - row];
+  multiply_rows<Set>(weights, x, y, products[at.z], at, staged, {lane, group});
 }
 
 // The same, added to y.
@@ -41,15 +47,7 @@ kernel void matvec_add(device const uchar* weights [[buffer(0)]],
                        uint lane [[thread_index_in_simdgroup]],
                        uint group [[simdgroup_index_in_threadgroup]]) {
   threadgroup float staged[STAGED_FLOATS];
-  const Parts m = parts_of(weights, products[at.z].matrix);
-  const Thread t = {lane, group};
-  if (at.x * ROWS_AT_ONCE >= m.rows) return;
-  const uint row = first_row(at.x, t);
-  float sums[ROWS];
-  multiply<MATRIX>(m, row, x + ulong(at.y) * m.cols, staged, t, sums);
-  device float* const to = y + products[at.z].out + ulong(at.y) * m.rows;
-  if (lane == 0)
-    for (uint r = row; r < min(row + ROWS, m.rows); ++r) to[r] += sums[r - row];
+  multiply_rows<Add>(weights, x, y, products[at.z], at, staged, {lane, group});
 }
 
 // h[token, r] = silu(G[r] . x[token]) * (U[r] . x[token]); products[0] is G, products[1] is U, of the same shape.

@@ -46,9 +46,8 @@ kernel void gated_rms_norm(device const float* x [[buffer(0)]],
   const uint row = at * SIMD_GROUPS + group;
   if (row >= norm.rows) return;
   const ulong start = ulong(row) * norm.width;
-  float squares = 0.0f;
-  for (uint c = lane; c < norm.width; c += LANES) squares = fma(x[start + c], x[start + c], squares);
-  const float scale = 1.0f / precise::sqrt(simd_sum(squares) / float(norm.width) + norm.eps);
+  const float mean = sum_of_squares(x + start, norm.width, lane) / float(norm.width);
+  const float scale = 1.0f / precise::sqrt(mean + norm.eps);
   for (uint c = lane; c < norm.width; c += LANES)
     y[start + c] = x[start + c] * scale * weight[c] * silu(gate[start + c]);
 }

@@ -28,6 +28,35 @@ inline float log_of_1_plus(float e) {
 
 inline float softplus(float x) { return x > 20.0f ? x : log_of_1_plus(precise::exp(x)); }
 
+// What becomes of a result that is computed: it is what is stored, or is added to that.
+struct Set {
+  static void write(device float* to, float value) { *to = value; }
+};
+struct Add {
+  static void write(device float* to, float value) { *to += value; }
+};
+
+// The sum of the squares of `width` numbers, in every lane of the SIMD group that reads them.
+inline float sum_of_squares(device const float* x, uint width, uint lane) {
+  float squares = 0.0f;
+  for (uint d = lane; d < width; d += LANES) squares = fma(x[d], x[d], squares);
+  return simd_sum(squares);
+}
+
+// A number that may be chosen, and whose it is.
+struct Candidate {
+  float value;
+  uint id;
+};
+
+constant constexpr uint NOBODY = 0xffffffff;
+
+// The largest of the lanes' candidates, the lowest id of equal ones, in every lane.
+inline Candidate first_of_group(Candidate own) {
+  const float value = simd_max(own.value);
+  return {value, simd_min(own.value == value ? own.id : NOBODY)};
+}
+
 // The sum over all threads of a threadgroup of THREADS, SIMD group by SIMD group. `partial` has a place for each group.
 inline float sum_of_all(float value, threadgroup float* partial, uint group, uint lane) {
   const float sum = simd_sum(value);

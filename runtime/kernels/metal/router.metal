@@ -20,22 +20,16 @@ inline void exponentials(device const float* logits, uint lane, thread float* va
   for (uint i = 0; i < OWN; ++i) values[i] = i * LANES + lane < NUM_EXPERTS ? precise::exp(values[i] - most) : -2.0f;
 }
 
-struct Best {
-  float value;
-  uint id;
-};
-
 // The largest of all lanes' values and its expert, the lowest of equal ones, in every lane; it becomes -1, below every
 // exponential, so that it is never chosen again.
-inline Best take_best(thread float* values, uint lane) {
-  Best own = {-2.0f, NUM_EXPERTS};
+inline Candidate take_best(thread float* values, uint lane) {
+  Candidate own = {-2.0f, NOBODY};
   for (uint i = 0; i < OWN; ++i)
     if (values[i] > own.value) own = {values[i], i * LANES + lane};
-  const float value = simd_max(own.value);
-  const uint id = simd_min(own.value == value ? own.id : NUM_EXPERTS);
+  const Candidate best = first_of_group(own);
   for (uint i = 0; i < OWN; ++i)
-    if (i * LANES + lane == id) values[i] = -1.0f;
-  return {value, id};
+    if (i * LANES + lane == best.id) values[i] = -1.0f;
+  return best;
 }
 
 // How many of the chosen have a lower id than this lane's.
@@ -56,9 +50,9 @@ kernel void route(device const float* logits [[buffer(0)]],
                   uint lane [[thread_index_in_simdgroup]]) {
   float values[OWN], total = 0.0f;
   exponentials(logits + ulong(token) * NUM_EXPERTS, lane, values);
-  Best chosen = {0.0f, NUM_EXPERTS};
+  Candidate chosen = {0.0f, NOBODY};
   for (uint k = 0; k < NUM_EXPERTS_PER_TOK; ++k) {
-    const Best best = take_best(values, lane);
+    const Candidate best = take_best(values, lane);
     total += best.value;
     if (lane == k) chosen = best;
   }

@@ -7,7 +7,6 @@
 
 constant constexpr uint BLOCK = 4096;
 constant constexpr uint OWN = BLOCK / THREADS;
-constant constexpr uint NOBODY = 0xffffffff;
 
 // Host: struct "<3I".
 struct Choice {
@@ -15,18 +14,8 @@ struct Choice {
   uint first;  // 1: the numbers' ids are their places; 0: they are in `from_ids`
 };
 
-struct Candidate {
-  float value;
-  uint id;
-};
-
 // Larger values first; of equal ones, the lower id.
 inline bool before(Candidate a, Candidate b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
-
-inline Candidate first_of_group(Candidate own) {
-  const float value = simd_max(own.value);
-  return {value, simd_min(own.value == value ? own.id : NOBODY)};
-}
 
 // The first of all threads' candidates, in every thread. `found` has a place for each SIMD group.
 inline Candidate first_of_all(Candidate own, threadgroup float* values, threadgroup uint* ids, Thread t) {
