@@ -24,6 +24,6 @@ def leaving_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _leave(signal: int, frame: FrameType | None) -> None:
+def _leave(number: int, frame: FrameType | None) -> None:
     os.write(2, b"error: interrupted\n")
     os._exit(INTERRUPTED_EXIT_CODE)

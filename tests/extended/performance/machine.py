@@ -19,7 +19,7 @@ def description(threads: int) -> dict[str, str]:
         "processor": _found("/proc/cpuinfo", r"model name\s*:\s*(.+)") or platform.processor(),
         "cores": str(os.cpu_count()),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB",
-        "memory bandwidth": f"{read_bandwidth(threads):.1f} GB/s, read by {threads} threads",
+        "memory bandwidth": f"{read_bandwidth(threads):.1f} GB/s, read by {threads} threads at the last measurement",
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
     }
 
