@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moepack.layout.formats import AffineFormat, GridFormat
+from moepack.layout.matrix import StoredMatrix
 from moepack.layout.reader import Pack
 from moepack.layout.record import PROJECTIONS, RecordLayout
 from moepack.manifests.schema import Model
@@ -69,6 +70,15 @@ def trunk_tensors(pack: Pack) -> Iterator[tuple[str, np.ndarray]]:
             yield name, dequantize(pack.trunk.read(name), scales, biases, AffineFormat.parse(formats[stem]))
         elif stem not in formats:
             yield name, pack.trunk.read(name).astype(np.float32)
+
+
+def dense(stored: StoredMatrix) -> np.ndarray:
+    """float32 [rows, cols] of a stored matrix of any format."""
+    if stored.format is None:
+        return stored.weight.astype(np.float32)
+    if isinstance(stored.format, GridFormat):
+        return dequantize_grids(stored.weight, stored.grids, stored.scales, stored.format)
+    return dequantize(stored.weight, stored.scales, stored.biases, stored.format)
 
 
 def dequantized_state_dict(path: Path) -> dict[str, torch.Tensor]:

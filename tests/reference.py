@@ -16,6 +16,11 @@ LARGEST = float(np.finfo(np.float32).max)
 Floats = np.ndarray
 
 
+def close(got: np.ndarray, wanted: np.ndarray, tolerance: float = 2e-6) -> bool:
+    """Within `tolerance` of the largest value: float32 sums of a few hundred terms."""
+    return bool(np.abs(got - wanted.reshape(got.shape)).max() <= tolerance * max(1.0, np.abs(wanted).max()))
+
+
 def sigmoid(x: Floats) -> Floats:
     return np.exp(-np.logaddexp(0, -x))
 

@@ -1,6 +1,5 @@
 """What planted faults of hosts have in common; planted_calls.py and planted_runs.py have the faults themselves."""
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import numpy as np
 from metal import limits
 from metal.hosting import Host
+
+from moepack.runtime.arena import reserve
 
 Faulty = Callable[[Host], None]
 
@@ -35,9 +36,7 @@ def planted(kind: str, sentence: str, *, checked: bool = False) -> Callable[[Fau
 
 def pages(count: int) -> np.ndarray:
     """Memory that begins at a page of the device, which is four of this machine's."""
-    memory = np.frombuffer(mmap.mmap(-1, (count + 1) * limits.PAGE), np.uint8)
-    start = -memory.ctypes.data % limits.PAGE
-    return memory[start : start + count * limits.PAGE]
+    return reserve(count * limits.PAGE)
 
 
 def wrap(host: Host, memory: Any, length: int) -> Any:

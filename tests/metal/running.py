@@ -54,8 +54,3 @@ def kernel(build: Build, name: str) -> Kernel:
 @cache
 def compiled(source: str, mode: Mode) -> Program:
     return Program.compile(source, {}, mode)
-
-
-def close(got: np.ndarray, wanted: np.ndarray, tolerance: float = 2e-6) -> bool:
-    """Within `tolerance` of the largest value: float32 sums of a few hundred terms."""
-    return bool(np.abs(got - wanted.reshape(got.shape)).max() <= tolerance * max(1.0, np.abs(wanted).max()))

@@ -2,9 +2,8 @@
 
 import numpy as np
 from matrices import FLOATS, affine, coded, floats
-from oracle import dequantize, dequantize_grids
 
-from moepack.layout.formats import AFFINE_FORMATS, FORMATS, AffineFormat, Format, GridFormat
+from moepack.layout.formats import AFFINE_FORMATS, FORMATS, AffineFormat, Format
 from moepack.layout.matrix import StoredMatrix
 from moepack.runtime.backends.metal.launches import MatrixPlace
 
@@ -24,15 +23,6 @@ def random_matrix(random: np.random.Generator, rows: int, cols: int, format: For
         if isinstance(format, AffineFormat)
         else coded(random, rows, cols, format)
     )
-
-
-def dense(stored: StoredMatrix) -> np.ndarray:
-    """The same in float32, by the plain dequantizers."""
-    if stored.format is None:
-        return stored.weight.astype(np.float32)
-    if isinstance(stored.format, GridFormat):
-        return dequantize_grids(stored.weight, stored.grids, stored.scales, stored.format)
-    return dequantize(stored.weight, stored.scales, stored.biases, stored.format)
 
 
 class Weights:

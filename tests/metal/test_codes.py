@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from metal.running import Kernel
-from metal.stored import KINDS, Weights, dense, random_matrix
+from metal.stored import KINDS, Weights, random_matrix
+from oracle import dense
 
 from moepack.layout.formats import Format, GridFormat
 from moepack.runtime.backends.metal.library import matrix_type

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from matrices import floats
-from metal.running import close, kernel
+from metal.running import kernel
 from oracle import expert_matrix
 from packs import random_record
-from reference import sigmoid, silu
+from reference import close, sigmoid, silu
 
 from moepack.layout.formats import parse
 from moepack.layout.record import ExpertShape, RecordLayout

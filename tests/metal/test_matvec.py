@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matrices import floats
-from metal.running import Kernel, close, kernel
-from metal.stored import Weights, dense, random_matrix
-from reference import silu
+from metal.running import Kernel, kernel
+from metal.stored import Weights, random_matrix
+from oracle import dense
+from reference import close, silu
 
 from moepack.layout.formats import Format, parse
 from moepack.layout.matrix import StoredMatrix

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from metal.running import close, kernel
+from metal.running import kernel
 from mixer_reference import attended, delta_rule
 from mixers import EPS, THETA, Attention, Delta, parts
-from reference import sigmoid
+from reference import close, sigmoid
 
 from moepack.manifests.schema import FullAttention, LinearAttention
 from moepack.runtime.backends.metal.launches import (

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from matrices import floats
-from metal.running import close, kernel
-from metal.stored import Weights, dense, random_matrix
+from metal.running import kernel
+from metal.stored import Weights, random_matrix
+from oracle import dense
+from reference import close
 
 from moepack.layout.formats import Format, parse
 from moepack.runtime.backends.metal.launches import many_products_grid

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from matrices import floats
-from metal.running import close, kernel
-from metal.stored import Weights, dense, random_matrix
-from reference import choose, rms_norm, silu
+from metal.running import kernel
+from metal.stored import Weights, random_matrix
+from oracle import dense
+from reference import choose, close, rms_norm, silu
 
 from moepack.layout.formats import Format, parse
 from moepack.runtime.backends.metal.launches import embed_grid, gated_norm, groups_grid, norm, rows_grid

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_sets import agree, saved_on_every_set
 from matrices import FLOATS, affine, coded, floats
-from oracle import dequantize, dequantize_grids, expert_matrix
+from oracle import dense, expert_matrix
 from packs import random_record
-from reference import choose, rms_norm, sigmoid, silu
+from reference import choose, close, rms_norm, sigmoid, silu
 
 from moepack.layout.formats import (
     AFFINE_FORMATS,
@@ -32,19 +32,6 @@ from moepack.runtime.backends.cpu import CpuBackend, frequencies
 CPUS = {threads: CpuBackend(threads, exact=True) for threads in (1, 2, 4)}
 CPU = CPUS[2]
 EPS = 1e-6
-
-
-def dense(stored: StoredMatrix) -> np.ndarray:
-    if stored.format is None:
-        return stored.weight.astype(np.float32)
-    if isinstance(stored.format, GridFormat):
-        return dequantize_grids(stored.weight, stored.grids, stored.scales, stored.format)
-    return dequantize(stored.weight, stored.scales, stored.biases, stored.format)
-
-
-def close(got: np.ndarray, wanted: np.ndarray, tolerance: float = 2e-6) -> bool:
-    """Within `tolerance` of the largest value: float32 sums of a few hundred terms."""
-    return bool(np.abs(got - wanted).max() <= tolerance * max(1.0, np.abs(wanted).max()))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

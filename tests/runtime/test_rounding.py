@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_sets import agree, saved_on_every_set
 from matrices import coded, floats, highest
-from oracle import dequantize, dequantize_grids, expert_matrix
+from oracle import dense, expert_matrix
 from packs import random_record
 from reference import silu
 
-from moepack.layout.formats import AFFINE_FORMATS, FORMATS, GRID_FORMATS, AffineFormat, Format, GridFormat, parse
-from moepack.layout.matrix import StoredMatrix
+from moepack.layout.formats import AFFINE_FORMATS, FORMATS, GRID_FORMATS, AffineFormat, Format, parse
 from moepack.layout.record import PROJECTIONS, ExpertShape, RecordLayout
 from moepack.runtime import _native
 from moepack.runtime.backends.cpu import CpuBackend
@@ -38,12 +37,6 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return (numbers.astype(float) * (largest / MOST)).reshape(x.shape)
 
 
-def dense(stored: StoredMatrix) -> np.ndarray:
-    if isinstance(stored.format, GridFormat):
-        return dequantize_grids(stored.weight, stored.grids, stored.scales, stored.format).astype(float)
-    return dequantize(stored.weight, stored.scales, stored.biases, stored.format).astype(float)
-
-
 def near(got: np.ndarray, wanted: np.ndarray) -> bool:
     return bool(np.abs(got - wanted).max() <= 3e-6 * max(1.0, np.abs(wanted).max()))
 
@@ -53,7 +46,7 @@ def near(got: np.ndarray, wanted: np.ndarray) -> bool:
 def test_the_largest_codes_and_activations_overflow_no_integer(format_: Format, tokens: int) -> None:
     stored = highest(np.random.default_rng(6), 40, 640, format_)
     for x in (np.ones((tokens, 640), np.float32), -np.ones((tokens, 640), np.float32)):
-        assert near(CPU.linear(x, CPU.matrix(stored)), rounded(x) @ dense(stored).T)
+        assert near(CPU.linear(x, CPU.matrix(stored)), rounded(x) @ dense(stored).astype(float).T)
 
 
 @settings(max_examples=80, deadline=None)
@@ -65,7 +58,7 @@ def test_products_are_those_of_rounded_activations(
     stored = coded(random, rows, format_.divisor * width, format_)
     x = floats(random, tokens, stored.shape[1])
     together = CPU.linear(x, CPU.matrix(stored))
-    assert near(together, rounded(x) @ dense(stored).T)
+    assert near(together, rounded(x) @ dense(stored).astype(float).T)
     for cpu in CPUS.values():
         matrix = cpu.matrix(stored)
         assert np.array_equal(cpu.linear(x, matrix), together)
@@ -105,7 +98,7 @@ def test_blocks_of_one_size_do_not_disturb_others(name: str, tokens: int) -> Non
     x[:, 5] = 1e4
     x[:, 32:64] = 0
     x[:, 64:96] = np.float32(1e-42)
-    assert near(CPU.linear(x, CPU.matrix(stored)), rounded(x) @ dense(stored).T)
+    assert near(CPU.linear(x, CPU.matrix(stored)), rounded(x) @ dense(stored).astype(float).T)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 9])
