@@ -46,7 +46,7 @@ DEVICES: Sequence[Device] = (
         "a storage benchmark of the 512 GB model, sequential; the 256 GB model reached half of it",
         usable=0.5,  # iOS ends an app long before all memory is used
         gpu_teraflops=2.49,
-        gpu_source="computed from 768 lanes at 1620 MHz, as analysts report them",
+        gpu_source="computed from 768 lanes at 1620 MHz, as the press reported of the A19 Pro",
     ),
     Device(
         "m2-mini-16gb",
@@ -75,7 +75,7 @@ DEVICES: Sequence[Device] = (
         SPECIFIED,
         "Flash-MoE's authors on their machine; nobody else confirms it",
         gpu_teraflops=14.3,
-        gpu_source="computed from 5120 lanes at 1398 MHz, as a hardware database lists 40 cores; another says 16.4",
+        gpu_source="computed from 5120 lanes at 1398 MHz, as hmc-tech.com lists 40 cores; radargit.com says 16.4",
     ),
     Device(
         "m4-max-64gb",
