@@ -70,7 +70,7 @@ WORK = (
     "One token at position {position} with the default recipe (`book2-g8` experts, the checkpoint's 4-bit trunk,"
     " float32 caches and states): megabytes moved and million floating-point operations, each time; reads as if no"
     " expert were in memory. Keys and values are counted once for all the heads that share them; activations stay"
-    " in caches and are counted in combine only. In no part, on neither device, would computing at the peak take"
+    " in caches and are counted in combine only. In no part, on either device, would computing at the peak take"
     " longer than moving."
 )
 LAYERS = (
