@@ -22,6 +22,7 @@ from moepack.manifests.errors import (
     UnsupportedError,
     UsageError,
 )
+from moepack.runtime.arena import HUGE_PAGE
 from moepack.runtime.backends.metal import sources
 from moepack.runtime.backends.metal.backend import MetalBackend
 from moepack.runtime.engine import Engine, EngineOptions, plan_run
@@ -68,7 +69,7 @@ def test_a_working_set_bounds_what_is_planned(fake: ModuleType, packs: Packs) ->
     path = packs["demo"]
     with on_metal(path, chunk=32) as engine:
         whole = engine.memory
-    most = whole.total - whole.process - 3 * whole.slot_bytes
+    most = whole.total - whole.process + HUGE_PAGE - 3 * whole.slot_bytes
     fake.configure(working_set=most)
     with on_metal(path, chunk=32) as engine:
         assert engine.memory.slots < whole.slots
