@@ -74,11 +74,16 @@ def facts(pipeline: Pipeline) -> str:
 
 
 def open_device() -> tuple[Device, str | None]:
-    """The device, and why the backend would refuse it, if so."""
+    """The device, and why the backend would refuse it, if so. Exits where there is none at all."""
+    standin.install()
     try:
         return Device(), None
     except UnsupportedError as refused:
-        return Lesser(), str(refused)
+        sentence = str(refused)
+    try:
+        return Lesser(), sentence
+    except UnsupportedError as refused:
+        raise SystemExit(f"nothing can be compiled: {refused}") from None
 
 
 def describe(device: Device, refusal: str | None) -> None:
@@ -96,7 +101,6 @@ def describe(device: Device, refusal: str | None) -> None:
 
 def bindings() -> Any:
     """`Metal`, real or not."""
-    standin.install()
     import Metal
 
     return Metal
@@ -111,7 +115,6 @@ def owners(device: Device) -> None:
 
 def main() -> None:
     """Survey all builds; exit 1 if the compiler refused a source, or a device that should run it a pipeline."""
-    bindings()
     device, refusal = open_device()
     describe(device, refusal)
     owners(device)
