@@ -31,12 +31,12 @@ TOKENS = [5, 99, 17, 250, 3, 41, 7]
 
 
 @pytest.fixture(scope="module")
-def packs(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Packs:
+def packs(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Packs(tmp_path_factory.mktemp("failing"), make_checkpoint)
 
 
 @pytest.fixture(scope="module")
-def wanted(packs: Packs) -> np.ndarray:
+def wanted(packs: dict[str, Path]) -> np.ndarray:
     with on_cpu(packs["odd"]) as engine:
         session = engine.new_session()
         return np.stack([session.extend(TOKENS), session.extend([1])])
@@ -55,17 +55,17 @@ def refusal(path: Path, kind: type[MoepackError], **options: object) -> str:
     return str(refused.value)
 
 
-def test_no_device_is_a_sentence_and_no_other_backend_takes_its_place(fake: ModuleType, packs: Packs) -> None:
+def test_no_device_is_a_sentence_and_no_other_backend_takes_its_place(fake: ModuleType, packs: dict[str, Path]) -> None:
     fake.configure(device=False)
     assert refusal(packs["odd"], UnsupportedError) == "this machine has no Metal device; run with --backend cpu"
 
 
-def test_a_device_without_what_kernels_need_is_refused(fake: ModuleType, packs: Packs) -> None:
+def test_a_device_without_what_kernels_need_is_refused(fake: ModuleType, packs: dict[str, Path]) -> None:
     fake.configure(families=("MTLGPUFamilyApple6",))
     assert "lacks SIMD-group matrices or unified memory" in refusal(packs["odd"], UnsupportedError)
 
 
-def test_a_working_set_bounds_what_is_planned(fake: ModuleType, packs: Packs) -> None:
+def test_a_working_set_bounds_what_is_planned(fake: ModuleType, packs: dict[str, Path]) -> None:
     path = packs["demo"]
     with on_metal(path, chunk=32) as engine:
         whole = engine.memory
@@ -81,7 +81,9 @@ def test_a_working_set_bounds_what_is_planned(fake: ModuleType, packs: Packs) ->
     assert sentence.endswith("run with --backend cpu")
 
 
-def test_a_budget_is_kept_and_one_that_is_too_small_names_one_that_works(fake: ModuleType, packs: Packs) -> None:
+def test_a_budget_is_kept_and_one_that_is_too_small_names_one_that_works(
+    fake: ModuleType, packs: dict[str, Path]
+) -> None:
     sentence = refusal(packs["odd"], UsageError, memory=100_000_000)
     assert "give --memory 0." in sentence
     budget = int(float(sentence.split("--memory ")[1].split("GB")[0]) * 1e9)
@@ -89,11 +91,13 @@ def test_a_budget_is_kept_and_one_that_is_too_small_names_one_that_works(fake: M
         assert engine.memory.total <= budget
 
 
-def test_fewer_slots_than_one_tokens_experts_are_refused(fake: ModuleType, packs: Packs) -> None:
+def test_fewer_slots_than_one_tokens_experts_are_refused(fake: ModuleType, packs: dict[str, Path]) -> None:
     assert refusal(packs["odd"], UsageError, slots=2) == "2 expert slots are too few; streaming needs at least 3 here"
 
 
-def test_buffers_too_small_for_a_tokens_experts_or_for_a_matrix_are_refused(fake: ModuleType, packs: Packs) -> None:
+def test_buffers_too_small_for_a_tokens_experts_or_for_a_matrix_are_refused(
+    fake: ModuleType, packs: dict[str, Path]
+) -> None:
     fake.configure(max_buffer_length=65536)
     assert "this GPU's buffers hold 0 expert records" in refusal(packs["odd"], UsageError)
     fake.configure(max_buffer_length=16384 * 18)
@@ -101,7 +105,7 @@ def test_buffers_too_small_for_a_tokens_experts_or_for_a_matrix_are_refused(fake
 
 
 def test_a_kernel_that_does_not_compile_names_the_line(
-    fake: ModuleType, packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: ModuleType, packs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(sources.FOLDER, tmp_path / "kernels")
     router = tmp_path / "kernels" / "router.metal"
@@ -114,7 +118,9 @@ def test_a_kernel_that_does_not_compile_names_the_line(
 
 
 @pytest.mark.parametrize("after", range(8))
-def test_memory_that_the_device_does_not_give_is_a_sentence(fake: ModuleType, packs: Packs, after: int) -> None:
+def test_memory_that_the_device_does_not_give_is_a_sentence(
+    fake: ModuleType, packs: dict[str, Path], after: int
+) -> None:
     fake.refuse_allocations(after=after, count=1)
     sentence = refusal(packs["odd"], DeviceError)
     assert "gave no memory" in sentence or "cannot use" in sentence
@@ -122,7 +128,7 @@ def test_memory_that_the_device_does_not_give_is_a_sentence(fake: ModuleType, pa
 
 @pytest.mark.parametrize("mode", ["in-order", "async", "lazy"])
 def test_a_gpu_that_fails_in_a_token_is_told_by_section_and_the_engine_goes_on(
-    fake: ModuleType, packs: Packs, wanted: np.ndarray, mode: str
+    fake: ModuleType, packs: dict[str, Path], wanted: np.ndarray, mode: str
 ) -> None:
     fake.configure(mode=mode)
     with on_metal(packs["odd"]) as engine:
@@ -137,7 +143,7 @@ def test_a_gpu_that_fails_in_a_token_is_told_by_section_and_the_engine_goes_on(
 
 
 def test_a_gpu_that_fails_in_a_prompt_is_told_and_the_engine_goes_on(
-    fake: ModuleType, packs: Packs, wanted: np.ndarray
+    fake: ModuleType, packs: dict[str, Path], wanted: np.ndarray
 ) -> None:
     with on_metal(packs["odd"]) as engine:
         fake.fail_command_buffer(at=3, after=1, sentence="the GPU was reset", code=1)
@@ -156,7 +162,7 @@ def flip(path: Path, offset: int) -> None:
 
 @pytest.mark.parametrize("mode", ["async", "lazy"])
 def test_a_damaged_record_gives_no_token(
-    fake: ModuleType, packs: Packs, wanted: np.ndarray, tmp_path: Path, mode: str
+    fake: ModuleType, packs: dict[str, Path], wanted: np.ndarray, tmp_path: Path, mode: str
 ) -> None:
     fake.configure(mode=mode)
     shutil.copytree(packs["odd"], tmp_path / "pack")
@@ -176,7 +182,7 @@ def test_a_damaged_record_gives_no_token(
 
 
 def test_a_file_that_ends_early_gives_no_token(
-    fake: ModuleType, packs: Packs, wanted: np.ndarray, tmp_path: Path
+    fake: ModuleType, packs: dict[str, Path], wanted: np.ndarray, tmp_path: Path
 ) -> None:
     shutil.copytree(packs["odd"], tmp_path / "pack")
     file = sorted((tmp_path / "pack" / "experts").iterdir())[3]
@@ -193,7 +199,7 @@ def test_a_file_that_ends_early_gives_no_token(
 
 @pytest.mark.parametrize("step", ["choose", "one_tokens_experts", "to_host"])
 def test_an_interrupt_leaves_nothing_under_way(
-    fake: ModuleType, packs: Packs, wanted: np.ndarray, step: str, monkeypatch: pytest.MonkeyPatch
+    fake: ModuleType, packs: dict[str, Path], wanted: np.ndarray, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with on_metal(packs["odd"]) as engine:
         session = engine.new_session()
@@ -222,7 +228,7 @@ def generate(path: Path, *options: str, settings: str | None = None) -> "subproc
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_the_command_line_runs_on_metal_only_where_it_was_asked_to(packs: Packs) -> None:
+def test_the_command_line_runs_on_metal_only_where_it_was_asked_to(packs: dict[str, Path]) -> None:
     given = ["--memory", str(MEMORY)]
     on_cpu_, here = generate(packs["demo"], *given), generate(packs["demo"], *given, "--backend", "metal", settings="")
     assert (on_cpu_.returncode, here.returncode) == (0, 0), here.stderr
@@ -235,14 +241,14 @@ def test_the_command_line_runs_on_metal_only_where_it_was_asked_to(packs: Packs)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the extra may be installed")
-def test_without_pyobjc_the_extra_is_named(packs: Packs) -> None:
+def test_without_pyobjc_the_extra_is_named(packs: dict[str, Path]) -> None:
     missing = generate(packs["demo"], "--backend", "metal")
     assert (missing.returncode, missing.stdout) == (5, "")
     assert "pip install 'moepack[metal]'" in missing.stderr
     assert missing.stderr.count("\n") == 1
 
 
-def test_plans_are_those_of_the_backend_that_was_asked_for(fake: ModuleType, packs: Packs) -> None:
+def test_plans_are_those_of_the_backend_that_was_asked_for(fake: ModuleType, packs: dict[str, Path]) -> None:
     with Pack.open(packs["demo"]) as pack:
         plans = [plan_run(pack, EngineOptions(memory=MEMORY, backend=kind)) for kind in ("cpu", "metal", "auto")]
     assert plans[0] != plans[1]

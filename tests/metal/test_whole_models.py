@@ -1,5 +1,6 @@
 """Whole models: the Metal backend against the CPU's, in all modes of the stand-in, and what a token costs."""
 
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -19,19 +20,19 @@ CHUNK = 16
 
 
 @pytest.fixture(scope="module")
-def packs(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Packs:
+def packs(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Packs(tmp_path_factory.mktemp("on-metal"), make_checkpoint)
 
 
 @pytest.fixture(scope="module")
-def prompt(packs: Packs) -> list[int]:
+def prompt(packs: dict[str, Path]) -> list[int]:
     """The end of the demo's question: a few chunks of it."""
     with Pack.open(packs["demo"]) as pack:
         return Asked(messages=QUESTION).tokens(Language.of(pack))[-45:]
 
 
 @pytest.fixture(scope="module")
-def wanted(packs: Packs, prompt: list[int]) -> Answers:
+def wanted(packs: dict[str, Path], prompt: list[int]) -> Answers:
     with on_cpu(packs["demo"], chunk=CHUNK) as engine:
         return greedy(engine.new_session(), prompt, GREEDY_TOKENS)
 
@@ -51,65 +52,65 @@ def random_tokens(engine_vocabulary: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_demo_model_answers_as_on_the_cpu(
-    gpu: ModuleType | None, packs: Packs, prompt: list[int], wanted: Answers, mode: str
+    gpu: ModuleType | None, packs: dict[str, Path], prompt: list[int], wanted: Answers, mode: str
 ) -> None:
     behave(gpu, mode)
     with on_metal(packs["demo"], chunk=CHUNK) as engine:
         found = greedy(engine.new_session(), prompt, GREEDY_TOKENS)
-    assert found.tokens == wanted.tokens
-    assert farthest(found.logits, wanted.logits) < TOLERANCE
+    assert found[0] == wanted[0]
+    assert farthest(found[1], wanted[1]) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", [*CASES, "mixed"])
 @pytest.mark.parametrize("mode", ["asynchronous", "random"])
-def test_odd_models_answer_as_on_the_cpu(gpu: ModuleType | None, packs: Packs, case: str, mode: str) -> None:
+def test_odd_models_answer_as_on_the_cpu(gpu: ModuleType | None, packs: dict[str, Path], case: str, mode: str) -> None:
     behave(gpu, mode)
     with on_cpu(packs[case], chunk=CHUNK) as engine:
         tokens = random_tokens(engine.model.vocab_size, 2 * CHUNK + 11)
         wanted = greedy(engine.new_session(), tokens, GREEDY_TOKENS if mode == "asynchronous" else 8)
     with on_metal(packs[case], chunk=CHUNK) as engine:
-        found = greedy(engine.new_session(), tokens, len(wanted.tokens))
-    assert found.tokens == wanted.tokens
-    assert farthest(found.logits, wanted.logits) < TOLERANCE
+        found = greedy(engine.new_session(), tokens, len(wanted[0]))
+    assert found[0] == wanted[0]
+    assert farthest(found[1], wanted[1]) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["demo", "odd", "mixed"])
-def test_the_checker_finds_nothing_in_a_whole_pass(fake: ModuleType, packs: Packs, case: str) -> None:
+def test_the_checker_finds_nothing_in_a_whole_pass(fake: ModuleType, packs: dict[str, Path], case: str) -> None:
     fake.configure(mode="lazy", order=3, checked=True)
     with on_cpu(packs[case], chunk=CHUNK) as engine:
         tokens = random_tokens(engine.model.vocab_size, CHUNK + 3)
         wanted = greedy(engine.new_session(), tokens, 2)
     with on_metal(packs[case], chunk=CHUNK) as engine:
-        found = along(engine.new_session(), tokens, wanted.tokens)
+        found = along(engine.new_session(), tokens, wanted[0])
     assert not fake.found()
-    assert farthest(found, wanted.logits) < TOLERANCE
+    assert farthest(found, wanted[1]) < TOLERANCE
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_long_context_is_attended_to_in_parts(packs: Packs) -> None:
+def test_a_long_context_is_attended_to_in_parts(packs: dict[str, Path]) -> None:
     with on_cpu(packs["wide-heads"]) as engine:
         tokens = random_tokens(engine.model.vocab_size, 400)
         wanted = greedy(engine.new_session(), tokens, 3)
     with on_metal(packs["wide-heads"]) as engine:
-        found = along(engine.new_session(), tokens, wanted.tokens)
-    assert farthest(found, wanted.logits) < TOLERANCE
+        found = along(engine.new_session(), tokens, wanted[0])
+    assert farthest(found, wanted[1]) < TOLERANCE
 
 
 @pytest.mark.usefixtures("gpu")
-def test_fewer_experts_and_few_slots_change_nothing_but_speed(packs: Packs) -> None:
+def test_fewer_experts_and_few_slots_change_nothing_but_speed(packs: dict[str, Path]) -> None:
     with on_cpu(packs["odd"], experts_per_token=2) as engine:
         tokens = random_tokens(engine.model.vocab_size, 9)
         wanted = greedy(engine.new_session(), tokens, 6)
     with on_metal(packs["odd"], experts_per_token=2, slots=2) as engine:
-        found = along(engine.new_session(), tokens, wanted.tokens)
+        found = along(engine.new_session(), tokens, wanted[0])
         assert engine.stats.records_read > 20
     with on_metal(packs["odd"], experts_per_token=2) as engine:
-        resident = along(engine.new_session(), tokens, wanted.tokens)
-    assert farthest(found, wanted.logits) < TOLERANCE
+        resident = along(engine.new_session(), tokens, wanted[0])
+    assert farthest(found, wanted[1]) < TOLERANCE
     assert farthest(found, resident) == 0
 
 
-def test_a_trunk_and_slots_larger_than_a_buffer_lie_in_several(fake: ModuleType, packs: Packs) -> None:
+def test_a_trunk_and_slots_larger_than_a_buffer_lie_in_several(fake: ModuleType, packs: dict[str, Path]) -> None:
     with on_metal(packs["odd"]) as engine:
         tokens = random_tokens(engine.model.vocab_size, 9)
         wanted = along(engine.new_session(), tokens, tokens)
@@ -123,7 +124,7 @@ def test_a_trunk_and_slots_larger_than_a_buffer_lie_in_several(fake: ModuleType,
 
 
 @pytest.mark.usefixtures("gpu")
-def test_all_logits_of_a_prompt_are_those_of_its_tokens(packs: Packs) -> None:
+def test_all_logits_of_a_prompt_are_those_of_its_tokens(packs: dict[str, Path]) -> None:
     with on_cpu(packs["odd"]) as engine:
         tokens = random_tokens(engine.model.vocab_size, 40)
         wanted = engine.new_session().extend_all(tokens)
@@ -132,7 +133,7 @@ def test_all_logits_of_a_prompt_are_those_of_its_tokens(packs: Packs) -> None:
 
 
 def test_a_token_costs_one_command_buffer_and_one_answer_per_layer(
-    fake: ModuleType, packs: Packs, prompt: list[int]
+    fake: ModuleType, packs: dict[str, Path], prompt: list[int]
 ) -> None:
     with on_metal(packs["demo"]) as engine:
         session, layers = engine.new_session(), engine.model.num_layers
@@ -151,7 +152,7 @@ def test_a_token_costs_one_command_buffer_and_one_answer_per_layer(
     assert not fake.outside_pools()
 
 
-def test_a_second_session_takes_over_the_first_ones_buffers(fake: ModuleType, packs: Packs) -> None:
+def test_a_second_session_takes_over_the_first_ones_buffers(fake: ModuleType, packs: dict[str, Path]) -> None:
     with on_metal(packs["odd"]) as engine:
         tokens = random_tokens(engine.model.vocab_size, 9)
         first = along(engine.new_session(), tokens, tokens)
@@ -169,7 +170,7 @@ def case(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("chunk", [1, 24, 64])
-def test_activations_stay_within_what_was_planned(packs: Packs, case: str, chunk: int) -> None:
+def test_activations_stay_within_what_was_planned(packs: dict[str, Path], case: str, chunk: int) -> None:
     with on_metal(packs[case], chunk=chunk) as engine:
         tokens = random_tokens(engine.model.vocab_size, chunk)
         session = engine.new_session()

@@ -1,9 +1,13 @@
-"""Whole models on the Metal backend and on the CPU's, side by side: packs, and what is asked of both."""
+"""Whole models on the Metal backend and on the CPU's, side by side: packs, and what is asked of both.
+
+Tests annotate packs as dictionaries: pytest keeps what a fixture's annotation names until the very end, and with it
+whatever native objects its module refers to, of which nanobind then tells.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from checkpoints import NARROW, ODD, TINY, CheckpointMaker, Shape, Variant
@@ -17,6 +21,7 @@ from moepack.runtime.backends.metal.backend import MetalBackend
 from moepack.runtime.engine import Engine, EngineOptions, Session
 
 MEMORY = 2 * 10**9
+Answers: TypeAlias = tuple[list[int], list[np.ndarray]]
 TOLERANCE = 1e-3  # largest absolute difference of any logit
 
 CASES = {  # checkpoint, experts, trunk
@@ -36,20 +41,15 @@ CASES = {  # checkpoint, experts, trunk
 MIXED = ("affine2-g16s", "affine3-g64", "book3-g8")  # gate, up, down
 
 
-class Packs:
+class Packs(dict[str, Path]):
     """Packs by name, each made when it is first asked for."""
 
     def __init__(self, folder: Path, checkpoints: CheckpointMaker) -> None:
         self._folder = folder
         self._checkpoints = checkpoints
 
-    def __getitem__(self, name: str) -> Path:
-        target = self._folder / name
-        if not target.exists():
-            self._make(name, target)
-        return target
-
-    def _make(self, name: str, target: Path) -> None:
+    def __missing__(self, name: str) -> Path:
+        target = self[name] = self._folder / name
         if name == "demo":
             build_with(CHECKPOINT, target, Recipe())
         elif name == "mixed":
@@ -60,6 +60,7 @@ class Packs:
         else:
             variant, experts, trunk = CASES[name]
             build_pack(self._checkpoints(variant), target, expert_format=experts, trunk=trunk)
+        return target
 
 
 @contextmanager
@@ -84,22 +85,14 @@ def backend_of(engine: Engine) -> MetalBackend:
     return engine.backend
 
 
-@dataclass
-class Answers:
-    """A prompt and what follows: logits after each step, and the tokens."""
-
-    logits: list[np.ndarray]
-    tokens: list[int]
-
-
 def greedy(session: Session, prompt: list[int], count: int) -> Answers:
-    """The likeliest token after the prompt, and after each of them, `count` of them."""
-    found = Answers([session.extend(prompt)], [])
+    """The likeliest token after the prompt, and after each of them, `count` of them; and the logits they are from."""
+    logits, tokens = [session.extend(prompt)], []
     while True:
-        found.tokens.append(int(found.logits[-1].argmax()))
-        if len(found.tokens) == count:
-            return found
-        found.logits.append(session.extend([found.tokens[-1]]))
+        tokens.append(int(logits[-1].argmax()))
+        if len(tokens) == count:
+            return tokens, logits
+        logits.append(session.extend([tokens[-1]]))
 
 
 def along(session: Session, prompt: list[int], tokens: list[int]) -> list[np.ndarray]:
