@@ -21,6 +21,8 @@ from ..manifests.errors import UsageError
 from . import host
 from .figures import Condition, Counters, Counts, Figures, Sample
 from .generate import Extensible
+from .trace import TOKEN, UNTRACED, Recorder
+from .watch import UNWATCHED
 
 
 class Measurable(Protocol):
@@ -35,6 +37,14 @@ class Measurable(Protocol):
 
 
 E = TypeVar("E", bound=Measurable)
+E_contra = TypeVar("E_contra", contravariant=True)
+
+
+class Watching(Protocol[E_contra]):
+    """Who watches warm answers; see watch.Watch."""
+
+    def answer(self, engine: E_contra) -> AbstractContextManager[Recorder]:
+        """The context of one answer, which hears when each token began and ended."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +111,12 @@ def measure(
     drop_cache: Callable[[], bool],
     workload: Workload,
     storage_rate: Callable[[], float],
+    watch: Watching[E] = UNWATCHED,
 ) -> Measured[E]:
     """Cold and warm figures of both phases, of a workload that was checked against the engine's context.
 
-    `storage_rate` measures what the storage delivers, in GB/s; no engine is open meanwhile.
+    `storage_rate` measures what the storage delivers, in GB/s; no engine is open meanwhile. `watch` sees the warm
+    answers that count.
     """
     drops, count = _Drops(drop_cache), workload.repetitions
     rates, cold = [], []
@@ -112,8 +124,8 @@ def measure(
         rates.append(storage_rate())
         cold.append(_cold(open_engine, drops, *workload.tokens(repetition)))
     with open_engine() as engine:
-        _warm(engine, *workload.tokens(count))
-        warm = [_warm(engine, *workload.tokens(repetition)) for repetition in range(count + 1, 2 * count + 1)]
+        _warm(engine, *workload.tokens(count), UNWATCHED)
+        warm = [_warm(engine, *workload.tokens(repetition), watch) for repetition in range(count + 1, 2 * count + 1)]
     limit = median(rates)
     figures = (*_condense("cold", cold, limit), *_condense("warm", warm, limit))
     return Measured(figures, drops.all, tuple(rates), engine)
@@ -161,26 +173,30 @@ def _cold_decode(
         session = engine.new_session()
         session.extend(before)
         drop()
-        return _decode_sample(engine, session, answer)
+        return _decode_sample(engine, session, answer, UNTRACED)
 
 
-def _warm(engine: Measurable, prompt: list[int], answer: list[int]) -> tuple[Sample, Sample]:
+def _warm(engine: E, prompt: list[int], answer: list[int], watch: Watching[E]) -> tuple[Sample, Sample]:
     """The prompt and then its answer in a new session of an engine that may have worked before."""
     session = engine.new_session()
-    return _prompt_sample(engine, session, prompt), _decode_sample(engine, session, answer)
+    first = _prompt_sample(engine, session, prompt)
+    with watch.answer(engine) as trace:
+        return first, _decode_sample(engine, session, answer, trace)
 
 
 def _prompt_sample(engine: Measurable, session: Extensible, tokens: list[int]) -> Sample:
     return _sample(engine, len(tokens), lambda: session.extend(tokens))
 
 
-def _decode_sample(engine: Measurable, session: Extensible, tokens: list[int]) -> Sample:
-    return _sample(engine, len(tokens), lambda: _decode(session, tokens))
+def _decode_sample(engine: Measurable, session: Extensible, tokens: list[int], trace: Recorder) -> Sample:
+    return _sample(engine, len(tokens), lambda: _decode(session, tokens, trace))
 
 
-def _decode(session: Extensible, tokens: Sequence[int]) -> None:
+def _decode(session: Extensible, tokens: Sequence[int], trace: Recorder) -> None:
     for token in tokens:
+        start = time.perf_counter()
         session.extend([token])
+        trace.slice(TOKEN, start, time.perf_counter())
 
 
 def _sample(engine: Measurable, tokens: int, work: Callable[[], object]) -> Sample:

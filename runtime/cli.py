@@ -28,6 +28,7 @@ from .language import Language
 from .quantities import parse_size
 from .sampling import Sampler, Sampling
 from .streaming.files import Access
+from .watch import UNWATCHED, Watch
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, a prompt that is"
@@ -164,6 +165,14 @@ def bench(
     decode_tokens: Annotated[int, typer.Option(help="Random tokens decoded one by one.")] = 32,
     repetitions: Annotated[int, typer.Option(help="Repetitions, cold and warm; medians are shown.")] = 3,
     text: Annotated[Path | None, typer.Option(metavar="FILE", help="Take a text's tokens, not random ones.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a trace of the warm answers, for Perfetto or chrome://tracing, and show what they asked of the"
+            " GPU.",
+        ),
+    ] = None,
     experts_per_token: KOption = None,
     memory: MemoryOption = None,
     slots: SlotsOption = None,
@@ -180,6 +189,7 @@ def bench(
     options = EngineOptions(
         threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
     )
+    watch = UNWATCHED if trace is None else Watch(trace)
     with Pack.open(pack) as opened:
         tokens = None if text is None else Asked(prompt_file=text, raw=True).tokens(Language.of(opened))
         workload = Workload(prompt_tokens, decode_tokens, repetitions, opened.model.vocab_size, tokens)
@@ -187,13 +197,14 @@ def bench(
         workload.check(plan_run(opened, options).context)
         files = [pack / layer.file for layer in opened.manifest.layers]
         drop, rate = partial(host.drop_cached, files), partial(disk_limit, opened)
-        measured = measure(partial(Engine.of, opened, options), drop, workload, rate)
+        measured = measure(partial(Engine.of, opened, options), drop, workload, rate, watch)
     _say_notes(measured.engine)
     if json:
-        print_json(report.bench_document(measured, workload))
+        print_json(report.bench_document(measured, workload, watch.costs))
     else:
         console.out.print(report.bench_table(str(pack), measured.figures))
-        console.out.print(report.bench_remarks(measured, workload), markup=False)
+        console.out.print(report.bench_remarks(measured, workload, watch.costs), markup=False)
+    watch.write()
 
 
 @app.command(epilog=EXIT_CODES)

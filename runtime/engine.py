@@ -25,6 +25,7 @@ from .memory import MemoryPlan, plan
 from .model import TextModel
 from .state import State
 from .streaming.files import Access
+from .trace import Recorder
 
 MOST_THREADS = 1024  # of the native pool
 
@@ -145,6 +146,11 @@ class Engine:
             read.foreseen_used,
             dict(self._decoder.stages.seconds),
         )
+
+    def record(self, trace: Recorder) -> None:
+        """From now on `trace` hears where time goes; UNTRACED ends it."""
+        self._decoder.stages.trace = trace
+        self.backend.record(trace)
 
     def new_session(self) -> "Session":
         """A session at position 0."""

@@ -1,7 +1,7 @@
 """What runs report: JSON documents and lines for people, from results and an engine's counters."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from operator import itemgetter
 from statistics import median
@@ -21,6 +21,7 @@ from .memory import MemoryPlan
 from .quantities import megabytes
 from .sampling import Sampling
 from .timeline import ROUND_TRIP_SOURCE, Timeline
+from .watch import Costs
 
 UNCHECKED = "digests are not checked: damage to the pack would change the answer unnoticed"
 UNPROVEN = (
@@ -47,6 +48,10 @@ TEXT = "of the text given"
 PREDICTED = (
     "timeline: a PREDICTION for the Metal backend from counted bytes and operations and the published figures above;"
     " nothing was run there. Milliseconds of each part where it occurs, at full bandwidth"
+)
+IDLE = (
+    "measured by the thread that answers, from its waking after a router to its raising of the event; the GPU idles as"
+    " long, less its shared expert, and while the two signals travel, which nobody measures"
 )
 NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is no figure of theirs to compare with"
 
@@ -127,7 +132,7 @@ def statistics_line(result: Result, engine: Engine) -> str:
     return "; ".join(parts)
 
 
-def bench_document(measured: Measured[Engine], workload: Workload) -> dict[str, Any]:
+def bench_document(measured: Measured[Engine], workload: Workload, costs: Costs | None) -> dict[str, Any]:
     """Everything a benchmark found, for `bench --json`."""
     return {
         "workload": {
@@ -140,11 +145,12 @@ def bench_document(measured: Measured[Engine], workload: Workload) -> dict[str, 
         "storage_gigabytes_per_second": median(measured.storage_rates),
         "storage_rates": measured.storage_rates,
         "figures": [asdict(figure) for figure in measured.figures],
+        **({} if costs is None else {"traced": asdict(costs)}),
         **engine_facts(measured.engine),
     }
 
 
-def bench_remarks(measured: Measured[Engine], workload: Workload) -> str:
+def bench_remarks(measured: Measured[Engine], workload: Workload, costs: Costs | None) -> str:
     """What a reader of the table must know: how it was run, and what the figures do and do not say."""
     engine = measured.engine
     plan, own, random = engine.memory, engine.model.num_experts_per_tok, workload.text is None
@@ -160,10 +166,31 @@ def bench_remarks(measured: Measured[Engine], workload: Workload) -> str:
         f"the storage reads random records at {median(measured.storage_rates):.2f} GB/s"
         f" ({min(measured.storage_rates):.2f} to {max(measured.storage_rates):.2f}, before each cold repetition)",
         *map(_stage_line, measured.figures),
+        *([] if costs is None else _cost_lines(costs)),
         COLUMNS.format(repetitions=workload.repetitions),
         f"resident at most {megabytes(host.peak_resident())}, over all repetitions",
     ]
     return "\n".join([*remarks, *([NO_COMPARISON] if sys.platform == "darwin" else [])])
+
+
+def _cost_lines(costs: Costs) -> list[str]:
+    """What tracing found of a warm token."""
+    traced = f"traced: {costs.tokens} warm tokens of {costs.milliseconds:.2f} ms"
+    if costs.answer_milliseconds is None or costs.gpu_milliseconds is None:
+        return [f"{traced}; no GPU was asked for anything"]
+    names = ("command_buffers", "sections", "kernels", "barriers")
+    asked = ", ".join(f"{costs.asked[name]:.4g} {name.replace('_', ' ')}" for name in names)
+    return [
+        f"{traced}; per token: {asked}, {costs.allocations:.4g} allocations",
+        f"the GPU waits for the host {costs.dependencies:.4g} times a token, {costs.dependencies_per_layer:.4g} per"
+        f" layer; the host waits for the GPU: {_by_thread(costs.asked['host_waits'])}",
+        f"the GPU's work took {costs.gpu_milliseconds:.2f} ms a token from start to end, in which the host took"
+        f" {costs.answer_milliseconds:.2f} ms to answer: {IDLE}",
+    ]
+
+
+def _by_thread(counts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {count:.4g}" for name, count in sorted(counts.items())) or "never"
 
 
 def bench_table(title: str, figures: Sequence[Figures]) -> Table:

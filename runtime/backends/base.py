@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ...layout.matrix import StoredMatrix
 from ...layout.record import RecordLayout
 from ...manifests import schema
+from ..tally import Tally
+from ..trace import Recorder
 
 if TYPE_CHECKING:
     from ..decoding import Decoding, Parts
@@ -123,6 +125,13 @@ class Backend(Protocol):
     @property
     def slots(self) -> Memory:
         """For expert records."""
+
+    @property
+    def tally(self) -> Tally:
+        """What was asked of a GPU so far; nothing where there is none."""
+
+    def record(self, trace: Recorder) -> None:
+        """From now on `trace` hears where time goes besides the caller's."""
 
     def forward(self) -> AbstractContextManager[None]:
         """The context of one forward pass: at its end nothing of it is under way any more."""

@@ -19,6 +19,8 @@ from ...manifests import schema
 from .. import _native
 from ..arena import CACHE_LINE, HOST
 from ..decoding import HostPaced, Parts
+from ..tally import Tally
+from ..trace import Recorder
 from .base import (
     AttentionState,
     AttentionWeights,
@@ -52,6 +54,10 @@ class CpuBackend:
         self._exact = exact
         self.memory: Memory = HOST
         self.slots: Memory = HOST
+        self.tally = Tally()
+
+    def record(self, trace: Recorder) -> None:
+        """All time is the caller's."""
 
     def forward(self) -> AbstractContextManager[None]:
         """Nothing is ever under way once an operation has returned."""

@@ -3,13 +3,19 @@
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from moe_run_program import called, document, moe_run
+from traced import check_nesting, slices_of
 
+from moepack.layout.reader import Pack
 from moepack.runtime.disk import DEFAULT
+from moepack.runtime.trace import TOKEN
+
+FEW = ("--prompt-tokens", 6, "--decode-tokens", 3, "--repetitions", 2)
 
 
 def test_bench_measures_cold_and_warm(pack: Path) -> None:
@@ -86,3 +92,46 @@ def test_bench_refuses_what_does_not_fit(pack: Path) -> None:
     run = called("bench", pack, "--prompt-tokens", 5000)
     assert (run.returncode, run.stdout) == (2, "")
     assert "5000 prompt" in run.stderr
+
+
+def test_bench_traces_the_cpu_s_stages(pack: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    found = document("bench", pack, *FEW, "--backend", "cpu", "--trace", file)["traced"]
+    slices = slices_of(file)
+    check_nesting(slices)
+    assert {each.track for each in slices} == {"MainThread"}
+    names = Counter(each.name for each in slices)
+    assert names.keys() == {TOKEN, "mixer", "router", "reads", "experts", "shared", "head"}
+    with Pack.open(pack) as opened:
+        layers = opened.model.num_layers
+    assert (names[TOKEN], names["mixer"], names["shared"]) == (6, 6 * layers, 6 * layers)
+    assert (found["asked"]["command_buffers"], found["allocations"]) == (0, 0)
+    assert (found["answer_milliseconds"], found["gpu_milliseconds"]) == (None, None)
+    assert "traced" not in document("bench", pack, *FEW, "--backend", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("absent/trace.json", "is not a folder to write into"), ("folder", "is there and is no file")],
+)
+def test_a_trace_that_cannot_be_written_is_refused_before_anything_is_measured(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, sentence: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("moepack.runtime.cli.measure", None)  # which would be a defect
+    run = called("bench", pack, *FEW, "--trace", tmp_path / name)
+    assert (run.returncode, run.stdout) == (2, "")
+    (line,) = run.stderr.splitlines()
+    assert sentence in line
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_a_run_that_fails_leaves_no_trace_behind(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("moepack.layout.atomic.os.write", full)
+    run = called("bench", pack, *FEW, "--backend", "cpu", "--trace", tmp_path / "trace.json")
+    assert run.returncode == 4
+    assert "trace.json" in run.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []

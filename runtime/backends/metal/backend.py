@@ -20,6 +20,8 @@ from ....manifests import schema
 from ....manifests.errors import DeviceError
 from ... import _native
 from ...decoding import Decoding, Parts
+from ...tally import Tally
+from ...trace import Recorder
 from ..base import AttentionState, AttentionWeights, DeltaState, DeltaWeights, Floats, Ids, Record, Rotation, Routes
 from ..rotary import frequencies
 from . import launches, library
@@ -96,6 +98,15 @@ class MetalBackend:
         self._build(library.plain("combine.metal"), library.plain("norms.metal"))
         self._build(library.router(model, extent.experts_per_token))
         self._build(library.attention(model.full_attention), library.delta(model.linear_attention))
+
+    @property
+    def tally(self) -> Tally:
+        """See Backend.tally."""
+        return self.device.tally
+
+    def record(self, trace: Recorder) -> None:
+        """See Backend.record."""
+        self.device.trace = trace
 
     def forward(self) -> AbstractContextManager[None]:
         """See Backend.forward."""

@@ -7,11 +7,13 @@ whatever the slots hold, and the token is thrown away.
 """
 
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from ...decoding import Parts
+from ...trace import ANSWER, AWAITED, PLACES, RESIDENT
 from ..base import Tensor
 from .backend import EXPERTS, SHARED_EXPERT, MetalBackend
 from .device import Device, Event
@@ -67,12 +69,17 @@ class DevicePaced:
 
     def _answer(self, layer: int) -> None:
         """Make resident what the layer's router chose, and tell the kernels where it lies."""
+        start = time.perf_counter()
         ids = self._backend.chosen(self._parts.experts_per_token).tolist()
         places: dict[int, bytes] = {}
         for batch in self._parts.experts.batches(layer, ids):
             places |= {expert: self._backend.slot(record) for expert, record in batch}
+        resident = time.perf_counter()
         table = b"".join(places[expert] for expert in ids)
         self._slots.bytes[:] = np.frombuffer(table, np.uint8)
+        trace = self._backend.device.trace
+        trace.slice(RESIDENT, start, resident, layer=layer)
+        trace.slice(PLACES, resident, time.perf_counter(), layer=layer)
 
 
 class _Answers:
@@ -102,14 +109,19 @@ class _Answers:
         self._thread.join()
 
     def _run(self) -> None:
+        trace = self._device.trace
         with self._device.pool():
             try:
                 for layer, turn in enumerate(self._turns):
+                    asked = time.perf_counter()
                     while not self._chosen.wait(turn, PATIENCE):
                         if self._given_up:
                             return
+                    chosen = time.perf_counter()
                     self._answer(layer)
                     self._ready.signal(turn)
+                    trace.slice(AWAITED, asked, chosen, layer=layer)
+                    trace.slice(ANSWER, chosen, time.perf_counter(), layer=layer)
             except BaseException as error:  # the token's own thread raises it
                 self._error = error
             finally:

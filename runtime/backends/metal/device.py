@@ -4,6 +4,7 @@ It has never run on Apple hardware: it has met the stand-in of tests/metal/fake,
 Promises that what Metal refuses becomes one sentence of ours, and that nobody else needs PyObjC. Knows no kernel and
 no model. PyObjC retains what `new...` methods return once too often (12.2.2 and before), so buffers, libraries,
 pipelines and events are made once and kept; what a token needs beyond is autoreleased, in a pool of its own.
+Whatever is asked of Metal is counted here, in the device's tally.
 """
 
 import mmap
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....manifests.errors import DeviceError, UnsupportedError
+from ...tally import Tally
+from ...trace import UNTRACED, Recorder
 from .sources import source_line
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -64,9 +67,11 @@ class Library:
         function = self._library.newFunctionWithName_(kernel)
         if function is None:
             raise UnsupportedError(f"there is no kernel {label}")
+        self._device.tally.made["function"] += 1
         state, error = self._device.metal.newComputePipelineStateWithFunction_error_(function, None)
         if state is None:
             raise UnsupportedError(f"{self._device.name} cannot run {label}: {_sentence(error)}")
+        self._device.tally.made["pipeline"] += 1
         most, lanes = state.maxTotalThreadsPerThreadgroup(), state.threadExecutionWidth()
         if most < threads or lanes != LANES:
             found = f"threadgroups of at most {most} threads and SIMD groups of {lanes}"
@@ -77,8 +82,9 @@ class Library:
 class Event:
     """A counter that the GPU and the host wait for and raise."""
 
-    def __init__(self, event: Any) -> None:
+    def __init__(self, event: Any, tally: Tally) -> None:
         self.event = event
+        self._tally = tally
 
     @property
     def value(self) -> int:
@@ -87,19 +93,22 @@ class Event:
 
     def signal(self, value: int) -> None:
         """Raise it, from the host."""
+        self._tally.host_signalled()
         self.event.setSignaledValue_(value)
 
     def wait(self, value: int, milliseconds: int) -> bool:
         """Wait on the host until it is `value` or more; False if that took too long."""
+        self._tally.host_waited()
         return bool(self.event.waitUntilSignaledValue_timeoutMS_(value, milliseconds))
 
 
 class Commands:
     """One command buffer. Kernels are encoded in sections, whose labels say where a failure was."""
 
-    def __init__(self, metal: Any, buffer: Any, label: str) -> None:
+    def __init__(self, metal: Any, buffer: Any, label: str, tally: Tally) -> None:
         self._metal = metal
         self._buffer = buffer
+        self._tally = tally
         self._label = label
         self._encoder: Any = None
         self._pipeline: Pipeline | None = None
@@ -111,6 +120,7 @@ class Commands:
         kind = self._metal.MTLDispatchTypeConcurrent if concurrent else self._metal.MTLDispatchTypeSerial
         self._encoder = self._buffer.computeCommandEncoderWithDispatchType_(kind)
         self._encoder.setLabel_(label)
+        self._tally.sections += 1
 
     def run(self, pipeline: Pipeline, groups: Size, arguments: Sequence[Argument]) -> None:
         """Encode a kernel for a grid of threadgroups, with its arguments in the order of their indices."""
@@ -121,29 +131,40 @@ class Commands:
             self._set(index, argument)
         sizes = self._metal.MTLSizeMake(*groups), self._metal.MTLSizeMake(pipeline.threads, 1, 1)
         self._encoder.dispatchThreadgroups_threadsPerThreadgroup_(*sizes)
+        self._tally.kernels += 1
 
     def barrier(self) -> None:
         """What is encoded from here on sees what was written to buffers before, in a concurrent section."""
         self._encoder.memoryBarrierWithScope_(self._metal.MTLBarrierScopeBuffers)
+        self._tally.barriers += 1
 
     def signal(self, event: Event, value: int) -> None:
         """Raise the event once all before is done; ends the section."""
         self._end()
         self._buffer.encodeSignalEvent_value_(event.event, value)
+        self._tally.gpu_signals += 1
 
     def wait(self, event: Event, value: int) -> None:
         """Nothing that follows begins before the event has the value; ends the section."""
         self._end()
         self._buffer.encodeWaitForEvent_value_(event.event, value)
+        self._tally.gpu_waits += 1
 
     def commit(self) -> None:
         """Hand it to the GPU; nothing can be added any more."""
         self._end()
         self._buffer.commit()
+        self._tally.command_buffers += 1
 
     def end(self) -> None:
         """Wait until the GPU is done, or has failed."""
+        self._tally.host_waited()
         self._buffer.waitUntilCompleted()
+
+    @property
+    def times(self) -> tuple[float, float]:
+        """When the GPU began and ended, in seconds: on a Mac by the clock of time.perf_counter, as documented."""
+        return float(self._buffer.GPUStartTime()), float(self._buffer.GPUEndTime())
 
     def finish(self) -> None:
         """Wait until the GPU is done. Raises DeviceError, which names the section, if it failed."""
@@ -173,9 +194,14 @@ class Commands:
 
 
 class Device:
-    """The machine's GPU. Raises UnsupportedError if there is none that kernels of ours can run on."""
+    """The machine's GPU. Raises UnsupportedError if there is none that kernels of ours can run on.
+
+    `tally` counts what is asked of it, `trace` hears where its users' time goes.
+    """
 
     def __init__(self) -> None:
+        self.tally = Tally()
+        self.trace: Recorder = UNTRACED
         self._bindings, self._objc = _bindings()
         self.metal = self._bindings.MTLCreateSystemDefaultDevice()
         if self.metal is None:
@@ -183,6 +209,7 @@ class Device:
         self.name = str(self.metal.name())
         self._require()
         self._queue = self.metal.newCommandQueue()
+        self.tally.made["queue"] += 1
 
     @property
     def most_in_buffer(self) -> int:
@@ -200,6 +227,7 @@ class Device:
         buffer = self.metal.newBufferWithLength_options_(size, self._shared)
         if buffer is None:
             raise DeviceError(f"{self.name} gave no memory for a buffer of {size} bytes ({label})")
+        self.tally.made["buffer"] += 1
         return Buffer(buffer, np.frombuffer(buffer.contents().as_buffer(size), np.uint8), label)
 
     def wrap(self, memory: Bytes, label: str) -> Buffer:
@@ -211,6 +239,7 @@ class Device:
         buffer = make(memory, len(memory), self._shared, None)
         if buffer is None:
             raise DeviceError(f"{self.name} cannot use {len(memory)} bytes of memory in place ({label})")
+        self.tally.made["buffer"] += 1
         return Buffer(buffer, memory, label)
 
     def library(self, source: str, label: str) -> Library:
@@ -220,17 +249,19 @@ class Device:
         library, error = self.metal.newLibraryWithSource_options_error_(source, options, None)
         if library is None:
             raise UnsupportedError(f"{self.name} refuses {label}: {_complaint(str(error.localizedDescription()))}")
+        self.tally.made["library"] += 1
         return Library(self, library, label)
 
     def event(self) -> Event:
         """A new event, at 0."""
-        return Event(self.metal.newSharedEvent())
+        self.tally.made["event"] += 1
+        return Event(self.metal.newSharedEvent(), self.tally)
 
     def commands(self, label: str) -> Commands:
         """A new command buffer, which tells where it failed; to be used within `pool`."""
         descriptor = self._bindings.MTLCommandBufferDescriptor.new()
         descriptor.setErrorOptions_(self._bindings.MTLCommandBufferErrorOptionEncoderExecutionStatus)
-        return Commands(self._bindings, self._queue.commandBufferWithDescriptor_(descriptor), label)
+        return Commands(self._bindings, self._queue.commandBufferWithDescriptor_(descriptor), label, self.tally)
 
     def pool(self) -> AbstractContextManager[object]:
         """What Metal hands out for a while is let go at the end of this context: one for each token."""

@@ -3,9 +3,11 @@
 Promises that a pass leaves nothing under way, whether it ended well or not. Knows no kernel.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ...trace import ON_GPU, WAITING
 from .device import Argument, Commands, Device, Event, Pipeline, Size
 
 
@@ -68,7 +70,7 @@ class Work:
         """
         self.commit()
         while len(self._running) > left:
-            self._running.pop(0).finish()
+            self._finish(self._running.pop(0))
 
     def drop(self) -> None:
         """Forget what was not committed, and wait for the rest, whatever becomes of it."""
@@ -76,6 +78,13 @@ class Work:
         running, self._running = self._running, []
         for commands in running:
             commands.end()
+
+    def _finish(self, commands: Commands) -> None:
+        start = time.perf_counter()
+        commands.finish()
+        trace = self._device.trace
+        trace.slice(WAITING, start, time.perf_counter())
+        trace.slice(ON_GPU, *commands.times, track="GPU")
 
     def _begun(self) -> Commands:
         if self._commands is None:
