@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from ..layout.reader import Pack
 from . import forecast, host, speed, timeline
 from ._native import instruction_set
+from .backends import choice
+from .backends.metal.backend import MetalBackend
+from .backends.metal.speed import kernel_bandwidth as gpu_bandwidth
 from .devices import Device
 from .engine import EngineOptions, open_backend, plan_run
 from .forecast import Demand, Forecast, Rates
@@ -34,6 +37,7 @@ class Machine:
     disk: str
     threads: int | None
     instruction_set: str | None
+    backend: str | None
     protection: host.Protection | None
     sources: tuple[str, ...] = ()
 
@@ -72,10 +76,11 @@ def diagnose(pack: Pack, options: EngineOptions, disk: Disk | None) -> Diagnosis
 def diagnose_for(pack: Pack, options: EngineOptions, device: Device) -> Diagnosis:
     """The pack on a published device; without a budget, on the share of its memory that one process may take.
 
-    Raises UsageError for options that cannot be met there.
+    Memory is planned as for the CPU backend: no device is here to tell its GPU's limits. Raises UsageError for options
+    that cannot be met there.
     """
     budget = options.memory or int(device.usable * device.memory)
-    plan = plan_run(pack, replace(options, memory=budget))
+    plan = plan_run(pack, replace(options, memory=budget, backend="cpu"))
     found = _diagnosis(pack, options, plan, _published(device))
     return replace(found, timelines=_timelines(pack, found, device))
 
@@ -93,7 +98,8 @@ def _diagnosis(pack: Pack, options: EngineOptions, plan: MemoryPlan, machine: Ma
     demand = Demand.of(pack, options.experts_per_token or pack.model.num_experts_per_tok)
     decode = forecast.forecasts(demand, plan.slots, machine.rates)
     prefill = _prefill(demand, plan, machine.rates.disk)
-    return Diagnosis(plan, machine, demand, decode, prefill, options.check_digests, options.exact)
+    exact = options.exact or choice.kind_here(options.backend) == "metal"
+    return Diagnosis(plan, machine, demand, decode, prefill, options.check_digests, exact)
 
 
 def _prefill(demand: Demand, plan: MemoryPlan, disk: float | None) -> tuple[Prefill, ...]:
@@ -107,7 +113,7 @@ def _prefill(demand: Demand, plan: MemoryPlan, disk: float | None) -> tuple[Pref
 
 def _this_machine(pack: Pack, options: EngineOptions, plan: MemoryPlan, disk: Disk | None) -> Machine:
     memory = speed.memory_bandwidth(options.threads)
-    kernels = speed.kernel_bandwidth(pack, open_backend(options.threads, exact=options.exact))
+    kernels, backend = _kernels(pack, options, plan)
     return Machine(
         name="this machine",
         measured=True,
@@ -117,8 +123,20 @@ def _this_machine(pack: Pack, options: EngineOptions, plan: MemoryPlan, disk: Di
         disk=how_read(disk) if disk else "not measured",
         threads=options.threads,
         instruction_set=instruction_set(),
+        backend=backend,
         protection=host.protection(plan.trunk),
     )
+
+
+def _kernels(pack: Pack, options: EngineOptions, plan: MemoryPlan) -> tuple[float, str]:
+    """What the expert kernels deliver where a run would compute, and what that is called."""
+    if choice.kind_here(options.backend) == "cpu":
+        cpu = open_backend(options.threads, exact=options.exact)
+        return speed.kernel_bandwidth(pack, cpu), cpu.name
+    k = options.experts_per_token or pack.model.num_experts_per_tok
+    gpu = choice.open_backend(options.backend, pack.model, plan, k, options.threads, exact=options.exact)
+    assert isinstance(gpu, MetalBackend)
+    return gpu_bandwidth(pack, gpu, k), gpu.name
 
 
 def how_read(disk: Disk) -> str:
@@ -137,6 +155,7 @@ def _published(device: Device) -> Machine:
         disk="published",
         threads=None,
         instruction_set=None,
+        backend=None,
         protection=None,
         sources=(
             f"memory bandwidth: {device.memory_source}",

@@ -82,7 +82,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "threads": engine.options.threads,
         "backend": engine.backend.name,
         "instruction_set": instruction_set(),
-        "exact": engine.options.exact,
+        "exact": engine.backend.exact,
         "access": engine.access,
         "depth": engine.tuning.depth,
         "split": engine.tuning.split,
@@ -157,7 +157,7 @@ def bench_remarks(measured: Measured[Engine], workload: Workload, costs: Costs |
     remarks = [
         f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens, {RANDOM if random else TEXT}",
         f"{engine.experts_per_token} of {own} experts per token; {plan.slots} slots of {plan.slot_bytes} bytes;"
-        f" {engine.options.threads} threads, {engine.backend.name}; {_arithmetic(exact=engine.options.exact)}; digests"
+        f" {engine.options.threads} threads, {engine.backend.name}; {_arithmetic(exact=engine.backend.exact)}; digests"
         f" {'checked' if engine.options.check_digests else 'NOT checked'}",
         f"experts are read {how_read(replace(engine.tuning, access=engine.access))}",
         f"cold: a fresh engine for each phase, {DROPPED if measured.cache_dropped else NOT_DROPPED}; decoding follows"
@@ -291,7 +291,7 @@ def _speed_lines(found: Diagnosis) -> list[str]:
     lines = [
         _line("disk", _rate(rates.disk), machine.disk),
         _line("memory", _rate(rates.memory), how),
-        *([_line("kernels", _rate(rates.kernels), f"{how}, {machine.instruction_set}")] if machine.measured else []),
+        *([_line("kernels", _rate(rates.kernels), f"{how}, {machine.backend}")] if machine.measured else []),
         _line("products", "exact" if found.exact else "rounded", _arithmetic(exact=found.exact)),
         _line("digests", "checked" if found.digests_checked else "NOT checked", ""),
     ]

@@ -116,6 +116,7 @@ class Backend(Protocol):
     """
 
     name: str
+    exact: bool  # whether products see activations as they are
     lag: int  # experts whose records may still be read after `expert` has returned
 
     @property

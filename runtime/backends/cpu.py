@@ -51,7 +51,7 @@ class CpuBackend:
         """`exact`: products see activations as floats, never rounded to fifteen bits."""
         self.name = f"cpu ({_native.instruction_set()})"
         self._pool = _native.Pool(threads)
-        self._exact = exact
+        self.exact = exact
         self.memory: Memory = HOST
         self.slots: Memory = HOST
         self.tally = Tally()
@@ -85,7 +85,7 @@ class CpuBackend:
 
     def shared(self, x: Floats | _native.Activations) -> _native.Activations:
         """See Backend.shared."""
-        return x if isinstance(x, _native.Activations) else _native.Activations(x, exact=self._exact)
+        return x if isinstance(x, _native.Activations) else _native.Activations(x, exact=self.exact)
 
     def vector(self, values: Floats) -> Floats:
         """The values, contiguous."""

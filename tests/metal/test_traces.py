@@ -27,7 +27,7 @@ METAL = ("--backend", "metal", "--memory", "2GB")
 
 
 @pytest.fixture(scope="module")
-def packs(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Packs:
+def packs(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Packs(tmp_path_factory.mktemp("traced"), make_checkpoint)
 
 
@@ -54,7 +54,7 @@ def theirs(counters: Any) -> Tally:
 
 
 @pytest.mark.parametrize("case", ["demo", "odd"])
-def test_our_counts_are_the_stand_in_s_own(fake: ModuleType, packs: Packs, case: str, mode: str) -> None:
+def test_our_counts_are_the_stand_in_s_own(fake: ModuleType, packs: dict[str, Path], case: str, mode: str) -> None:
     with on_metal(packs[case], chunk=8) as engine:
         tally, session = backend_of(engine).tally, engine.new_session()
         planning = Tally(made=Counter(queue=1))  # of the device that the memory was planned by
@@ -66,7 +66,7 @@ def test_our_counts_are_the_stand_in_s_own(fake: ModuleType, packs: Packs, case:
         assert tally + planning == theirs(fake.counters())
 
 
-def test_a_token_waits_for_the_host_once_a_layer_and_makes_nothing(packs: Packs, mode: str) -> None:
+def test_a_token_waits_for_the_host_once_a_layer_and_makes_nothing(packs: dict[str, Path], mode: str) -> None:
     with on_metal(packs["demo"]) as engine:
         session, layers = engine.new_session(), engine.model.num_layers
         session.extend([1, 2, 3])
@@ -95,7 +95,7 @@ def test_what_was_refused_was_not_made(fake: ModuleType) -> None:
     assert device.tally.made == {"queue": 1, "buffer": 1}
 
 
-def test_every_layer_of_a_token_has_one_answer(packs: Packs, mode: str) -> None:
+def test_every_layer_of_a_token_has_one_answer(packs: dict[str, Path], mode: str) -> None:
     trace = Trace()
     with on_metal(packs["demo"]) as engine:
         session, layers = engine.new_session(), engine.model.num_layers
@@ -133,7 +133,7 @@ def bench(pack: Path, *arguments: object) -> str:
     return run.stdout
 
 
-def test_bench_traces_warm_answers_and_says_what_a_token_cost(packs: Packs, tmp_path: Path) -> None:
+def test_bench_traces_warm_answers_and_says_what_a_token_cost(packs: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
     found = json.loads(bench(packs["demo"], "--trace", file, "--json"))["traced"]
     slices = slices_of(file)
@@ -151,7 +151,7 @@ def test_bench_traces_warm_answers_and_says_what_a_token_cost(packs: Packs, tmp_
     assert "Apple hardware" in json.loads(file.read_text())["otherData"]["times"]
 
 
-def test_bench_prints_what_a_token_cost(packs: Packs, tmp_path: Path) -> None:
+def test_bench_prints_what_a_token_cost(packs: dict[str, Path], tmp_path: Path) -> None:
     printed = " ".join(bench(packs["demo"], "--trace", tmp_path / "trace.json").split())
     assert "traced: 6 warm tokens of " in printed
     assert "per token: 1 command buffers, " in printed

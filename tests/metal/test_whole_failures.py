@@ -25,7 +25,9 @@ from moepack.manifests.errors import (
 from moepack.runtime.arena import HUGE_PAGE
 from moepack.runtime.backends.metal import sources
 from moepack.runtime.backends.metal.backend import MetalBackend
+from moepack.runtime.doctor import diagnose
 from moepack.runtime.engine import Engine, EngineOptions, plan_run
+from moepack.runtime.report import diagnosis_lines
 
 TOKENS = [5, 99, 17, 250, 3, 41, 7]
 
@@ -246,6 +248,19 @@ def test_without_pyobjc_the_extra_is_named(packs: dict[str, Path]) -> None:
     assert (missing.returncode, missing.stdout) == (5, "")
     assert "pip install 'moepack[metal]'" in missing.stderr
     assert missing.stderr.count("\n") == 1
+
+
+def test_doctor_measures_the_gpus_kernels_and_shows_the_gpus_plan(fake: ModuleType, packs: dict[str, Path]) -> None:
+    options = EngineOptions(threads=1, memory=MEMORY, backend="metal")
+    with Pack.open(packs["odd"]) as pack:
+        found = diagnose(pack, options, None)
+        assert found.plan == plan_run(pack, options)
+    assert str(found.machine.backend).startswith("metal (")
+    assert 0 < (found.machine.rates.kernels or 0) < 10_000
+    assert found.exact
+    lines = "\n".join(diagnosis_lines("odd", found))
+    assert f"measured, 1 threads, {found.machine.backend}" in lines
+    assert "activations are floats" in lines
 
 
 def test_plans_are_those_of_the_backend_that_was_asked_for(fake: ModuleType, packs: dict[str, Path]) -> None:

@@ -79,6 +79,7 @@ class MetalBackend:
     """Runs every operation on a device, for one model and sequences and chunks of at most an extent."""
 
     lag = LAG
+    exact = True
 
     def __init__(self, device: Device, model: schema.Model, extent: Extent) -> None:
         """Raises DeviceError if the device gives no memory, UnsupportedError if it refuses a kernel."""
@@ -315,7 +316,7 @@ class MetalBackend:
         buffer, offset = self.slots.place(record)
         return launches.slot(self.slots.pieces.index(buffer), offset)
 
-    def one_tokens_experts(self, layout: Layout, slots: Buffer, x: Tensor, k: int) -> Tensor:
+    def one_tokens_experts(self, layout: Layout, slots: Argument, x: Tensor, k: int) -> Tensor:
         """Enqueue what K experts give, [K, hidden], from the slots that a table names."""
         hidden, inner = layout.shape
         kernels, pieces = self._kernels.of(layout.build), self.slots.pieces

@@ -16,9 +16,9 @@ class Work:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._label = ""
+        self._label = "forward pass"
         self._commands: Commands | None = None
-        self._section = ""
+        self._section: str | None = None  # the one that is open
         self._running: list[Commands] = []
 
     @contextmanager
@@ -49,17 +49,17 @@ class Work:
     def signal(self, event: Event, value: int) -> None:
         """Raise the event once all before is done."""
         self._begun().signal(event, value)
-        self._section = ""
+        self._section = None
 
     def wait(self, event: Event, value: int) -> None:
         """What follows waits for the event."""
         self._begun().wait(event, value)
-        self._section = ""
+        self._section = None
 
     def commit(self) -> None:
         """The GPU may begin with what was enqueued."""
         if self._commands is not None:
-            commands, self._commands, self._section = self._commands, None, ""
+            commands, self._commands, self._section = self._commands, None, None
             self._running.append(commands)
             commands.commit()
 
@@ -74,7 +74,7 @@ class Work:
 
     def drop(self) -> None:
         """Forget what was not committed, and wait for the rest, whatever becomes of it."""
-        self._commands, self._section = None, ""
+        self._commands, self._section = None, None
         running, self._running = self._running, []
         for commands in running:
             commands.end()
@@ -89,5 +89,5 @@ class Work:
     def _begun(self) -> Commands:
         if self._commands is None:
             self._commands = self._device.commands("forward pass")
-            self._section = ""
+            self._section = None
         return self._commands
