@@ -49,9 +49,9 @@ class Mutant:
             compile(mutated, self.file, "exec")
         return mutated
 
-    def key(self, root: Path, surroundings: str) -> str:
-        """Of everything that the result depends on."""
-        parts = (self.file, self.applied((root / self.file).read_text()), *self.tests, surroundings)
+    def key(self, mutated: str, digest: str) -> str:
+        """Of everything that the result depends on: the mutated text, and a digest of the rest."""
+        parts = (self.file, mutated, *self.tests, digest)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

@@ -1,20 +1,25 @@
 """Would our tests notice a fault in the Metal kernels or their host? `make mutants`
 
 Each mutant is put into a copy of the tree, and its tests are run until one fails. MUTANTS=attention,rows: picks those
-whose names contain one of these. Results are kept in build/mutants by a digest of all that they depend on, so that an
-interrupted run goes on. Ends with 1 if fewer than 95 % are killed, or if a mutant is refused: one whose place is gone,
-which does not compile, or whose tests fail without it.
+whose names contain one of these; JOBS=2 tries two at a time. Results are kept in build/mutants by a digest of all that
+they depend on, so that an interrupted run goes on. Ends with 1 if fewer than 95 % are killed, or if a mutant is
+refused: one whose place is gone, which does not compile, or whose tests fail without it.
 """
 
 import json
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
+from queue import SimpleQueue
+from threading import Lock
 
 from extended.mutants.every import ALL
 from extended.mutants.mutant import Mutant, Tests
-from extended.mutants.tree import COMPILER, PLACE, ROOT, Outcome, Tree, surroundings
+from extended.mutants.tree import COMPILER, PLACE, Outcome, Tree
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +34,7 @@ class Results:
 
     def __init__(self) -> None:
         self._kept: dict[str, dict[str, object]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        self._lock = Lock()
 
     def get(self, key: str) -> Outcome | None:
         """One that is kept."""
@@ -36,58 +42,84 @@ class Results:
 
     def put(self, key: str, outcome: Outcome) -> Outcome:
         """Keeps one, whole or not at all."""
-        self._kept[key] = asdict(outcome)
-        beside = KEPT.with_suffix(".new")
-        beside.write_text(json.dumps(self._kept, indent=1))
-        beside.replace(KEPT)
+        with self._lock:
+            self._kept[key] = asdict(outcome)
+            beside = KEPT.with_suffix(".new")
+            beside.write_text(json.dumps(self._kept, indent=1))
+            beside.replace(KEPT)
         return outcome
 
 
 class Run:
-    """Runs mutants and remembers what became of them."""
+    """Runs mutants, as many at once as there are trees, and remembers what became of them."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, trees: list[Tree]) -> None:
         self._console = console
-        self._tree = Tree()
+        self._first = trees[0]
+        self._free: SimpleQueue[Tree] = SimpleQueue()
+        for tree in trees:
+            self._free.put(tree)
         self._results = Results()
-        self._around: dict[Tests, str] = {}
+        self._without: dict[Tests, Outcome] = {}
+        self._digests: dict[Tests, str] = {}
+        self._mutated: dict[Mutant, str | Exception] = {}
+        self._jobs = len(trees)
         self.ends: dict[str, list[Mutant]] = defaultdict(list)
 
-    def take(self, mutant: Mutant) -> None:
-        """One mutant, with a line of what became of it."""
+    def take(self, mutants: list[Mutant]) -> None:
+        """All mutants: first the tests without any, then each, with a line of what became of it."""
+        with ThreadPoolExecutor(self._jobs) as pool:
+            list(pool.map(self._sound, dict.fromkeys(mutant.tests for mutant in mutants)))
+            self._mutated = {mutant: self._applied(mutant) for mutant in mutants}  # while no tree is mutated
+            list(pool.map(self._take, mutants))
+
+    def _applied(self, mutant: Mutant) -> str | Exception:
+        """The mutated file, or why there is none."""
         try:
-            end, outcome = self._end_of(mutant)
+            return mutant.applied((self._first.root / mutant.file).read_text())
         except (ValueError, SyntaxError) as error:
-            end, outcome = "refused", Outcome(str(error), "", 0.0)
+            return error
+
+    def _sound(self, tests: Tests) -> None:
+        with self._tree() as tree:
+            self._digests[tests] = tree.digest(tests)
+            key = f"without {' '.join(tests)} {self._digests[tests]}"
+            kept = self._results.get(key)
+            if kept is None or kept.failed:
+                kept = self._results.put(key, tree.run(tests, BASELINE_LIMIT))
+        self._without[tests] = kept
+        self._say(f"{'FAULTY' if kept.failed else 'sound':8} {kept.seconds:5.1f} s  {' '.join(tests)}")
+
+    def _take(self, mutant: Mutant) -> None:
+        end, outcome = self._end_of(mutant)
         self.ends[end].append(mutant)
         by = f"  {outcome.failed}" if outcome.failed else ""
-        self._say(f"{end:8} {outcome.seconds:5.1f} s  {mutant.name}{by}")
-        if outcome.why:
-            self._say(f"{'':18}{outcome.why[:160]}")
+        why = f"\n{'':18}{outcome.why[:200]}" if outcome.why else ""
+        self._say(f"{end:8} {outcome.seconds:5.1f} s  {mutant.name}{by}{why}")
 
     def _end_of(self, mutant: Mutant) -> tuple[str, Outcome]:
-        if mutant.tests not in self._around:
-            self._around[mutant.tests] = surroundings(mutant.tests)
-        key = mutant.key(ROOT, self._around[mutant.tests])
-        without = self._without(mutant.tests)
+        mutated, without = self._mutated[mutant], self._without[mutant.tests]
+        if isinstance(mutated, Exception):
+            return "refused", Outcome(str(mutated), "", 0.0)
         if without.failed:
-            raise ValueError(f"the tests of {mutant.name} fail without it: {without.failed} {without.why}")
+            return "refused", Outcome("its tests fail without it", "", 0.0)
+        key = mutant.key(mutated, self._digests[mutant.tests])
         outcome = self._results.get(key) or self._results.put(key, self._ran(mutant, without.seconds))
         if outcome.failed == COMPILER and not mutant.file.endswith(".py"):
             return "refused", outcome
         return ("killed" if outcome.failed else "SURVIVED"), outcome
 
     def _ran(self, mutant: Mutant, seconds: float) -> Outcome:
-        with self._tree.mutated(mutant):
-            return self._tree.run(mutant.tests, max(LEAST_LIMIT, 4 * seconds))
+        with self._tree() as tree, tree.mutated(mutant):
+            return tree.run(mutant.tests, max(LEAST_LIMIT, 4 * seconds))
 
-    def _without(self, tests: Tests) -> Outcome:
-        key = f"without {' '.join(tests)} {self._around[tests]}"
-        kept = self._results.get(key)
-        if kept is None or kept.failed:
-            kept = self._results.put(key, self._tree.run(tests, BASELINE_LIMIT))
-            self._say(f"{'sound' if not kept.failed else 'FAULTY':8} {kept.seconds:5.1f} s  {' '.join(tests)}")
-        return kept
+    @contextmanager
+    def _tree(self) -> Iterator[Tree]:
+        tree = self._free.get()
+        try:
+            yield tree
+        finally:
+            self._free.put(tree)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -116,9 +148,8 @@ def summary(ends: dict[str, list[Mutant]]) -> Table:
 
 def main() -> None:
     console, mutants = Console(), chosen()
-    run = Run(console)
-    for mutant in mutants:
-        run.take(mutant)
+    run = Run(console, [Tree(f"tree-{i}") for i in range(int(os.environ.get("JOBS", "1")))])
+    run.take(mutants)
     killed, survived, refused = (len(run.ends[end]) for end in ("killed", "SURVIVED", "refused"))
     console.print(summary(run.ends))
     for end in ("SURVIVED", "refused"):

@@ -36,13 +36,13 @@ class Outcome:
 class Tree:
     """The copy. Machine code of kernels is kept beside it, for all runs."""
 
-    def __init__(self) -> None:
-        self.root = PLACE / "tree"
+    def __init__(self, name: str) -> None:
+        self.root = PLACE / name
+        self._files = [file for file in _listed() if os.path.lexists(ROOT / file)]
         shutil.rmtree(self.root, ignore_errors=True)
-        for name in _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
-            if os.path.lexists(ROOT / name):
-                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.root / name, follow_symlinks=False)
+        for file in self._files:
+            (self.root / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / file, self.root / file, follow_symlinks=False)
         for name in NATIVE:
             spec = importlib.util.find_spec(name)
             assert spec is not None, f"{name} is not built"
@@ -59,6 +59,14 @@ class Tree:
             yield
         finally:
             path.write_text(text)
+
+    def digest(self, tests: Tests) -> str:
+        """Of the package's rooms that Metal knows, of the tests named, and of everything that tests share."""
+        named, digest = {test.partition("::")[0] for test in tests}, hashlib.sha256()
+        for file in sorted(self._files):
+            if (file in named or _shared(file)) and (self.root / file).is_file():
+                digest.update(f"{file}\0".encode() + (self.root / file).read_bytes())
+        return digest.hexdigest()
 
     def run(self, tests: Tests, limit: float) -> Outcome:
         """Runs tests until one fails, for at most `limit` seconds."""
@@ -79,7 +87,12 @@ class Tree:
 
     def _environment(self) -> dict[str, str]:
         paths = os.pathsep.join(map(str, (OVERLAY, self.root / "src", self.root / "tests")))
-        more = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(PLACE / "cache")}
+        more = {
+            "PYTHONPATH": paths,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "XDG_CACHE_HOME": str(PLACE / "cache"),
+            "COLUMNS": "300",
+        }
         return os.environ | more
 
     def _check(self) -> None:
@@ -89,22 +102,16 @@ class Tree:
         assert told.stdout.startswith(str(self.root)), f"tests would run {told.stdout or told.stderr}"
 
 
-def surroundings(tests: Tests) -> str:
-    """A digest of the package's rooms that Metal knows, of the tests named and of everything that tests share."""
-    named = {test.partition("::")[0] for test in tests}
-    digest = hashlib.sha256()
-    for name in sorted(_git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()):
-        room, is_test = name.split("/")[0], Path(name).name.startswith("test_")
-        shared = room in ("runtime", "layout", "manifests") or (
-            room == "tests" and not is_test and not name.startswith("tests/extended/")
-        )
-        if (shared or name in named) and (ROOT / name).is_file():
-            digest.update(f"{name}\0".encode() + (ROOT / name).read_bytes())
-    return digest.hexdigest()
+def _listed() -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+def _shared(file: str) -> bool:
+    room = file.split("/")[0]
+    if room == "tests":
+        return not Path(file).name.startswith("test_") and not file.startswith("tests/extended/")
+    return room in ("runtime", "layout", "manifests")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
