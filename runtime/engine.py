@@ -86,7 +86,9 @@ class Engine:
         self.experts_per_token = _experts_per_token(pack.model, options)
         self.tuning = tuning(pack, options.access)  # before the trunk is there: a first measurement needs memory
         trunk = weights.load(pack, backend, check_digest=options.check_digests)
-        self._experts = ExpertStream(pack, memory.slots, check_digests=options.check_digests, tuning=self.tuning)
+        self._experts = ExpertStream(
+            pack, memory.slots, check_digests=options.check_digests, tuning=self.tuning, memory=backend.slots
+        )
         self._decoder = TextModel(pack.model, trunk, pack.records, self._experts, backend, self.experts_per_token)
         self._resources = ExitStack()
         self._resources.callback(self._experts.close)
@@ -229,7 +231,7 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     return plan(pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk)
 
 
-def open_backend(threads: int, *, exact: bool = True) -> Backend:
+def open_backend(threads: int, *, exact: bool = True) -> CpuBackend:
     """The backend of this machine; `exact` as in EngineOptions.
 
     Raises UsageError for a number of threads or an instruction set it has not.

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from ..layout.reader import Pack
 from . import _native, host
+from .arena import HOST
+from .backends.base import Memory
 from .disk import DEFAULT, Tuning
 from .streaming.ahead import Ahead, Reach
 from .streaming.arrivals import Arrivals, Arrived, Manner, Reader
@@ -72,8 +74,9 @@ class ExpertStream:
         check_digests: bool = True,
         tuning: Tuning = DEFAULT,
         reader: Reader | None = None,
+        memory: Memory = HOST,
     ) -> None:
-        """Raises StorageError if the pack's files cannot be opened as `tuning` says."""
+        """Slots lie in `memory`. Raises StorageError if the pack's files cannot be opened as `tuning` says."""
         self._stats = StreamStats()
         self._pack = pack
         self._files = LayerFiles(pack, tuning.access)
@@ -81,7 +84,7 @@ class ExpertStream:
         manner = Manner(tuning.split, forget=self._files.access == "buffered" and _outgrows_memory(pack))
         self._arrivals = Arrivals(pack, self._files, self._reader, manner, check_digests=check_digests)
         self._close = weakref.finalize(self, _close, self._arrivals, self._files)
-        self._cache = Cache(slot_arena(slots, slot_pitch(pack)), pack.model.num_layers)
+        self._cache = Cache(slot_arena(slots, slot_pitch(pack), memory), pack.model.num_layers)
         self._foresight = Foresight()
         self._guesses: dict[Key, Key | None] = {}  # to the record that made room, if one did
         self._unchecked: dict[Key, Bytes] = {}  # whole records, of which nobody knows yet whether they are good

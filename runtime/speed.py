@@ -11,7 +11,7 @@ import numpy as np
 
 from ..layout.reader import Pack
 from . import _native, arena, host
-from .backends.base import Backend
+from .backends.base import HostBackend
 
 BUFFER_BYTES = 512 * 1024 * 1024  # no cache holds it
 LEAST_SECONDS = 0.5
@@ -50,7 +50,7 @@ def memory_bandwidth(threads: int) -> float:
     return max(_native.read_bandwidth(pool, memory) for _ in range(ROUNDS)) / 1e9
 
 
-def kernel_bandwidth(pack: Pack, backend: Backend) -> float:
+def kernel_bandwidth(pack: Pack, backend: HostBackend) -> float:
     """Bytes of expert records computed with per second, one token's at a time, each record long out of the caches."""
     model, stride = pack.model, pack.records[0].stride
     layout, at_once = backend.layout(pack.records[0]), model.num_experts_per_tok

@@ -31,8 +31,8 @@ def _attention_state(model: schema.Model, backend: Backend, context: int) -> Att
 
 def _delta_state(model: schema.Model, backend: Backend) -> DeltaState:
     shape = model.linear_attention
-    conv = backend.zeros(shape.conv_kernel - 1, delta_channels(shape))
-    return DeltaState(conv, backend.zeros(shape.num_value_heads, shape.key_head_dim, shape.value_head_dim))
+    conv = backend.state(shape.conv_kernel - 1, delta_channels(shape))
+    return DeltaState(conv, backend.state(shape.num_value_heads, shape.key_head_dim, shape.value_head_dim))
 
 
 def delta_channels(shape: schema.LinearAttention) -> int:

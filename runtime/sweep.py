@@ -17,7 +17,7 @@ from ..layout.record import PROJECTIONS
 from ..manifests.errors import CorruptInputError, UsageError
 from .backends.base import AttentionState, Backend, DeltaState, Floats, Ids, Matrix, Routes, Tensor
 from .corpus import Corpus, Room, Stream
-from .model import Operations
+from .operations import Operations
 from .source import Source
 from .state import State, layer_state
 from .weights import LayerWeights, TrunkLoader

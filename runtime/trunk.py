@@ -1,4 +1,4 @@
-"""A pack's trunk on its way into memory: every byte read once, into one arena, and hashed while the next ones arrive.
+"""A pack's trunk on its way into memory: every byte read once, into its place, and hashed while the next ones arrive.
 
 Promises that the digest is of exactly the bytes that are returned, that no tensor exists twice, and that no copy of the
 file stays behind in the page cache, where it would count against a limit of this process's control group. The memory is
@@ -16,7 +16,9 @@ from ..layout.reader import Pack
 from ..layout.tensorfile import ARRAY_DTYPES, Array, TensorEntry, byte_view
 from ..manifests.errors import MismatchError
 from ..manifests.files import open_regular, read_exactly
-from . import arena, host
+from . import host
+from .arena import HOST, Packing, occupied
+from .backends.base import Memory
 
 PIECE_BYTES = 16 * 1024 * 1024
 READERS = 4  # large reads under way at once come close to any drive's peak
@@ -32,25 +34,26 @@ class _Piece:
     to: Array
 
 
-def read_trunk(pack: Pack, *, check_digest: bool) -> dict[str, Array]:
-    """Every tensor of the trunk, in its own dtype, side by side in one arena.
+def read_trunk(pack: Pack, *, check_digest: bool, memory: Memory = HOST) -> dict[str, Array]:
+    """Every tensor of the trunk, in its own dtype, side by side in as few pieces of `memory` as it allows.
 
-    Raises MismatchError if the bytes are not the manifest's, StorageError if the device fails.
+    The parts of a matrix lie in one piece. Raises MismatchError if the bytes are not the manifest's, StorageError if
+    the device fails.
     """
-    entries = _in_file_order(pack)
-    starts, size = arena.packed([entry.size for entry in entries])
-    memory = arena.reserve(size)
-    tensors = {
-        entry.name: memory[start : start + entry.size].view(ARRAY_DTYPES[entry.dtype]).reshape(entry.shape)
-        for entry, start in zip(entries, starts, strict=True)
-    }
+    groups = _matrices(pack)
+    packing = _packing(groups, memory.most)
+    pieces = [memory.reserve(size) for size in packing.sizes]
+    entries = [entry for group in groups for entry in group]
+    places = {entry.name: place for entry, place in zip(entries, packing.places, strict=True)}
+    tensors = {entry.name: _view(entry, pieces, *places[entry.name]) for entry in _in_file_order(pack)}
     hasher = _begun(pack)
     for piece in _arriving(pack, [piece for name, tensor in tensors.items() for piece in _pieces(name, tensor)]):
         if check_digest:
             hasher.update(byte_view(piece.to))
     if check_digest:
         _require_digest(pack, hasher.hexdigest())
-    host.lock(memory)
+    for each in pieces:
+        host.lock(each)
     return tensors
 
 
@@ -62,11 +65,10 @@ def check_trunk(pack: Pack) -> None:
     _require_digest(pack, hasher.hexdigest())
 
 
-def trunk_bytes(pack: Pack) -> int:
-    """Memory that the trunk takes: its arena, and float32 copies of the small weights that kernels want so."""
-    entries = pack.trunk.entries.values()
-    small = [entry for entry in entries if len(entry.shape) < 2 or entry.name.endswith("conv1d.weight")]
-    return arena.occupied(arena.packed([entry.size for entry in entries])[1]) + sum(map(_float_copy, small))
+def trunk_bytes(pack: Pack, most: int = HOST.most) -> int:
+    """Memory that the trunk takes in pieces of at most `most`, and float32 copies of the small weights."""
+    small = [e for e in pack.trunk.entries.values() if len(e.shape) < 2 or e.name.endswith("conv1d.weight")]
+    return sum(map(occupied, _packing(_matrices(pack), most).sizes)) + sum(map(_float_copy, small))
 
 
 def _float_copy(entry: TensorEntry) -> int:
@@ -97,6 +99,24 @@ def _pieces(name: str, tensor: Array) -> Iterator[_Piece]:
     rows = max(1, PIECE_BYTES * len(tensor) // tensor.nbytes)
     for first in range(0, len(tensor), rows):
         yield _Piece(name, first, tensor[first : first + rows])
+
+
+def _view(entry: TensorEntry, pieces: list[Array], piece: int, start: int) -> Array:
+    """The place of a tensor, as an array of its dtype and shape."""
+    view: Array = pieces[piece][start : start + entry.size].view(ARRAY_DTYPES[entry.dtype])
+    return view.reshape(entry.shape)
+
+
+def _matrices(pack: Pack) -> list[list[TensorEntry]]:
+    """The entries in groups of one stem: what a matrix consists of."""
+    groups: dict[str, list[TensorEntry]] = {}
+    for entry in _in_file_order(pack):
+        groups.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry)
+    return list(groups.values())
+
+
+def _packing(groups: list[list[TensorEntry]], most: int) -> Packing:
+    return Packing.of([[entry.size for entry in group] for group in groups], most)
 
 
 def _in_file_order(pack: Pack) -> list[TensorEntry]:

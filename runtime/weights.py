@@ -91,7 +91,7 @@ def load(pack: Pack, backend: Backend, *, check_digest: bool) -> Weights:
 
     tensor is missing or of another shape than the model's.
     """
-    tensors = read_trunk(pack, check_digest=check_digest)
+    tensors = read_trunk(pack, check_digest=check_digest, memory=backend.memory)
     held = HeldTrunk(pack.model, str(pack.trunk.path), trunk_formats(pack), tensors)
     return TrunkLoader(held, backend).weights()
 

@@ -5,9 +5,10 @@ point where the host must see a result is `Routes.ids`, once per layer, because 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from ...layout.matrix import StoredMatrix
 from ...layout.record import RecordLayout
 from ...manifests import schema
+
+if TYPE_CHECKING:
+    from ..decoding import Decoding, Parts
 
 Floats: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = NDArray[np.int32]
@@ -92,10 +96,32 @@ class Routes:
             yield int(experts[first]), tokens[first:last], weights[first:last]
 
 
+class Memory(Protocol):
+    """Host memory that kernels read in place."""
+
+    @property
+    def most(self) -> int:
+        """Bytes of the largest piece that can be reserved."""
+
+    def reserve(self, size: int) -> Record:
+        """A piece of `size` bytes of zeros, uint8 [size], which takes memory where it is first written."""
+
+
 class Backend(Protocol):
-    """The operations of the model. Results are new tensors unless a docstring says otherwise."""
+    """The operations of the model. Results are new tensors unless a docstring says otherwise.
+
+    They are called within `forward`, but for those that take over weights or reserve memory.
+    """
 
     name: str
+    memory: Memory  # for the trunk
+    slots: Memory  # for expert records
+
+    def forward(self) -> AbstractContextManager[None]:
+        """The context of one forward pass: at its end nothing of it is under way any more."""
+
+    def decoding(self, parts: "Parts") -> "Decoding":
+        """How single tokens go through their experts here."""
 
     def matrix(self, stored: StoredMatrix) -> Matrix:
         """Take over a stored matrix; its bits stay as they are."""
@@ -109,11 +135,14 @@ class Backend(Protocol):
     def layout(self, layout: RecordLayout) -> Layout:
         """Prepare to read a layer's expert records."""
 
-    def zeros(self, *shape: int) -> Tensor:
-        """A float32 tensor of zeros."""
+    def zeros(self, rows: int, width: int) -> Tensor:
+        """A float32 tensor [rows, width] of zeros."""
+
+    def state(self, *shape: int) -> Tensor:
+        """A float32 tensor of zeros that outlives a forward pass."""
 
     def reserved(self, rows: int, width: int) -> Tensor:
-        """A float32 tensor [rows, width] of unspecified values; rows never written should occupy no memory."""
+        """One [rows, width] of unspecified values, that does too; rows never written should occupy no memory."""
 
     def to_host(self, x: Tensor) -> Floats:
         """The values as a numpy array."""
@@ -129,6 +158,9 @@ class Backend(Protocol):
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         """x matrix^T."""
+
+    def add_linear(self, to: Tensor, x: Tensor, matrix: Matrix) -> None:
+        """to += x matrix^T, in place."""
 
     def swiglu(self, x: Tensor, gate: Matrix, up: Matrix) -> Tensor:
         """silu(x gate^T) * (x up^T)."""
@@ -152,18 +184,25 @@ class Backend(Protocol):
         shape: schema.FullAttention,
         eps: float,
     ) -> Tensor:
-        """Gated full attention of normed `x`; writes cache rows from `position` on, which must fit."""
+        """What the heads of gated full attention give for normed `x`, [tokens, num_heads * head_dim].
+
+        Writes cache rows from `position` on, which must fit.
+        """
 
     def delta(
         self, x: Tensor, weights: DeltaWeights, state: DeltaState, shape: schema.LinearAttention, eps: float
     ) -> Tensor:
-        """Gated DeltaNet of normed `x`; advances `state`."""
+        """What the heads of a Gated DeltaNet give for normed `x`, [tokens, value heads * dim]; advances `state`."""
 
     def route(self, logits: Tensor, k: int) -> Routes:
         """Softmax over all experts, the k largest (ties to the lower id), renormalised."""
 
     def expert(self, to: Tensor, x: Tensor, record: Record, layout: Layout, tokens: Ids, weights: Floats) -> None:
         """to[tokens] += weights * expert(x[tokens]), in place; the record may be overwritten once this returns."""
+
+
+class HostBackend(Backend, Protocol):
+    """What decoding needs besides where the host sees every result at once."""
 
     def experts(self, x: Tensor, records: Sequence[Record], layout: Layout, to: Tensor) -> None:
         """to[i] = expert(x) of record i, for one token `x`; the records may be overwritten once this returns."""

@@ -4,6 +4,7 @@ Results do not depend on the number of threads nor on which tokens share a call 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from math import prod
 from typing import Any
@@ -16,7 +17,8 @@ from ...layout.matrix import StoredMatrix
 from ...layout.record import PROJECTIONS, RecordLayout
 from ...manifests import schema
 from .. import _native
-from ..arena import CACHE_LINE
+from ..arena import CACHE_LINE, HOST
+from ..decoding import HostPaced, Parts
 from .base import (
     AttentionState,
     AttentionWeights,
@@ -24,6 +26,7 @@ from .base import (
     DeltaWeights,
     Floats,
     Ids,
+    Memory,
     Record,
     Rotation,
     Routes,
@@ -44,6 +47,16 @@ class CpuBackend:
         self.name = f"cpu ({_native.instruction_set()})"
         self._pool = _native.Pool(threads)
         self._exact = exact
+        self.memory: Memory = HOST
+        self.slots: Memory = HOST
+
+    def forward(self) -> AbstractContextManager[None]:
+        """Nothing is ever under way once an operation has returned."""
+        return nullcontext()
+
+    def decoding(self, parts: Parts) -> HostPaced:
+        """The host sees each router's choice."""
+        return HostPaced(self, parts)
 
     def matrix(self, stored: StoredMatrix) -> _native.Matrix:
         """A native handle that keeps the stored arrays alive; nothing is copied."""
@@ -74,8 +87,12 @@ class CpuBackend:
         places = [_projection(layout, projection) for projection in PROJECTIONS]
         return _native.RecordViews(layout.shape.hidden, layout.shape.intermediate, places, layout.size)
 
-    def zeros(self, *shape: int) -> Floats:
+    def zeros(self, rows: int, width: int) -> Floats:
         """A numpy array of zeros."""
+        return _on_lines(np.zeros, (rows, width))
+
+    def state(self, *shape: int) -> Floats:
+        """A numpy array of zeros, like any other."""
         return _on_lines(np.zeros, shape)
 
     def reserved(self, rows: int, width: int) -> Floats:
@@ -98,9 +115,13 @@ class CpuBackend:
         _native.rms_norm(self._pool, x, weight, eps, out)
         return out
 
-    def linear(self, x: Floats, matrix: _native.Matrix) -> Floats:
+    def linear(self, x: Floats | _native.Activations, matrix: _native.Matrix) -> Floats:
         """See Backend.linear."""
         return self._products(self.shared(x), matrix)[0]
+
+    def add_linear(self, to: Floats, x: Floats | _native.Activations, matrix: _native.Matrix) -> None:
+        """See Backend.add_linear."""
+        self.add(to, self.linear(x, matrix))
 
     def swiglu(self, x: Floats, gate: _native.Matrix, up: _native.Matrix) -> Floats:
         """See Backend.swiglu."""
@@ -142,7 +163,7 @@ class CpuBackend:
         cache = (state.keys, state.values)
         turns = (rotation.cos, rotation.sin)
         _native.attention(self._pool, sizes, position, query, key, value, *norms, *turns, *cache, out)
-        return self.linear(out, weights.out)
+        return out
 
     def delta(
         self, x: Floats, weights: DeltaWeights, state: DeltaState, shape: schema.LinearAttention, eps: float
@@ -155,7 +176,7 @@ class CpuBackend:
         mixed, gate, beta, decay = self._products(self.shared(x), *projections)
         small = (weights.conv, weights.log_decay, weights.decay_bias, weights.norm)
         _native.delta(self._pool, sizes, mixed, gate, beta, decay, *small, state.conv, state.memory, out)
-        return self.linear(out, weights.out)
+        return out
 
     def route(self, logits: Floats, k: int) -> Routes:
         """See Backend.route."""

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...layout.reader import Pack
-from ..arena import HUGE_PAGE, reserve
+from ..arena import HOST, HUGE_PAGE
+from ..backends.base import Memory
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -18,7 +19,8 @@ def slot_pitch(pack: Pack) -> int:
     return aligned if aligned - stride < aligned // 8 else stride
 
 
-def slot_arena(count: int, pitch: int) -> list[Bytes]:
-    """Slots side by side, from the start of a huge page."""
-    memory = reserve(count * pitch)
-    return [memory[i * pitch : (i + 1) * pitch] for i in range(count)]
+def slot_arena(count: int, pitch: int, memory: Memory = HOST) -> list[Bytes]:
+    """Slots side by side in as few pieces of `memory` as it allows, each from the start of a huge page."""
+    at_once = max(1, memory.most // pitch)
+    pieces = (min(at_once, count - first) for first in range(0, count, at_once))
+    return [slot for slots in pieces for slot in memory.reserve(slots * pitch).reshape(slots, pitch)]

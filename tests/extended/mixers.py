@@ -56,7 +56,7 @@ def floats(*shape: int) -> np.ndarray:
 
 def filled(*shape: int) -> np.ndarray:
     """Normal deviates where a session would keep its state."""
-    array = CpuBackend(1).zeros(*shape)
+    array = CpuBackend(1).state(*shape)
     array[:] = floats(*shape)
     return array
 

@@ -240,8 +240,8 @@ def test_a_trunk_of_another_shape_is_refused(packs: dict[str, Path], monkeypatch
     tensors = weights.read_trunk
 
     def without(name: str) -> None:
-        def read(pack: object, *, check_digest: bool) -> dict[str, np.ndarray]:
-            found = tensors(pack, check_digest=check_digest)  # type: ignore[arg-type]
+        def read(pack: object, **options: object) -> dict[str, np.ndarray]:
+            found = tensors(pack, **options)  # type: ignore[arg-type]
             return {key: value[:-1] if key == name else value for key, value in found.items() if key != f"-{name}"}
 
         monkeypatch.setattr(weights, "read_trunk", read)
@@ -250,6 +250,6 @@ def test_a_trunk_of_another_shape_is_refused(packs: dict[str, Path], monkeypatch
         without(name)
         with pytest.raises(CorruptInputError, match=f"'{name}' is .*, but the model needs"):
             Engine.open(packs["tiny"])
-    monkeypatch.setattr(weights, "read_trunk", lambda pack, *, check_digest: {})
+    monkeypatch.setattr(weights, "read_trunk", lambda pack, **options: {})
     with pytest.raises(CorruptInputError, match=r"has no tensor 'model\.embed_tokens\.weight'"):
         Engine.open(packs["tiny"])

@@ -39,7 +39,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
 
 def right(got: np.ndarray, x: np.ndarray, stored: StoredMatrix) -> bool:
-    """Whether products are the plain statement's, up to float32 sums: a share of what is added up, however it cancels."""
+    """Whether products are the plain statement's, up to float32 sums: a share of all terms, however they cancel."""
     weights = dense(stored).astype(float)
     return bool((np.abs(got - rounded(x) @ weights.T) <= 5e-7 * (np.abs(x) @ np.abs(weights).T)).all())
 

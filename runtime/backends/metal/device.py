@@ -141,9 +141,13 @@ class Commands:
         self._end()
         self._buffer.commit()
 
+    def end(self) -> None:
+        """Wait until the GPU is done, or has failed."""
+        self._buffer.waitUntilCompleted()
+
     def finish(self) -> None:
         """Wait until the GPU is done. Raises DeviceError, which names the section, if it failed."""
-        self._buffer.waitUntilCompleted()
+        self.end()
         self.check()
 
     def check(self) -> None:

@@ -33,6 +33,10 @@ class MatrixPlace:
     rows: int
     cols: int
 
+    def moved(self, by: int) -> "MatrixPlace":
+        """The same, so many bytes further on."""
+        return MatrixPlace(self.weight + by, self.scales + by, self.biases + by, self.grids + by, self.rows, self.cols)
+
     @property
     def packed(self) -> bytes:
         """struct Matrix."""

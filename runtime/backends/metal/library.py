@@ -25,7 +25,7 @@ KERNELS: Mapping[str, Mapping[str, int]] = {  # of each file, with the threads o
     "matmul.metal": dict.fromkeys(("matmul", "matmul_add", "matmul_gather", "matmul_scatter"), MATMUL_THREADS),
     "embedding.metal": {"embed": LANES},
     "experts.metal": {"experts_gated": THREADS, "experts_down": THREADS},
-    "combine.metal": {"combine": THREADS, "add_gated": THREADS, "swiglu": THREADS},
+    "combine.metal": dict.fromkeys(("combine", "add_gated", "swiglu", "add", "clear"), THREADS),
     "norms.metal": {"rms_norm": THREADS, "gated_rms_norm": THREADS},
     "router.metal": {"route": LANES},
     "attention.metal": {"attention_prepare": THREADS, "attention": THREADS, "attention_join": THREADS},

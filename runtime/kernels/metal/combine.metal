@@ -45,3 +45,18 @@ kernel void swiglu(device const float* gate [[buffer(0)]],
                    uint at [[thread_position_in_grid]]) {
   if (at < count) h[at] = silu(gate[at]) * up[at];
 }
+
+// x += y, element by element; both [count]. Host: count, "<I". Grid: ceil(count / THREADS) threadgroups of THREADS.
+kernel void add(device const float* y [[buffer(0)]],
+                device float* x [[buffer(1)]],
+                constant uint& count [[buffer(2)]],
+                uint at [[thread_position_in_grid]]) {
+  if (at < count) x[at] += y[at];
+}
+
+// x = 0, element by element; x [count]. Host: count, "<I". Grid: ceil(count / THREADS) threadgroups of THREADS.
+kernel void clear(device float* x [[buffer(0)]],
+                  constant uint& count [[buffer(1)]],
+                  uint at [[thread_position_in_grid]]) {
+  if (at < count) x[at] = 0.0f;
+}

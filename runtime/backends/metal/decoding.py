@@ -1,0 +1,115 @@
+"""One token's way through the experts, as the GPU paces it: everything is enqueued before the first router has chosen.
+
+After each router the GPU raises an event, computes the shared expert, and waits for another. Meanwhile a thread reads
+what was chosen, makes the records resident, writes where they lie into a table that the kernels read, and raises the
+event. The thread that enqueues waits once, at the token's end. If a record cannot be had, the GPU is let go on with
+whatever the slots hold, and the token is thrown away.
+"""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from ...decoding import Parts
+from ..base import Tensor
+from .backend import EXPERTS, SHARED_EXPERT, MetalBackend
+from .device import Device, Event
+from .launches import slot
+
+PATIENCE = 100  # milliseconds after which the answering thread looks whether the token was given up
+
+
+class DevicePaced:
+    """See decoding.Decoding. Two events count layers: `chosen` is the GPU's, `ready` the host's."""
+
+    def __init__(self, backend: MetalBackend, parts: Parts) -> None:
+        device, k = backend.device, parts.experts_per_token
+        self._backend = backend
+        self._parts = parts
+        self._chosen, self._ready = device.event(), device.event()
+        self._slots = device.buffer(k * len(slot(0, 0)), "slots of the chosen experts")
+        self._turns = range(1, 1)  # of this token: the events' values, layer by layer; they only ever rise
+        self._answers: _Answers | None = None
+
+    def begin(self, x: Tensor) -> None:
+        """See Decoding."""
+        self._turns = range(self._turns.stop, self._turns.stop + len(self._parts.layers))
+        events = (self._chosen, self._ready)
+        self._answers = _Answers(self._backend.device, self._answer, events, self._turns)
+
+    def add_experts(self, index: int, x: Tensor, normed: Tensor) -> None:
+        """See Decoding; enqueues."""
+        parts, backend, work = self._parts, self._backend, self._backend.work
+        weights, k = parts.layers[index], parts.experts_per_token
+        turn = self._turns[index]
+        choice = backend.choose(backend.linear(normed, weights.router), k)
+        work.signal(self._chosen, turn)
+        work.section(SHARED_EXPERT)
+        shared, gate = parts.operations.shared_expert(normed, weights)
+        work.wait(self._ready, turn)
+        work.section(EXPERTS)
+        given = backend.one_tokens_experts(parts.layouts[index], self._slots, normed, k)
+        backend.combine(given, choice, shared, gate, x)
+
+    def finish(self) -> None:
+        """See Decoding."""
+        answers, self._answers = self._answers, None
+        if answers is not None:
+            answers.end()
+
+    def abandon(self) -> None:
+        """See Decoding."""
+        answers, self._answers = self._answers, None
+        if answers is not None:
+            answers.give_up()
+
+    def _answer(self, layer: int) -> None:
+        """Make resident what the layer's router chose, and tell the kernels where it lies."""
+        ids = self._backend.chosen(self._parts.experts_per_token).tolist()
+        places: dict[int, bytes] = {}
+        for batch in self._parts.experts.batches(layer, ids):
+            places |= {expert: self._backend.slot(record) for expert, record in batch}
+        table = b"".join(places[expert] for expert in ids)
+        self._slots.bytes[:] = np.frombuffer(table, np.uint8)
+
+
+class _Answers:
+    """The thread that answers the routers of one token: turn by turn, from the first on."""
+
+    def __init__(
+        self, device: Device, answer: Callable[[int], None], events: tuple[Event, Event], turns: range
+    ) -> None:
+        self._device = device
+        self._answer = answer
+        self._chosen, self._ready = events
+        self._turns = turns
+        self._given_up = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="moepack-answers", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Wait until all layers were answered. Raises what kept one from it."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def give_up(self) -> None:
+        """Answer no more, and let the GPU pass."""
+        self._given_up = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._device.pool():
+            try:
+                for layer, turn in enumerate(self._turns):
+                    while not self._chosen.wait(turn, PATIENCE):
+                        if self._given_up:
+                            return
+                    self._answer(layer)
+                    self._ready.signal(turn)
+            except BaseException as error:  # the token's own thread raises it
+                self._error = error
+            finally:
+                self._ready.signal(self._turns[-1])

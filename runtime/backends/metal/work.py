@@ -1,0 +1,82 @@
+"""What is enqueued of one forward pass: command buffers that are begun when something is to be run, and waited for.
+
+Promises that a pass leaves nothing under way, whether it ended well or not. Knows no kernel.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .device import Argument, Commands, Device, Event, Pipeline, Size
+
+
+class Work:
+    """The work of a device, one pass at a time."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._label = ""
+        self._commands: Commands | None = None
+        self._section = ""
+        self._running: list[Commands] = []
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """The context of a pass: with its own autorelease pool, and nothing of it under way at its end."""
+        with self._device.pool():
+            try:
+                yield
+                self.finish()
+            except BaseException:
+                self.drop()
+                raise
+
+    def section(self, label: str) -> None:
+        """What follows belongs to a section of this name, which a failure would be reported by."""
+        self._label = label
+
+    def run(self, pipeline: Pipeline, groups: Size, *arguments: Argument) -> None:
+        """Enqueue a kernel, after all before it; one without threadgroups is none."""
+        if not all(groups):
+            return
+        commands = self._begun()
+        if self._section != self._label:
+            commands.section(self._label)
+            self._section = self._label
+        commands.run(pipeline, groups, arguments)
+
+    def signal(self, event: Event, value: int) -> None:
+        """Raise the event once all before is done."""
+        self._begun().signal(event, value)
+        self._section = ""
+
+    def wait(self, event: Event, value: int) -> None:
+        """What follows waits for the event."""
+        self._begun().wait(event, value)
+        self._section = ""
+
+    def commit(self) -> None:
+        """The GPU may begin with what was enqueued."""
+        if self._commands is not None:
+            commands, self._commands, self._section = self._commands, None, ""
+            self._running.append(commands)
+            commands.commit()
+
+    def finish(self) -> None:
+        """Let the GPU do everything, and wait. Raises DeviceError if it failed."""
+        self.commit()
+        running, self._running = self._running, []
+        for commands in running:
+            commands.finish()
+
+    def drop(self) -> None:
+        """Forget what was not committed, and wait for the rest, whatever becomes of it."""
+        self._commands, self._section = None, ""
+        running, self._running = self._running, []
+        for commands in running:
+            commands.end()
+
+    def _begun(self) -> Commands:
+        if self._commands is None:
+            self._commands = self._device.commands("forward pass")
+            self._section = ""
+        return self._commands

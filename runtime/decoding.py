@@ -1,0 +1,139 @@
+"""One token's way through the experts of its layers, as the host paces it: it sees each router's choice, and waits.
+
+A backend whose GPU goes on by itself has a way of its own, with the same arithmetic: see Backend.decoding.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .backends.base import HostBackend, Ids, Layout, Record, Routes, Tensor
+from .operations import Operations
+from .stages import Stages
+from .weights import LayerWeights
+
+
+class Experts(Protocol):
+    """Where records come from; see experts.ExpertStream."""
+
+    def records(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Record]]:
+        """Yield (expert, record) in the order of `experts`."""
+
+    def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Record]]]:
+        """Yield (expert, record) as they can be had: first those in memory, which may be none, then the others.
+
+        They may be damaged until `confirm` has returned.
+        """
+
+    def confirm(self) -> None:
+        """Wait until all that `batches` yielded has been checked; raises if any of it is damaged."""
+
+    def abandon(self) -> None:
+        """Give up what is under way, for nothing will come of what was handed out."""
+
+    def learn(self, layer: int, ids: Ids) -> None:
+        """What the tokens of a chunk chose, [tokens, K]."""
+
+    @property
+    def may_foresee(self) -> bool:
+        """Whether a guess at a later layer's experts is welcome."""
+
+    def foresee(self, layer: int, experts: Sequence[int], most: int) -> None:
+        """A guess at what `layer` will want, likeliest first; the first `most` are worth reading."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What decoding goes through: `layers` and their records' `layouts`, `experts_per_token` (K) of them per token."""
+
+    operations: Operations
+    layers: Sequence[LayerWeights]
+    layouts: Sequence[Layout]
+    experts: Experts
+    experts_per_token: int
+    stages: Stages
+
+
+class Decoding(Protocol):
+    """What the model asks for one token: `begin`, then `add_experts` of each layer, then `finish`; or `abandon`.
+
+    One of them says that the token is given up, wherever it was: then nothing is under way any more.
+    """
+
+    def begin(self, x: Tensor) -> None:
+        """The token's embedding [1, hidden]."""
+
+    def add_experts(self, index: int, x: Tensor, normed: Tensor) -> None:
+        """x += the layer's experts of `normed`, added up in ascending order, and the shared one."""
+
+    def finish(self) -> None:
+        """All layers are done; raises what kept any of them from its records."""
+
+    def abandon(self) -> None:
+        """Nothing will come of this token."""
+
+
+class HostPaced:
+    """Experts are computed as they come, and added up in ascending order all the same.
+
+    The next layer's likeliest experts are guessed before, from less: they are read as soon as these have come.
+    """
+
+    def __init__(self, backend: HostBackend, parts: Parts) -> None:
+        self._backend = backend
+        self._parts = parts
+        self._operations = parts.operations
+        hidden = parts.operations.shape.hidden_size
+        self._given = backend.reserved(parts.experts_per_token, hidden)  # one token's, expert by expert
+
+    def begin(self, x: Tensor) -> None:
+        """See Decoding."""
+        self._foresee(0, x, self._parts.experts_per_token)
+
+    def add_experts(self, index: int, x: Tensor, normed: Tensor) -> None:
+        """See Decoding."""
+        parts = self._parts
+        shared_input = self._backend.shared(normed)
+        routes = self._operations.route(shared_input, parts.layers[index], parts.experts_per_token)
+        self._backend.add(x, self._experts(index, x, shared_input, routes))
+        self._foresee(index + 1, x, parts.experts_per_token)
+
+    def finish(self) -> None:
+        """See Decoding; nothing is ever left to wait for."""
+
+    def abandon(self) -> None:
+        """See Decoding."""
+
+    def _experts(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
+        parts, backend, stages, ids = self._parts, self._backend, self._parts.stages, routes.ids[0]
+        came: list[int] = []
+        shared = None
+        stages.turn("reads")
+        for batch in parts.experts.batches(index, ids.tolist()):
+            stages.turn("experts")
+            records = [record for _, record in batch]
+            backend.experts(normed, records, parts.layouts[index], self._given[len(came) :])
+            came += [expert for expert, _ in batch]
+            if shared is None:  # the other experts' reads are under way by now
+                self._foresee(index + 1, x, -(-len(ids) // 2))
+                stages.turn("shared")
+                shared = self._operations.shared_expert(normed, parts.layers[index])
+            stages.turn("reads")
+        assert shared is not None
+        stages.turn("experts")
+        order = np.array(came, np.int32).argsort().astype(np.int32)
+        out = backend.combine(self._given, order, routes.weights[0][ids.argsort()])
+        backend.add_gated(out, *shared)
+        return out
+
+    def _foresee(self, index: int, x: Tensor, most: int) -> None:
+        """Guess what layer `index` wants by what of its input is known, for `most` experts: the disk shall not idle."""
+        parts = self._parts
+        if index == len(parts.layers) or not parts.experts.may_foresee:
+            return
+        parts.stages.turn("router")
+        normed = self._operations.norm(x, parts.layers[index].post_norm)
+        guess = self._operations.route(normed, parts.layers[index], parts.experts_per_token)
+        parts.experts.foresee(index, guess.ids[0].tolist(), most)

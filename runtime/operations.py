@@ -1,0 +1,74 @@
+"""The parts of a layer in a backend's operations, whoever drives them: the engine chunk by chunk, the sweep corpus by
+
+corpus, a token on its way through the experts. Nothing here knows of sequences or of where weights come from.
+"""
+
+import numpy as np
+
+from ..manifests import schema
+from .backends.base import (
+    AttentionState,
+    AttentionWeights,
+    Backend,
+    DeltaState,
+    DeltaWeights,
+    Floats,
+    Matrix,
+    Routes,
+    Tensor,
+)
+from .weights import LayerWeights
+
+HEAD_ROWS = 32  # tokens that the output head sees together: their logits are what takes memory
+
+
+class Operations:
+    """A model's operations on a backend."""
+
+    def __init__(self, shape: schema.Model, backend: Backend) -> None:
+        self.shape = shape
+        self.backend = backend
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMS norm of each token."""
+        return self.backend.rms_norm(x, weight, self.shape.rms_norm_eps)
+
+    def mix(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> Tensor:
+        """What the layer's mixer adds to residual rows `x`, consecutive tokens of one sequence; advances `state`."""
+        return self.backend.linear(self._heads(x, weights, state, position), weights.mixer.out)
+
+    def add_mixed(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> None:
+        """x += that, in place."""
+        self.backend.add_linear(x, self._heads(x, weights, state, position), weights.mixer.out)
+
+    def route(self, normed: Tensor, weights: LayerWeights, experts_per_token: int) -> Routes:
+        """The router's choice for normed tokens."""
+        return self.backend.route(self.backend.linear(normed, weights.router), experts_per_token)
+
+    def add_shared(self, to: Tensor, normed: Tensor, weights: LayerWeights) -> None:
+        """to += sigmoid(gate) * the shared expert of normed tokens, in place."""
+        self.backend.add_gated(to, *self.shared_expert(normed, weights))
+
+    def shared_expert(self, normed: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor]:
+        """The shared expert of normed tokens, and its gate before the sigmoid, [tokens, 1]."""
+        backend, shared = self.backend, weights.shared
+        inner = backend.swiglu(normed, shared.gate_proj, shared.up_proj)
+        return backend.linear(inner, shared.down_proj), backend.linear(normed, shared.gate)
+
+    def logits(self, x: Tensor, norm: Tensor, head: Matrix) -> Floats:
+        """Logits [tokens, vocab] on the host, of rows of the residual stream."""
+        parts = (x[first : first + HEAD_ROWS] for first in range(0, len(x), HEAD_ROWS))
+        found = [self.backend.to_host(self.backend.linear(self.norm(part, norm), head)) for part in parts]
+        nothing = np.empty((0, self.shape.vocab_size), np.float32)
+        return found[0] if len(found) == 1 else np.concatenate([nothing, *found])
+
+    def _heads(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> Tensor:
+        """What the mixer's heads give, before its output projection."""
+        shape, eps = self.shape, self.shape.rms_norm_eps
+        normed = self.norm(x, weights.input_norm)
+        if isinstance(weights.mixer, AttentionWeights) and isinstance(state, AttentionState):
+            rotation = self.backend.rotation(position, len(x), shape.full_attention)
+            return self.backend.attention(normed, weights.mixer, state, position, rotation, shape.full_attention, eps)
+        assert isinstance(weights.mixer, DeltaWeights)
+        assert isinstance(state, DeltaState)
+        return self.backend.delta(normed, weights.mixer, state, shape.linear_attention, eps)
