@@ -85,6 +85,14 @@ def test_sharp_attention_does_not_overflow() -> None:
     assert np.isfinite(got).all()
 
 
+def test_heads_of_small_numbers() -> None:
+    """Of which eps is as large as the mean square."""
+    case = Attention(4, 2, 32, 8, tokens=12, sharpness=3.0)
+    case.query_gate.reshape(12, 4, 2, 32)[:, :, 0] *= np.float32(1e-3)
+    case.key *= np.float32(1e-3)
+    assert close(MetalAttention(case).run(parts(12, 12)), attended(case, range(12)), 5e-6)
+
+
 def test_one_position_gets_its_own_value() -> None:
     case = Attention(4, 2, 32, 8, tokens=1)
     gate = case.query_gate.reshape(4, 64)[:, 32:].astype(float)
