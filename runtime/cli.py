@@ -17,6 +17,7 @@ from ..manifests.errors import INTERRUPTED_EXIT_CODE
 from . import host, report
 from ._native import bound_heap
 from .asked import Asked
+from .backends.choice import Kind
 from .bench import Workload, measure
 from .devices import device as find_device
 from .disk import limit as disk_limit
@@ -85,6 +86,9 @@ AccessOption = Annotated[
     Access | None,
     _engine(help="Read experts around the page cache or through it.", show_default="whichever is faster on this disk"),
 ]
+BackendOption = Annotated[
+    Kind, _engine("--backend", help="What computes: metal, cpu, or auto, which is metal on a Mac and cpu elsewhere.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 
@@ -129,12 +133,13 @@ def generate(
     check_digests: DigestsOption = True,
     exact: ExactOption = False,
     access: AccessOption = None,
+    backend: BackendOption = DEFAULTS.backend,
     json: JsonOption = False,
 ) -> None:
     """Answer a prompt. The answer goes to stdout as it comes, everything else to stderr."""
     asked = Asked(prompt, prompt_file, messages, system, tools, template_vars, raw)
     options = EngineOptions(
-        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
     )
     with Pack.open(pack) as opened:
         language = Language.of(opened)
@@ -168,11 +173,12 @@ def bench(
     check_digests: DigestsOption = True,
     exact: ExactOption = False,
     access: AccessOption = None,
+    backend: BackendOption = DEFAULTS.backend,
     json: JsonOption = False,
 ) -> None:
     """Measure prompt and decode speed, cold and warm, and how near they come to what storage and kernels allow."""
     options = EngineOptions(
-        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
     )
     with Pack.open(pack) as opened:
         tokens = None if text is None else Asked(prompt_file=text, raw=True).tokens(Language.of(opened))
@@ -207,11 +213,12 @@ def doctor(
     check_digests: DigestsOption = True,
     exact: ExactOption = False,
     access: AccessOption = None,
+    backend: BackendOption = DEFAULTS.backend,
     json: JsonOption = False,
 ) -> None:
     """Show how a pack would run: memory by part, what was measured here, speeds to expect and what limits them."""
     options = EngineOptions(
-        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
     )
     published = None if device is None else find_device(device)
     with Pack.open(pack) as opened:

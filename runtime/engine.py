@@ -16,6 +16,7 @@ from ..layout.reader import Pack
 from ..manifests import schema
 from ..manifests.errors import UsageError
 from . import weights
+from .backends import choice
 from .backends.base import Backend, Floats
 from .backends.cpu import CpuBackend
 from .disk import Tuning, tune
@@ -42,6 +43,7 @@ class EngineOptions:
     the trunk with the pack's digest, and every record before logits that came of it are given. `exact`: products see
     activations as float32, where otherwise those with quantized matrices see them rounded to fifteen bits.
     `access`: read experts around the page cache or through it; by default whichever disk.tune finds better.
+    `backend`: what computes; "auto" is Metal on a Mac and the CPU elsewhere.
     """
 
     threads: int = field(default_factory=cpus)
@@ -53,6 +55,7 @@ class EngineOptions:
     check_digests: bool = True
     exact: bool = False
     access: Access | None = None
+    backend: choice.Kind = "auto"
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,9 @@ class Engine:
         Raises as `open` does; options are checked, and memory is planned, before anything is read.
         """
         options = options or EngineOptions()
-        memory = plan_run(pack, options)
-        return cls(pack, options, memory, open_backend(options.threads, exact=options.exact))
+        memory, k = plan_run(pack, options), _experts_per_token(pack.model, options)
+        backend = choice.open_backend(options.backend, pack.model, memory, k, options.threads, exact=options.exact)
+        return cls(pack, options, memory, backend)
 
     @property
     def context(self) -> int:
@@ -221,27 +225,25 @@ class Session:
 def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     """How a run with these options would divide the memory; reads nothing but the pack's manifest and file sizes.
 
-    Raises UsageError, as Engine.of would, for options that cannot be met.
+    Raises UsageError and UnsupportedError, as Engine.of would, for options that cannot be met.
     """
     if not 1 <= options.threads <= MOST_THREADS:
         raise UsageError(f"{options.threads} threads are outside 1 to {MOST_THREADS}")
     if options.chunk is not None and options.chunk < 1:
         raise UsageError(f"chunks of {options.chunk} tokens: they must be of at least 1")
-    _experts_per_token(pack.model, options)
-    return plan(pack, memory=options.memory, slots=options.slots, context=options.context, chunk=options.chunk)
+    needs = choice.needs_of(options.backend, pack, _experts_per_token(pack.model, options))
+    sizes = {"slots": options.slots, "context": options.context, "chunk": options.chunk}
+    return plan(pack, memory=options.memory, needs=needs, **sizes)
 
 
 def open_backend(threads: int, *, exact: bool = True) -> CpuBackend:
-    """The backend of this machine; `exact` as in EngineOptions.
+    """The CPU backend; `exact` as in EngineOptions.
 
     Raises UsageError for a number of threads or an instruction set it has not.
     """
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"{threads} threads are outside 1 to {MOST_THREADS}")
-    try:
-        return CpuBackend(threads, exact=exact)
-    except RuntimeError as error:  # MOEPACK_ISA names no instruction set of this machine
-        raise UsageError(f"{error}; unset it to use the best one") from error
+    return choice.open_cpu(threads, exact=exact)
 
 
 def tuning(pack: Pack, access: Access | None) -> Tuning:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ..layout.reader import Pack
 from ..manifests import schema
@@ -65,6 +66,67 @@ class MemoryPlan:
         return {**fixed, "experts": experts}
 
 
+class Needs(Protocol):
+    """What a pack's model needs on a backend, in bytes, and how many slots it can work with."""
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """What the process holds besides the model, and what it needs at most before the trunk is read."""
+
+    @property
+    def trunk(self) -> int:
+        """The trunk."""
+
+    def state(self, context: int) -> int:
+        """A session's state, and what is kept for sequences of that length."""
+
+    def scratch(self, chunk: int) -> int:
+        """Activations at their peak."""
+
+    @property
+    def slots(self) -> range:
+        """From the fewest slots that it can work with to the most."""
+
+    @property
+    def most(self) -> int | None:
+        """The most for all parts but the process's, where a device has a limit of its own."""
+
+
+@dataclass(frozen=True)
+class HostNeeds:
+    """What the CPU backend needs."""
+
+    pack: Pack
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """See Needs."""
+        return process_bytes(self.pack)
+
+    @property
+    def trunk(self) -> int:
+        """See Needs."""
+        return trunk_bytes(self.pack)
+
+    def state(self, context: int) -> int:
+        """See Needs."""
+        return state_bytes(self.pack.model, context)
+
+    def scratch(self, chunk: int) -> int:
+        """See Needs."""
+        return scratch_bytes(self.pack.model, chunk)
+
+    @property
+    def slots(self) -> range:
+        """One is enough."""
+        return range(1, sys.maxsize)
+
+    @property
+    def most(self) -> int | None:
+        """None but the budget."""
+        return None
+
+
 def plan(
     pack: Pack,
     *,
@@ -72,8 +134,9 @@ def plan(
     slots: int | None = None,
     context: int | None = None,
     chunk: int | None = None,
+    needs: Needs | None = None,
 ) -> MemoryPlan:
-    """Divide `memory` bytes (by default a share of what is available).
+    """Divide `memory` bytes (by default a share of what is available) by what a backend `needs`, by default the CPU's.
 
     `slots` fixes the number of expert slots, `context` the positions, `chunk` the prompt tokens computed together.
     Without them: a context of DEFAULT_CONTEXT and chunks of DEFAULT_CHUNK, halved while they take more than their part
@@ -82,7 +145,7 @@ def plan(
     number of slots outside the model's range.
     """
     budget = default_budget() if memory is None else Budget(memory)
-    return _Division(pack, budget, slots, context, chunk).plan()
+    return _Division(pack, budget, needs or HostNeeds(pack), slots, context, chunk).plan()
 
 
 @dataclass(frozen=True)
@@ -96,19 +159,29 @@ class Budget:
 class _Division:
     """One budget being divided; each step knows what those before it took."""
 
-    def __init__(self, pack: Pack, budget: Budget, slots: int | None, context: int | None, chunk: int | None) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        budget: Budget,
+        needs: Needs,
+        slots: int | None,
+        context: int | None,
+        chunk: int | None,
+    ) -> None:
         model = pack.model
         if context is not None and not 1 <= context <= model.max_position_embeddings:
             most = model.max_position_embeddings
             raise UsageError(f"a context of {context} tokens is outside the model's 1 to {most}")
-        if slots is not None and slots < 1:
-            raise UsageError(f"{slots} expert slots are too few; streaming needs at least 1")
-        self._model, self._budget = model, budget
+        fewest = needs.slots.start
+        if slots is not None and slots < fewest:
+            raise UsageError(f"{slots} expert slots are too few; streaming needs at least {fewest} here")
+        self._model, self._needs = model, needs
         self._slots, self._context, self._chunk = slots, context, chunk
-        self._records = model.num_layers * model.num_experts
+        self._records = min(model.num_layers * model.num_experts, needs.slots.stop - 1)
         self._pitch = slot_pitch(pack)
-        self._trunk = trunk_bytes(pack)
-        self._process, self._starting = process_bytes(pack)
+        self._process, self._starting = needs.process
+        self._trunk = needs.trunk
+        self._budget = self._within_device(budget)
 
     def plan(self) -> MemoryPlan:
         """The plan, or a refusal."""
@@ -121,8 +194,8 @@ class _Division:
             budget=self._budget.size,
             process=self._process,
             trunk=self._trunk,
-            state=state_bytes(self._model, context),
-            scratch=scratch_bytes(self._model, chunk),
+            state=self._needs.state(context),
+            scratch=self._needs.scratch(chunk),
             slots=min(self._records, self._slots or room),
             slot_bytes=self._pitch,
             context=context,
@@ -132,33 +205,45 @@ class _Division:
 
     @property
     def _least_slots(self) -> int:
-        return min(self._records, self._slots or 1)
+        return min(self._records, self._slots or self._needs.slots.start)
 
     @property
     def _good_slots(self) -> int:
         """One layer of one token, unless a number was asked for."""
         return min(self._records, self._slots or self._model.num_experts_per_tok)
 
+    @property
+    def _most(self) -> int | None:
+        """Of a budget, where a device has a limit of its own."""
+        return None if self._needs.most is None else self._process + self._needs.most
+
+    def _within_device(self, budget: Budget) -> Budget:
+        """The budget, or the device's limit if that is less."""
+        if self._most is None or budget.size <= self._most:
+            return budget
+        limit = f"the GPU's working set of {megabytes(self._needs.most or 0)}, and the process"
+        return Budget(self._most, limit)
+
     def _before_slots(self, context: int, chunk: int) -> int:
         """All parts but the slots, whose first one may lie up to a huge page into its memory."""
         fixed = self._process + self._trunk + HUGE_PAGE
-        return fixed + state_bytes(self._model, context) + scratch_bytes(self._model, chunk)
+        return fixed + self._needs.state(context) + self._needs.scratch(chunk)
 
     def _chosen_context(self) -> int:
         most = min(self._model.max_position_embeddings, DEFAULT_CONTEXT)
         room = self._budget.size - self._process - self._trunk
 
         def fits(context: int) -> bool:
-            state, chunk = state_bytes(self._model, context), min(context, self._chunk or LEAST_CHUNK)
+            state, chunk = self._needs.state(context), min(context, self._chunk or LEAST_CHUNK)
             return state <= room // PART_OF_ROOM and self._leaves_good_slots(context, chunk)
 
         return _halved(most, LEAST_CONTEXT, fits)
 
     def _chosen_chunk(self, context: int) -> int:
-        room = self._budget.size - self._process - self._trunk - state_bytes(self._model, context)
+        room = self._budget.size - self._process - self._trunk - self._needs.state(context)
 
         def fits(chunk: int) -> bool:
-            scratch = scratch_bytes(self._model, chunk)
+            scratch = self._needs.scratch(chunk)
             return scratch <= room // PART_OF_ROOM and self._leaves_good_slots(context, chunk)
 
         return _halved(min(DEFAULT_CHUNK, context), LEAST_CHUNK, fits)
@@ -172,10 +257,14 @@ class _Division:
         chunk = min(self._chunk or LEAST_CHUNK, context)
         smallest = max(self._starting, self._before_slots(context, chunk) + self._least_slots * self._pitch)
         pasteable = -(-smallest // MESSAGE_STEP) * MESSAGE_STEP
-        return (
-            f"{self._budget.size / 1e9:.3f}GB of memory are too few: give --memory {pasteable / 1e9:.3f}GB or more,"
-            f" which is for a context of {context} tokens and chunks of {chunk}{self._shorter(context, chunk)}"
-        )
+        why = f"which is for a context of {context} tokens and chunks of {chunk}{self._shorter(context, chunk)}"
+        if self._most is not None and smallest > self._most:
+            return (
+                f"{smallest / 1e9:.3f}GB are needed, {why}; this GPU's working set allows"
+                f" {self._most / 1e9:.3f}GB: run with --backend cpu"
+            )
+        few = f"{self._budget.size / 1e9:.3f}GB of memory are too few"
+        return f"{few}: give --memory {pasteable / 1e9:.3f}GB or more, {why}"
 
     def _shorter(self, context: int, chunk: int) -> str:
         """The context that fits the budget as it is, if it is worth naming."""

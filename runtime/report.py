@@ -22,6 +22,10 @@ from .quantities import megabytes
 from .sampling import Sampling
 
 UNCHECKED = "digests are not checked: damage to the pack would change the answer unnoticed"
+UNPROVEN = (
+    "the Metal backend was tested without Apple hardware, on which moepack's authors have run nothing: compare its"
+    " answers with --backend cpu before you rely on them"
+)
 DROPPED = "page cache dropped before it"
 NOT_DROPPED = "but this system cannot be asked to drop its page cache, so records may have come from memory"
 COLUMNS = (
@@ -43,10 +47,11 @@ NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is 
 
 
 def notes(engine: Engine) -> list[str]:
-    """What the user gave up: the model's own K, the check of digests. And the budget, when nobody asked for one."""
+    """What the user gave up (the model's own K, checks), what is unproven, and a budget nobody asked for."""
     used, own = engine.experts_per_token, engine.model.num_experts_per_tok
     found = [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
     found += [] if engine.options.check_digests else [UNCHECKED]
+    found += [UNPROVEN] if engine.backend.name.startswith("metal") else []
     return [*found, budget_line(engine.memory)] if engine.memory.reason else found
 
 
@@ -65,6 +70,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "experts_per_token": engine.experts_per_token,
         "model_experts_per_token": engine.model.num_experts_per_tok,
         "threads": engine.options.threads,
+        "backend": engine.backend.name,
         "instruction_set": instruction_set(),
         "exact": engine.options.exact,
         "access": engine.access,
@@ -140,7 +146,7 @@ def bench_remarks(measured: Measured[Engine], workload: Workload) -> str:
     remarks = [
         f"{workload.prompt_tokens} prompt and {workload.decode_tokens} decode tokens, {RANDOM if random else TEXT}",
         f"{engine.experts_per_token} of {own} experts per token; {plan.slots} slots of {plan.slot_bytes} bytes;"
-        f" {engine.options.threads} threads, {instruction_set()}; {_arithmetic(exact=engine.options.exact)}; digests"
+        f" {engine.options.threads} threads, {engine.backend.name}; {_arithmetic(exact=engine.options.exact)}; digests"
         f" {'checked' if engine.options.check_digests else 'NOT checked'}",
         f"experts are read {how_read(replace(engine.tuning, access=engine.access))}",
         f"cold: a fresh engine for each phase, {DROPPED if measured.cache_dropped else NOT_DROPPED}; decoding follows"

@@ -114,8 +114,14 @@ class Backend(Protocol):
     """
 
     name: str
-    memory: Memory  # for the trunk
-    slots: Memory  # for expert records
+
+    @property
+    def memory(self) -> Memory:
+        """For the trunk."""
+
+    @property
+    def slots(self) -> Memory:
+        """For expert records."""
 
     def forward(self) -> AbstractContextManager[None]:
         """The context of one forward pass: at its end nothing of it is under way any more."""

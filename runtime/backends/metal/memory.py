@@ -21,6 +21,11 @@ LINE = 256  # a region begins on a multiple of this: wide enough for any element
 SHELF = 1024 * 1024  # small weights are copied into buffers of this size
 
 
+def page_limit(device: Device) -> int:
+    """Bytes of the largest buffer that consists of whole pages."""
+    return device.most_in_buffer // PAGE * PAGE
+
+
 class SharedMemory:
     """Pieces of host memory that the GPU reads in place; see backends.base.Memory."""
 
@@ -31,7 +36,7 @@ class SharedMemory:
     @property
     def most(self) -> int:
         """Bytes of the largest piece: what the device allows in one buffer."""
-        return self._device.most_in_buffer // PAGE * PAGE
+        return page_limit(self._device)
 
     @property
     def pieces(self) -> list[Buffer]:

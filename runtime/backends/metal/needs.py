@@ -1,18 +1,26 @@
-"""How much memory the Metal backend needs for a model: what it takes at once, and a bound of what it lends.
+"""How much memory the Metal backend needs for a model: what it keeps, and a bound of what it lends at once.
 
 Counts what backend.py and the model hold at the same time; a test holds the bound against the workspace's peak.
 """
 
 from dataclasses import dataclass
 
+from ....layout.reader import Pack
 from ....manifests import schema
+from ... import memory
 from ...model import SPAN
 from ...operations import HEAD_ROWS
 from ...state import FLOAT_BYTES, delta_channels
+from ...streaming.slots import slot_pitch
+from ...trunk import trunk_bytes
+from .device import Device
+from .launches import ARENAS
+from .memory import SHELF, page_limit
 
 MOST_SPLITS = 16  # of one token's attention
 BY_VALUE = 1024  # numbers that Metal takes with a launch, without a buffer: tokens of an expert at a time
 GAPS = 8  # one part in so many may lie between regions that are lent
+PROCESS_BYTES = 100_000_000  # of PyObjC, Metal and its pipelines, an allowance: it was never measured on a Mac
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,46 @@ def activation_bytes(model: schema.Model, extent: Extent) -> int:
     return FLOAT_BYTES * (most + most // GAPS) + 1024 * 1024
 
 
-def kept_bytes(model: schema.Model, extent: Extent) -> int:
-    """What it keeps besides a session's state: the table of rotations, and the router's choices."""
-    turns = extent.context * (model.full_attention.rotary_dims // 2) * 2
-    return FLOAT_BYTES * (turns + 3 * extent.chunk * extent.experts_per_token)
+@dataclass(frozen=True)
+class DeviceNeeds:
+    """What the Metal backend needs on a device; see memory.Needs."""
+
+    pack: Pack
+    device: Device
+    experts_per_token: int
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """Besides what any process needs, an allowance for Metal."""
+        running, starting = memory.process_bytes(self.pack)
+        return running + PROCESS_BYTES, starting + PROCESS_BYTES
+
+    @property
+    def trunk(self) -> int:
+        """In pieces that fit the device's buffers; the last buffer of small weights may be all but empty."""
+        return trunk_bytes(self.pack, page_limit(self.device)) + SHELF
+
+    def state(self, context: int) -> int:
+        """A session's, and the table of rotations."""
+        rotated = self.pack.model.full_attention.rotary_dims // 2 * 2
+        return memory.state_bytes(self.pack.model, context) + FLOAT_BYTES * context * rotated
+
+    def scratch(self, chunk: int) -> int:
+        """The workspace, the router's choices on both sides, and what sampling takes."""
+        model, k = self.pack.model, self.experts_per_token
+        choices = FLOAT_BYTES * chunk * k * (3 + memory.ROUTE_FLOATS)
+        sampling = FLOAT_BYTES * memory.SAMPLING_COPIES * model.vocab_size
+        return activation_bytes(model, Extent(1, chunk, k)) + choices + sampling
+
+    @property
+    def slots(self) -> range:
+        """All of one token's experts of a layer are computed at once, from a few buffers."""
+        return range(self.experts_per_token, ARENAS * (page_limit(self.device) // slot_pitch(self.pack)) + 1)
+
+    @property
+    def most(self) -> int | None:
+        """What the device advises."""
+        return self.device.working_set
 
 
 def _mixing(model: schema.Model, extent: Extent) -> int:
