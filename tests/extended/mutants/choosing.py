@@ -116,4 +116,7 @@ MUTANTS = [
         "rows of width tokens overlap", Kind.STRIDE, "ulong(at.y) * width + at.x", "ulong(at.y) * (width - 1) + at.x"
     ),
     _combine("swiglu past the last", Kind.GUARD, "  if (at < count) h[at]", "  h[at]"),
+    _combine("a plain sum past the last", Kind.GUARD, "if (at < count) x[at] += y[at]", "x[at] += y[at]"),
+    _combine("a plain sum is set", Kind.OPERATION, "x[at] += y[at]", "x[at] = y[at]"),
+    _combine("zeros past the last", Kind.GUARD, "if (at < count) x[at] = 0.0f", "x[at] = 0.0f"),
 ]

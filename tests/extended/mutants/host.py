@@ -89,7 +89,12 @@ MUTANTS = [
     _device(
         "the GPU does not wait", Kind.WAIT, "        self._buffer.encodeWaitForEvent_value_(event.event, value)\n", ""
     ),
-    _device("the host does not wait until the end", Kind.WAIT, "        self._buffer.waitUntilCompleted()\n", ""),
+    _device(
+        "the host does not wait until the end",
+        Kind.WAIT,
+        "        self.end()\n        self.check()",
+        "        self.check()",
+    ),
     _device(
         "time and value of a wait change places",
         Kind.WAIT,
@@ -108,7 +113,9 @@ MUTANTS = [
         "return bool(self.event.waitUntil",
         "return True or bool(self.event.waitUntil",
     ),
-    _device("failures are not looked for", Kind.CHECK, "Completed()\n        self.check()", "Completed()"),
+    _device(
+        "failures are not looked for", Kind.CHECK, "        self.end()\n        self.check()", "        self.end()"
+    ),
     _device(
         "commands that completed count as failed",
         Kind.CHECK,

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from queue import SimpleQueue
 from threading import Lock
+from typing import Any
 
 from extended.mutants.every import ALL
 from extended.mutants.mutant import Mutant, Tests
@@ -24,30 +25,48 @@ from rich.console import Console
 from rich.table import Table
 
 REQUIRED = 0.95
-BASELINE_LIMIT = 600.0
 LEAST_LIMIT = 60.0  # seconds; else four times what the tests take without a fault
 KEPT = PLACE / "results.json"
 
 
 class Results:
-    """Outcomes by key, written after each."""
+    """Outcomes by key, written after each; those of tests without a mutant by name, with the files they imported."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, dict[str, object]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        self._kept: dict[str, dict[str, Any]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
         self._lock = Lock()
 
     def get(self, key: str) -> Outcome | None:
         """One that is kept."""
-        return Outcome(**self._kept[key]) if key in self._kept else None  # type: ignore[arg-type]
+        return Outcome(**self._kept[key]) if key in self._kept else None
 
     def put(self, key: str, outcome: Outcome) -> Outcome:
-        """Keeps one, whole or not at all."""
+        """Keeps one."""
+        self._put(key, asdict(outcome))
+        return outcome
+
+    def sound(self, name: str, tree: Tree) -> tuple[Outcome, str] | None:
+        """What is kept of tests that passed, with the digest of what they imported, if that is as it was."""
+        kept = self._kept.get(name)
+        if kept is None or not all((tree.root / file).exists() for file in kept["files"]):
+            return None
+        digest = tree.digest(kept["files"])
+        return (Outcome(**kept["outcome"]), digest) if digest == kept["digest"] else None
+
+    def put_sound(self, name: str, outcome: Outcome, files: list[str], tree: Tree) -> tuple[Outcome, str]:
+        """Keeps that, unless they failed."""
+        digest = tree.digest(files)
+        if outcome.failed is None:
+            self._put(name, {"outcome": asdict(outcome), "files": files, "digest": digest})
+        return outcome, digest
+
+    def _put(self, key: str, value: dict[str, Any]) -> None:
+        """Whole or not at all."""
         with self._lock:
-            self._kept[key] = asdict(outcome)
+            self._kept[key] = value
             beside = KEPT.with_suffix(".new")
             beside.write_text(json.dumps(self._kept, indent=1))
             beside.replace(KEPT)
-        return outcome
 
 
 class Run:
@@ -82,13 +101,13 @@ class Run:
 
     def _sound(self, tests: Tests) -> None:
         with self._tree() as tree:
-            self._digests[tests] = tree.digest(tests)
-            key = f"without {' '.join(tests)} {self._digests[tests]}"
-            kept = self._results.get(key)
-            if kept is None or kept.failed:
-                kept = self._results.put(key, tree.run(tests, BASELINE_LIMIT))
-        self._without[tests] = kept
-        self._say(f"{'FAULTY' if kept.failed else 'sound':8} {kept.seconds:5.1f} s  {' '.join(tests)}")
+            name = " ".join(tests)
+            kept = self._results.sound(name, tree)
+            if kept is None:
+                outcome, files = tree.imported(tests)
+                kept = self._results.put_sound(name, outcome, files, tree)
+        self._without[tests], self._digests[tests] = kept
+        self._say(f"{'FAULTY' if kept[0].failed else 'sound':8} {kept[0].seconds:5.1f} s  {name}")
 
     def _take(self, mutant: Mutant) -> None:
         end, outcome = self._end_of(mutant)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[3]
 PLACE = ROOT / "build" / "mutants"
 OVERLAY = Path(__file__).parent / "overlay"
 NATIVE = ("moepack.runtime._native", "moepack.quantize._native")
+ALWAYS = ("tests/metal/msl/", "tests/metal/fake/", "runtime/kernels/metal/")  # are read, not only imported
+BASELINE_LIMIT = 600.0
 COMPILER = "the compiler"  # as what failed: the stand-in refused to compile a kernel
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (?P<test>\S+::.+?|\S+)(?: - (?P<what>.*))?$", re.MULTILINE)
 
@@ -60,21 +62,29 @@ class Tree:
         finally:
             path.write_text(text)
 
-    def digest(self, tests: Tests) -> str:
-        """Of the package's rooms that Metal knows, of the tests named, and of everything that tests share."""
-        named, digest = {test.partition("::")[0] for test in tests}, hashlib.sha256()
-        for file in sorted(self._files):
-            if (file in named or _shared(file)) and (self.root / file).is_file():
-                digest.update(f"{file}\0".encode() + (self.root / file).read_bytes())
+    def digest(self, files: Iterable[str]) -> str:
+        """Of files of the tree, of what compiles and runs kernels, and of the kernels."""
+        digest = hashlib.sha256()
+        for file in sorted({*files, *(file for file in self._files if file.startswith(ALWAYS))}):
+            digest.update(f"{file}\0".encode() + (self.root / file).read_bytes())
         return digest.hexdigest()
 
-    def run(self, tests: Tests, limit: float) -> Outcome:
+    def imported(self, tests: Tests) -> tuple[Outcome, list[str]]:
+        """Runs tests, and tells which files of the tree they imported."""
+        with tempfile.NamedTemporaryFile("r") as told:
+            outcome = self.run(tests, BASELINE_LIMIT, {"MOEPACK_IMPORTED": told.name})
+            paths = {Path(line) for line in told.read().splitlines()}
+        inside = {str(path.relative_to(self.root)) for path in paths if path.is_relative_to(self.root)}
+        return outcome, sorted(inside & set(self._files))
+
+    def run(self, tests: Tests, limit: float, more: Mapping[str, str] | None = None) -> Outcome:
         """Runs tests until one fails, for at most `limit` seconds."""
         command = [sys.executable, "-m", "pytest", "-x", "-rfE", "--tb=short", "-p", "no:cacheprovider", *tests]
         began = time.monotonic()
         with tempfile.TemporaryFile("w+") as output:
+            environment = self._environment() | dict(more or {})
             ran = subprocess.Popen(
-                command, cwd=self.root, env=self._environment(), stdout=output, stderr=output, start_new_session=True
+                command, cwd=self.root, env=environment, stdout=output, stderr=output, start_new_session=True
             )
             try:
                 code: int | None = ran.wait(limit)
@@ -105,13 +115,6 @@ class Tree:
 def _listed() -> list[str]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-
-
-def _shared(file: str) -> bool:
-    room = file.split("/")[0]
-    if room == "tests":
-        return not Path(file).name.startswith("test_") and not file.startswith("tests/extended/")
-    return room in ("runtime", "layout", "manifests")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
