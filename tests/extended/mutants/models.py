@@ -2,12 +2,23 @@
 
 from extended.mutants.mutant import Kind, of
 
-WHOLE = "tests/metal/test_whole_models.py"
-ODD = (WHOLE, "-k", "odd_models and odd")
-PACED = (WHOLE, "-k", "odd_models and odd or fewer_experts or token_costs")
-PIECES = (WHOLE, "-k", "fewer_experts or lie_in_several")
-SESSIONS = (WHOLE, "-k", "odd_models and odd or second_session or all_logits")
-CHECKED = (WHOLE, "-k", "checker and odd")
+
+def _whole(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/metal/test_whole_models.py::test_{name}" for name in names)
+
+
+ODD = _whole("odd_models_answer_as_on_the_cpu[asynchronous-odd]", "odd_models_answer_as_on_the_cpu[random-odd]")
+WIDE = _whole("odd_models_answer_as_on_the_cpu[asynchronous-wide-heads]")
+PACED = ODD + _whole(
+    "fewer_experts_and_few_slots_change_nothing_but_speed", "a_token_costs_one_command_buffer_and_one_answer_per_layer"
+)
+PIECES = _whole(
+    "fewer_experts_and_few_slots_change_nothing_but_speed", "a_trunk_and_slots_larger_than_a_buffer_lie_in_several"
+)
+SESSIONS = ODD + _whole(
+    "all_logits_of_a_prompt_are_those_of_its_tokens", "a_second_session_takes_over_the_first_ones_buffers"
+)
+CHECKED = _whole("the_checker_finds_nothing_in_a_whole_pass[odd]")
 
 _decoding = of("runtime/backends/metal/decoding.py", PACED)
 _work = of("runtime/backends/metal/work.py", PACED)
@@ -217,7 +228,7 @@ MUTANTS = [
         Kind.PLACE,
         "(matrix.type, id(matrix.buffer)), []",
         '("", id(matrix.buffer)), []',
-        (WHOLE, "-k", "odd_models and wide-heads"),
+        WIDE,
     ),
     _backend(
         "keys and values change places",

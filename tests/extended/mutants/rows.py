@@ -71,8 +71,8 @@ MUTANTS = [
     _rows(
         "the last tile is left out",
         Kind.BY_ONE,
-        "min(first + STAGED, gate.cols); tile += TILE",
-        "min(first + STAGED, gate.cols - 1); tile += TILE",
+        "tile < min(first + STAGED, gate.cols)",
+        "tile + TILE < min(first + STAGED, gate.cols)",
         EXPERTS,
     ),
     _rows(
