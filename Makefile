@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cp
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench emulated corpus mutants scale quality clean
+.PHONY: help demo test lint type check bench emulated corpus mutants scale quality timeline clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full w
 
 quality: $(VENV)/ready-dev ## Measure what packs lose by every recipe and write docs/quality.md (LLAMA_CPP=build: beside it)
 	PYTHONPATH=tests $(BIN)/python tests/extended/quality/figures.py
+
+timeline: $(VENV)/ready-dev ## Predict a token's time on Apple devices from counted bytes, write docs/timeline.md (runs nothing there)
+	PYTHONPATH=tests $(BIN)/python tests/extended/timeline.py
 
 clean: ## Remove the virtual environment and everything built
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,6 +19,8 @@ class Device:
     """A machine as published: `memory` in bytes, bandwidths in GB/s (10^9 bytes), and where each figure comes from.
 
     `usable` is the share of the memory that one process may take. For a graphics card, `memory` is the card's own.
+    `gpu_teraflops` is the GPU's peak in float32 (10^12 operations/s), for those Apple devices of which we predict a
+    timeline.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Device:
     memory_source: str
     disk_source: str
     usable: float = 0.75
+    gpu_teraflops: float | None = None
+    gpu_source: str = ""
 
 
 DEVICES: Sequence[Device] = (
@@ -41,6 +45,8 @@ DEVICES: Sequence[Device] = (
         "computed from LPDDR5X-9600 on 64 bits; analysts of the A19 Pro report 75.8",
         "a storage benchmark of the 512 GB model, sequential; the 256 GB model reached half of it",
         usable=0.5,  # iOS ends an app long before all memory is used
+        gpu_teraflops=2.49,
+        gpu_source="computed from 768 lanes at 1620 MHz, as the press reported of the A19 Pro",
     ),
     Device(
         "m2-mini-16gb",
@@ -68,6 +74,8 @@ DEVICES: Sequence[Device] = (
         17.5,
         SPECIFIED,
         "Flash-MoE's authors on their machine; nobody else confirms it",
+        gpu_teraflops=14.3,
+        gpu_source="computed from 5120 lanes at 1398 MHz, as hmc-tech.com lists 40 cores; radargit.com says 16.4",
     ),
     Device(
         "m4-max-64gb",

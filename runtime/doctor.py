@@ -7,13 +7,14 @@ the pack but its small files is read, except to measure.
 from dataclasses import dataclass, replace
 
 from ..layout.reader import Pack
-from . import forecast, host, speed
+from . import forecast, host, speed, timeline
 from ._native import instruction_set
 from .devices import Device
 from .engine import EngineOptions, open_backend, plan_run
 from .forecast import Demand, Forecast, Rates
 from .memory import MemoryPlan
 from .speed import Disk
+from .timeline import Timeline
 
 CHUNKS = (512, 2048, 4096)  # for which a ceiling of prefill is given, besides the plan's own
 
@@ -47,7 +48,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that `moe-run doctor` says of a pack."""
+    """Everything that `moe-run doctor` says of a pack; `timelines` of published Apple devices only, one a forecast."""
 
     plan: MemoryPlan
     machine: Machine
@@ -56,6 +57,7 @@ class Diagnosis:
     prefill: tuple[Prefill, ...]
     digests_checked: bool
     exact: bool
+    timelines: tuple[Timeline, ...] = ()
 
 
 def diagnose(pack: Pack, options: EngineOptions, disk: Disk | None) -> Diagnosis:
@@ -74,7 +76,17 @@ def diagnose_for(pack: Pack, options: EngineOptions, device: Device) -> Diagnosi
     """
     budget = options.memory or int(device.usable * device.memory)
     plan = plan_run(pack, replace(options, memory=budget))
-    return _diagnosis(pack, options, plan, _published(device))
+    found = _diagnosis(pack, options, plan, _published(device))
+    return replace(found, timelines=_timelines(pack, found, device))
+
+
+def _timelines(pack: Pack, found: Diagnosis, device: Device) -> tuple[Timeline, ...]:
+    """What the Metal backend should take there, for each forecast's share of experts in memory."""
+    if device.gpu_teraflops is None:
+        return ()
+    sizes, position = timeline.Sizes.of(pack), min(timeline.POSITION, found.plan.context - 1)
+    k = found.demand.experts_per_token
+    return tuple(timeline.predict(sizes, device, k, each.hit_rate, each.assumption, position) for each in found.decode)
 
 
 def _diagnosis(pack: Pack, options: EngineOptions, plan: MemoryPlan, machine: Machine) -> Diagnosis:
@@ -126,5 +138,9 @@ def _published(device: Device) -> Machine:
         threads=None,
         instruction_set=None,
         protection=None,
-        sources=(f"memory bandwidth: {device.memory_source}", f"disk: {device.disk_source}"),
+        sources=(
+            f"memory bandwidth: {device.memory_source}",
+            f"disk: {device.disk_source}",
+            *([f"GPU, {device.gpu_teraflops} TFLOPS: {device.gpu_source}"] if device.gpu_teraflops else []),
+        ),
     )

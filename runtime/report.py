@@ -20,6 +20,7 @@ from .generate import Result
 from .memory import MemoryPlan
 from .quantities import megabytes
 from .sampling import Sampling
+from .timeline import ROUND_TRIP_SOURCE, Timeline
 
 UNCHECKED = "digests are not checked: damage to the pack would change the answer unnoticed"
 UNPROVEN = (
@@ -43,6 +44,10 @@ PROTECTIONS = {
 }
 RANDOM = "random, so no hit rate is as good as a text's"
 TEXT = "of the text given"
+PREDICTED = (
+    "timeline: a PREDICTION for the Metal backend from counted bytes and operations and the published figures above;"
+    " nothing was run there. Milliseconds of each part where it occurs, at full bandwidth"
+)
 NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is no figure of theirs to compare with"
 
 
@@ -222,12 +227,14 @@ def diagnosis_document(found: Diagnosis) -> dict[str, Any]:
         "prefill_ceiling": [asdict(each) for each in found.prefill],
         "digests_checked": found.digests_checked,
         "exact": found.exact,
+        "predicted_timelines": [asdict(each) for each in found.timelines],
     }
 
 
 def diagnosis_lines(title: str, found: Diagnosis) -> list[str]:
     """The same for a person."""
-    return [f"{title} on {_machine_line(found)}", *_memory_lines(found), *_speed_lines(found), *_forecast_lines(found)]
+    shown = [_memory_lines(found), _speed_lines(found), _forecast_lines(found), _timeline_lines(found)]
+    return [f"{title} on {_machine_line(found)}", *(line for lines in shown for line in lines)]
 
 
 def _machine_line(found: Diagnosis) -> str:
@@ -282,6 +289,21 @@ def _decode_line(each: Forecast) -> str:
     return (
         f"  decode, {each.assumption}: {_tokens(each.tokens_per_second)}{limit};"
         f" {each.hit_rate:.0%} of the experts in memory, {megabytes(each.bytes_missed)} from disk per token"
+    )
+
+
+def _timeline_lines(found: Diagnosis) -> list[str]:
+    if not found.timelines:
+        return []
+    source = f"  host: one round trip a layer, {ROUND_TRIP_SOURCE}"
+    return [PREDICTED, *map(_timeline_line, found.timelines), source]
+
+
+def _timeline_line(each: Timeline) -> str:
+    parts = ", ".join(f"{part.name} {1e3 * part.seconds / part.times:.3g}" for part in each.parts)
+    return (
+        f"  {each.assumption}: {parts}; a layer {1e3 * each.layer_seconds:.3g}, with the shared expert beside host and"
+        f" reads; a token {1e3 * each.seconds:.3g}, {_tokens(each.tokens_per_second)}"
     )
 
 

@@ -7,38 +7,19 @@ No weights of Qwen3.5-397B-A17B are needed for its arithmetic: 60 layers, 512 ex
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from extended.synthetic import Width, expert_tensors, layer_tensors, rest_tensors, stored
-
-from moepack.layout.tensorheader import TensorSpec, render
+from extended.synthetic import Width, write_headers
 
 WIDTH = Width(layers=60, vocab=248320)
-
-
-def shards() -> Iterator[list[TensorSpec]]:
-    yield [part for tensor in rest_tensors(WIDTH) for part in stored(tensor)]
-    for layer in range(WIDTH.layers):
-        trunk = [part for tensor in layer_tensors(WIDTH, layer) for part in stored(tensor)]
-        yield [*trunk, *expert_tensors(WIDTH, layer)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("397b")
-    (directory / "config.json").write_text(json.dumps(WIDTH.config))
-    weight_map = {}
-    for number, tensors in enumerate(shards()):
-        header = render(tensors)
-        path = directory / f"model-{number:05d}.safetensors"
-        path.write_bytes(header)
-        with path.open("r+b") as file:
-            file.truncate(len(header) + sum(tensor.size for tensor in tensors))  # sparse: no block is allocated
-        weight_map |= {tensor.name: path.name for tensor in tensors}
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    write_headers(WIDTH, directory)
     return directory
 
 

@@ -129,6 +129,27 @@ def write_checkpoint(width: Width, directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
+def write_headers(width: Width, directory: Path) -> None:
+    """Write the checkpoint's headers over sparse files: all that planning reads, whatever the width."""
+    (directory / "config.json").write_text(json.dumps(width.config))
+    weight_map = {}
+    for number, tensors in enumerate(_shards(width)):
+        header = render(tensors)
+        path = directory / f"model-{number:05d}.safetensors"
+        path.write_bytes(header)
+        with path.open("r+b") as file:
+            file.truncate(len(header) + sum(tensor.size for tensor in tensors))  # no block is allocated
+        weight_map |= {tensor.name: path.name for tensor in tensors}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def _shards(width: Width) -> Iterator[list[TensorSpec]]:
+    yield [part for tensor in rest_tensors(width) for part in stored(tensor)]
+    for layer in range(width.layers):
+        trunk = [part for tensor in layer_tensors(width, layer) for part in stored(tensor)]
+        yield [*trunk, *expert_tensors(width, layer)]
+
+
 def rest_tensors(width: Width) -> Iterator[TensorSpec]:
     """Embedding, final norm and head, as they are before mlx_lm quantizes them."""
     yield TensorSpec("language_model.model.embed_tokens.weight", "BF16", (width.vocab, width.hidden))

@@ -111,7 +111,7 @@ def test_a_device_is_planned_from_what_others_published_and_says_so(
         None,
         None,
     )
-    assert len(found["machine"]["sources"]) == 2
+    assert len(found["machine"]["sources"]) == 3
 
 
 def test_a_device_that_nobody_knows_is_refused_with_those_that_are_known(

@@ -31,6 +31,7 @@ from .work import Work
 
 SCALARS = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "f16", np.dtype(np.float32): "f32"}
 FEW = 4  # tokens whose products go row by row; measured nowhere
+TILES = (1, 4)  # blocks of eight tokens in a tile: where one is enough, and where not
 SPLIT = 128  # positions that are worth a part of one token's attention
 SHARED_EXPERT, EXPERTS = "shared expert", "experts"
 
@@ -90,6 +91,9 @@ class MetalBackend:
         self._extent = extent
         self._turns = _Turns(self._spares, model.full_attention, extent.context)
         self._choices = device.buffer(12 * extent.chunk * extent.experts_per_token, "router's choices")
+        self._build(library.plain("combine.metal"), library.plain("norms.metal"))
+        self._build(library.router(model, extent.experts_per_token))
+        self._build(library.attention(model.full_attention), library.delta(model.linear_attention))
 
     def forward(self) -> AbstractContextManager[None]:
         """See Backend.forward."""
@@ -111,7 +115,9 @@ class MetalBackend:
         offsets = {name: places[name][1] if name in places else 0 for name in library.PARTS}
         place = launches.MatrixPlace(**offsets, rows=stored.shape[0], cols=stored.shape[1])
         scalar = stored.weight.dtype if stored.format is None else stored.parts[-1].dtype
-        return Matrix(library.matrix_type(stored.format, SCALARS.get(scalar, "")), buffer, place)
+        type_ = library.matrix_type(stored.format, SCALARS[scalar])
+        self._build(library.products(type_), *self._tiled(type_))
+        return Matrix(type_, buffer, place)
 
     def exact_matrix(self, stored: StoredMatrix) -> Matrix:
         """The same: activations are never rounded here."""
@@ -124,12 +130,12 @@ class MetalBackend:
         return Tensor(self._shelf.put(floats.reshape(-1).view(np.uint8)), rows, floats.size // max(1, rows))
 
     def layout(self, layout: RecordLayout) -> Layout:
-        """Compiles the kernels that one token's experts need."""
+        """The places of a record's parts."""
         projections: dict[str, tuple[str, launches.MatrixPlace]] = {
             projection: _projection(layout, projection) for projection in PROJECTIONS
         }
         build = library.experts(layout)
-        self._kernels.of(build)
+        self._build(build, *(tiled for type_, _ in projections.values() for tiled in self._tiled(type_)))
         return Layout(build, (layout.shape.hidden, layout.shape.intermediate), projections)
 
     def zeros(self, rows: int, width: int) -> Tensor:
@@ -317,6 +323,16 @@ class MetalBackend:
         """Unspecified activations."""
         return Tensor(self.workspace.region(4 * rows * width), rows, width)
 
+    def _build(self, *builds: Build) -> None:
+        """Compile kernels before anything runs: what the compiler refuses is known when a pack is opened."""
+        for build in builds:
+            self._kernels.of(build)
+
+    def _tiled(self, type: str) -> list[Build]:
+        """The builds of many tokens' products, if ever there are as many."""
+        sizes = TILES if self._extent.chunk > FEW else ()
+        return [library.many_products(type, blocks) for blocks in sizes]
+
     def _expert(
         self, to: Tensor, x: Tensor, matrices: tuple[Matrix, Matrix, Matrix], tokens: Ids, weights: Floats
     ) -> None:
@@ -361,7 +377,7 @@ class MetalBackend:
 
     def _tiles(self, kernel: str, matrix: Matrix, count: int, *arguments: Argument) -> None:
         """A launch in tiles of `count` tokens."""
-        blocks = 4 if count > launches.TOKEN_BLOCK else 1
+        blocks = TILES[count > launches.TOKEN_BLOCK]
         pipeline = self._kernels.of(library.many_products(matrix.type, blocks))[kernel]
         self.work.run(pipeline, launches.many_products_grid(matrix.rows, count, blocks), matrix.buffer, *arguments)
 

@@ -43,7 +43,7 @@ MUTANTS = [
         "1.0f / precise::sqrt(sum_of_squares(x, HEAD_DIM, lane) / float(HEAD_DIM) + eps)",
         "1.0f / (sum_of_squares(x, HEAD_DIM, lane) / float(HEAD_DIM) + eps)",
     ),
-    _attention("a norm without eps", Kind.MISSING, "/ float(HEAD_DIM) + eps)", "/ float(HEAD_DIM))"),
+    _any("a norm without eps", Kind.MISSING, "/ float(HEAD_DIM) + eps)", "/ float(HEAD_DIM))"),
     _attention("queries are not scaled", Kind.MISSING, "query[d] * share", "query[d]"),
     _attention(
         "dimensions past a head's last",
