@@ -22,7 +22,7 @@ MUTANTS = [
         "experts past the last may be chosen",
         Kind.GUARD,
         "precise::exp(values[i] - most) : -2.0f",
-        "precise::exp(values[i] - most) : 0.0f",
+        "precise::exp(values[i] - most) : 1.0f",
     ),
     _router(
         "logits past the last are read",
