@@ -173,6 +173,11 @@ class _Division:
             most = model.max_position_embeddings
             raise UsageError(f"a context of {context} tokens is outside the model's 1 to {most}")
         fewest = needs.slots.start
+        if not needs.slots:
+            raise UsageError(
+                f"this GPU's buffers hold {needs.slots.stop - 1} expert records, and a token needs {fewest} of a layer;"
+                " run with --backend cpu"
+            )
         if slots is not None and slots < fewest:
             raise UsageError(f"{slots} expert slots are too few; streaming needs at least {fewest} here")
         self._model, self._needs = model, needs

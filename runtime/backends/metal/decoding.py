@@ -34,6 +34,7 @@ class DevicePaced:
 
     def begin(self, x: Tensor) -> None:
         """See Decoding."""
+        self.abandon()  # what an interrupt of an interrupt may have left
         self._turns = range(self._turns.stop, self._turns.stop + len(self._parts.layers))
         events = (self._chosen, self._ready)
         self._answers = _Answers(self._backend.device, self._answer, events, self._turns)
@@ -54,15 +55,15 @@ class DevicePaced:
 
     def finish(self) -> None:
         """See Decoding."""
-        answers, self._answers = self._answers, None
-        if answers is not None:
-            answers.end()
+        assert self._answers is not None
+        self._answers.end()
+        self._answers = None
 
     def abandon(self) -> None:
         """See Decoding."""
-        answers, self._answers = self._answers, None
-        if answers is not None:
-            answers.give_up()
+        if self._answers is not None:
+            self._answers.give_up()
+            self._answers = None
 
     def _answer(self, layer: int) -> None:
         """Make resident what the layer's router chose, and tell the kernels where it lies."""
