@@ -20,6 +20,15 @@ SESSIONS = ODD + _whole(
 )
 CHECKED = _whole("the_checker_finds_nothing_in_a_whole_pass[odd]")
 
+
+def _failing(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/metal/test_whole_failures.py::test_{name}" for name in names)
+
+
+RECORDS = _failing("a_damaged_record_gives_no_token[async]", "a_file_that_ends_early_gives_no_token")
+INTERRUPTS = _failing("an_interrupt_leaves_nothing_under_way")
+FAILURES = _failing("a_gpu_that_fails_in_a_token_is_told_by_section_and_the_engine_goes_on")
+
 _decoding = of("runtime/backends/metal/decoding.py", PACED)
 _work = of("runtime/backends/metal/work.py", PACED)
 _memory = of("runtime/backends/metal/memory.py", SESSIONS)
@@ -309,11 +318,47 @@ MUTANTS = [
         'self.work.run(self._plain("clear"), launches.threads_grid(rows * width),',
         'self.work.run(self._plain("clear"), (0, 1, 1),',
     ),
-    _model(
-        "the answers of a token are not waited for",
+    _decoding("what keeps a layer from its records is not told", Kind.MISSING, "self._error = error", "pass", RECORDS),
+    _decoding(
+        "the GPU is not let go on",
+        Kind.WAIT,
+        "                self._ready.signal(self._turns[-1])",
+        "                pass",
+        RECORDS,
+    ),
+    _decoding("one who gives up is not heard", Kind.MISSING, "        self._given_up = True\n", "", INTERRUPTS),
+    _decoding(
+        "a token is given up, its thread is not", Kind.MISSING, "            self._answers.give_up()\n", "", INTERRUPTS
+    ),
+    _work(
+        "a pass that ended by an error is not dropped", Kind.MISSING, "                self.drop()\n", "", INTERRUPTS
+    ),
+    _work(
+        "what was not committed is kept for the next pass",
         Kind.MISSING,
+        '        self._commands, self._section = None, ""\n        running',
+        "        running",
+        INTERRUPTS,
+    ),
+    _work(
+        "dropped work is not waited for", Kind.WAIT, "            commands.end()\n", "            pass\n", INTERRUPTS
+    ),
+    _work(
+        "dropped work is looked at for failures",
+        Kind.CHECK,
+        "            commands.end()\n",
+        "            commands.finish()\n",
+        FAILURES,
+    ),
+    _model(
+        "the answers of a token are not asked for errors",
+        Kind.CHECK,
         "            self._decoding.finish()\n",
         "            pass\n",
+        RECORDS,
     ),
-    _model("nobody waits until records are checked", Kind.CHECK, "            self._experts.confirm()\n", ""),
+    _model("nobody waits until records are checked", Kind.CHECK, "            self._experts.confirm()\n", "", RECORDS),
+    _model(
+        "a token that failed is not abandoned", Kind.MISSING, "            self._decoding.abandon()\n", "", INTERRUPTS
+    ),
 ]
