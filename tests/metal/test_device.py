@@ -95,6 +95,19 @@ def test_kernels_of_a_section_take_turns(fake: ModuleType, sums: Sums) -> None:
     assert floats(sums.x).tolist() == [0.5] * 10 + [1.0] * (WIDTH - 10)
 
 
+def test_a_wait_ends_the_section(fake: ModuleType, sums: Sums) -> None:
+    event = sums.device.event()
+    with sums.device.pool():
+        commands = sums.device.commands("token 0")
+        commands.section("sums")
+        sums.encode(commands)
+        commands.wait(event, 1)
+        commands.commit()
+        event.signal(1)
+        commands.finish()
+    assert floats(sums.x).tolist() == [0.5] * WIDTH
+
+
 def test_an_event_that_does_not_come_is_waited_for_no_longer_than_asked(sums: Sums) -> None:
     assert not sums.device.event().wait(1, 1)
 
