@@ -18,8 +18,8 @@ from .weights import LayerWeights
 class Experts(Protocol):
     """Where records come from; see experts.ExpertStream."""
 
-    def records(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Record]]:
-        """Yield (expert, record) in the order of `experts`."""
+    def records(self, layer: int, experts: Sequence[int], lag: int) -> Iterator[tuple[int, Record]]:
+        """Yield (expert, record) in the order of `experts`; valid until the next one, or `lag` more, are asked for."""
 
     def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Record]]]:
         """Yield (expert, record) as they can be had: first those in memory, which may be none, then the others.

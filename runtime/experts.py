@@ -135,15 +135,17 @@ class ExpertStream:
             if self._visit is visit:
                 self.abandon()
 
-    def records(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Bytes]]:
-        """Yield (expert, record) in the order of `experts`, which are distinct; a record is valid until the next one.
+    def records(self, layer: int, experts: Sequence[int], lag: int = 0) -> Iterator[tuple[int, Bytes]]:
+        """Yield (expert, record) in the order of `experts`, which are distinct.
 
-        While one is computed with, as many of the following as there are slots for are being read, neighbours on disk
-        together. Raises as `batches` does.
+        A record is valid until the next one is asked for, or until `lag` more have been: then there must be a slot
+        more than `lag`, and the last ones stay valid until another visit. While one is computed with, as many of the
+        following as there are slots for are being read, neighbours on disk together. Raises as `batches` does.
         """
         visit = self._begin(layer, experts)
         reach = Reach.of(self._pack.records[layer].stride, len(self._cache.slots), self._depth)
         ahead = Ahead(visit.keys, visit.fetched, self._cache, self._arrivals, reach)
+        used: deque[Key] = deque()
         try:
             with self._arrivals.checking():  # there is time: a record is computed with for long
                 for key in visit.keys:
@@ -152,7 +154,9 @@ class ExpertStream:
                         self._settle(self._next())
                         ahead.extend()
                     yield self._hand_out(visit, key)
-                    ahead.leave(key)
+                    used.append(key)
+                    if len(used) > lag:
+                        ahead.leave(used.popleft())
             self._visit = None
         finally:
             if self._visit is visit:

@@ -104,7 +104,7 @@ class TextModel:
         visits = {expert: (tokens, shares) for expert, tokens, shares in routes.by_expert()}
         out = backend.zeros(len(routes.ids), self._shape.hidden_size)
         stages.turn("reads")
-        for expert, record in self._experts.records(index, list(visits)):
+        for expert, record in self._experts.records(index, list(visits), backend.lag):
             stages.turn("experts")
             backend.expert(out, normed, record, self._layouts[index], *visits[expert])
             stages.turn("reads")

@@ -114,6 +114,7 @@ class Backend(Protocol):
     """
 
     name: str
+    lag: int  # experts whose records may still be read after `expert` has returned
 
     @property
     def memory(self) -> Memory:
@@ -204,7 +205,10 @@ class Backend(Protocol):
         """Softmax over all experts, the k largest (ties to the lower id), renormalised."""
 
     def expert(self, to: Tensor, x: Tensor, record: Record, layout: Layout, tokens: Ids, weights: Floats) -> None:
-        """to[tokens] += weights * expert(x[tokens]), in place; the record may be overwritten once this returns."""
+        """to[tokens] += weights * expert(x[tokens]), in place.
+
+        The record may be overwritten once this has returned for `lag` more records, or the forward pass has ended.
+        """
 
 
 class HostBackend(Backend, Protocol):

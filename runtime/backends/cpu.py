@@ -42,6 +42,8 @@ _DTYPES: dict[Any, str] = {
 class CpuBackend:
     """Runs every operation on `threads` CPU threads."""
 
+    lag = 0
+
     def __init__(self, threads: int, *, exact: bool = False) -> None:
         """`exact`: products see activations as floats, never rounded to fifteen bits."""
         self.name = f"cpu ({_native.instruction_set()})"

@@ -134,14 +134,17 @@ class SlowReader:
         return 0.0
 
 
-def check_records(pack: Pack, stream: ExpertStream, layer: int, experts: list[int], *, early: bool) -> int:
-    handed = []
-    for expert, record in stream.records(layer, experts):
-        handed.append(expert)
-        assert np.array_equal(record, pack.read_record(layer, expert))
+def check_records(pack: Pack, stream: ExpertStream, layer: int, experts: list[int], *, early: bool, lag: int) -> int:
+    handed: list[tuple[int, np.ndarray]] = []
+    for expert, record in stream.records(layer, experts, lag):
+        handed.append((expert, record))
+        for valid, seen in handed[-lag - 1 :]:
+            assert np.array_equal(seen, pack.read_record(layer, valid))
         if early:
             return 1
-    assert handed == experts
+    assert [expert for expert, _ in handed] == experts
+    for valid, seen in handed[-lag:] if lag else []:
+        assert np.array_equal(seen, pack.read_record(layer, valid))
     return len(handed)
 
 

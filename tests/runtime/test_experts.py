@@ -50,7 +50,8 @@ def one_step(pack: Pack, stream: ExpertStream, data: st.DataObject, slots: int) 
     elif how == "learn":
         stream.learn(layer, np.array([experts], np.int32))
     elif how == "records":
-        handed = check_records(pack, stream, layer, experts, early=data.draw(st.booleans()))
+        lag = data.draw(st.integers(0, min(3, slots - 1)))
+        handed = check_records(pack, stream, layer, experts, early=data.draw(st.booleans()), lag=lag)
     else:
         handed = check_batches(pack, stream, layer, experts, early=data.draw(st.booleans()), slots=slots)
     check_slots(stream)
@@ -117,7 +118,7 @@ def test_an_interrupt_loses_no_slot_and_leaves_no_read_behind(pack: Pack, way: s
     assert reader.abandoned == 1
     assert not reader.queued
     assert len(stream._cache.free) == 3
-    assert check_records(pack, stream, 1, list(range(EXPERTS)), early=False) == EXPERTS
+    assert check_records(pack, stream, 1, list(range(EXPERTS)), early=False, lag=0) == EXPERTS
     stream.close()
 
 

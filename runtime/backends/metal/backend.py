@@ -26,7 +26,7 @@ from . import launches, library
 from .device import Argument, Buffer, Device, Pipeline
 from .library import Build, Kernels
 from .memory import SharedMemory, Shelf, Spares, Tensor, Workspace
-from .needs import BY_VALUE, MOST_SPLITS, Extent, activation_bytes
+from .needs import BY_VALUE, LAG, MOST_SPLITS, Extent, activation_bytes
 from .work import Work
 
 SCALARS = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "f16", np.dtype(np.float32): "f32"}
@@ -75,6 +75,8 @@ class Choice:
 
 class MetalBackend:
     """Runs every operation on a device, for one model and sequences and chunks of at most an extent."""
+
+    lag = LAG
 
     def __init__(self, device: Device, model: schema.Model, extent: Extent) -> None:
         """Raises DeviceError if the device gives no memory, UnsupportedError if it refuses a kernel."""
@@ -287,14 +289,15 @@ class MetalBackend:
         return self._choices.bytes[: 4 * k].view(np.int32).copy()
 
     def expert(self, to: Tensor, x: Tensor, record: Record, layout: Layout, tokens: Ids, weights: Floats) -> None:
-        """See Backend.expert; waits, for the record may be overwritten then."""
+        """See Backend.expert; waits for the expert before, so that the GPU always has one to work on."""
         self.work.section(EXPERTS)
         buffer, offset = self.slots.place(record)
         gate, up, down = (layout.matrix(projection, buffer, offset) for projection in PROJECTIONS)
         for first in range(0, len(tokens), BY_VALUE):
             part = slice(first, first + BY_VALUE)
             self._expert(to, x, (gate, up, down), tokens[part], weights[part])
-        self.work.finish()
+        self.work.commit()
+        self.work.finish(LAG)
 
     def slot(self, record: Record) -> bytes:
         """Where a record lies, as an entry of the table that kernels read."""

@@ -18,6 +18,7 @@ from .launches import ARENAS
 from .memory import SHELF, page_limit
 
 MOST_SPLITS = 16  # of one token's attention
+LAG = 1  # experts of a chunk that are computed while the host goes on to the next
 BY_VALUE = 1024  # numbers that Metal takes with a launch, without a buffer: tokens of an expert at a time
 GAPS = 8  # one part in so many may lie between regions that are lent
 PROCESS_BYTES = 100_000_000  # of PyObjC, Metal and its pipelines, an allowance: it was never measured on a Mac
@@ -72,7 +73,8 @@ class DeviceNeeds:
     @property
     def slots(self) -> range:
         """All of one token's experts of a layer are computed at once, from a few buffers."""
-        return range(self.experts_per_token, ARENAS * (page_limit(self.device) // slot_pitch(self.pack)) + 1)
+        in_a_buffer = page_limit(self.device) // slot_pitch(self.pack)
+        return range(max(self.experts_per_token, LAG + 1), ARENAS * in_a_buffer + 1)
 
     @property
     def most(self) -> int | None:

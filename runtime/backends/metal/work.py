@@ -61,12 +61,14 @@ class Work:
             self._running.append(commands)
             commands.commit()
 
-    def finish(self) -> None:
-        """Let the GPU do everything, and wait. Raises DeviceError if it failed."""
+    def finish(self, left: int = 0) -> None:
+        """Let the GPU do everything, and wait until all but the last `left` command buffers are done.
+
+        Raises DeviceError if it failed.
+        """
         self.commit()
-        running, self._running = self._running, []
-        for commands in running:
-            commands.finish()
+        while len(self._running) > left:
+            self._running.pop(0).finish()
 
     def drop(self) -> None:
         """Forget what was not committed, and wait for the rest, whatever becomes of it."""
