@@ -18,6 +18,7 @@ PIECES = _whole(
 SESSIONS = ODD + _whole(
     "all_logits_of_a_prompt_are_those_of_its_tokens", "a_second_session_takes_over_the_first_ones_buffers"
 )
+SLOTS = _whole("fewer_experts_and_few_slots_change_nothing_but_speed")
 CHECKED = _whole("the_checker_finds_nothing_in_a_whole_pass[odd]")
 
 
@@ -122,10 +123,24 @@ MUTANTS = [
     _work(
         "a pass's end does not commit",
         Kind.MISSING,
-        "        self.commit()\n        running, self._running",
-        "        running, self._running",
+        "        self.commit()\n        while len",
+        "        while len",
     ),
-    _work("a pass's end does not wait", Kind.WAIT, "            commands.finish()\n", "            commands.check()\n"),
+    _work(
+        "a pass's end does not wait",
+        Kind.WAIT,
+        "self._running.pop(0).finish()",
+        "self._running.pop(0).check()",
+    ),
+    _work(
+        "one command buffer too many is left",
+        Kind.BY_ONE,
+        "len(self._running) > left:",
+        "len(self._running) > left + 1:",
+    ),
+    _work(
+        "the newest command buffers are waited for", Kind.ORDER, "self._running.pop(0)", "self._running.pop()", SLOTS
+    ),
     _work("command buffers are not remembered", Kind.MISSING, "            self._running.append(commands)\n", ""),
     _work(
         "a section is believed to go on after a signal",
@@ -276,6 +291,13 @@ MUTANTS = [
         "angles of the chunk's first tokens", Kind.PLACE, "self._cos[position:last]", "self._cos[: last - position]"
     ),
     _backend(
+        "a record is overwritten while the GPU reads it",
+        Kind.WAIT,
+        "self.work.finish(LAG)",
+        "self.work.finish(LAG + 1)",
+        SLOTS,
+    ),
+    _backend(
         "sines for cosines",
         Kind.PLACE,
         "return Rotation(self._cos[position:last], self._sin[position:last])",
@@ -356,6 +378,13 @@ MUTANTS = [
         "            self._decoding.finish()\n",
         "            pass\n",
         RECORDS,
+    ),
+    _model(
+        "a record is given back while the GPU reads it",
+        Kind.ORDER,
+        "list(visits), backend.lag)",
+        "list(visits), 0)",
+        SLOTS,
     ),
     _model("nobody waits until records are checked", Kind.CHECK, "            self._experts.confirm()\n", "", RECORDS),
     _model(
