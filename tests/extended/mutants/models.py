@@ -19,6 +19,7 @@ SESSIONS = ODD + _whole(
     "all_logits_of_a_prompt_are_those_of_its_tokens", "a_second_session_takes_over_the_first_ones_buffers"
 )
 SLOTS = _whole("fewer_experts_and_few_slots_change_nothing_but_speed")
+WORK = ("tests/metal/test_work.py",)
 CHECKED = _whole("the_checker_finds_nothing_in_a_whole_pass[odd]")
 
 
@@ -138,21 +139,20 @@ MUTANTS = [
         "len(self._running) > left:",
         "len(self._running) > left + 1:",
     ),
-    _work(
-        "the newest command buffers are waited for", Kind.ORDER, "self._running.pop(0)", "self._running.pop()", SLOTS
-    ),
     _work("command buffers are not remembered", Kind.MISSING, "            self._running.append(commands)\n", ""),
     _work(
         "a section is believed to go on after a signal",
         Kind.MISSING,
         'self._begun().signal(event, value)\n        self._section = ""',
         "self._begun().signal(event, value)",
+        WORK,
     ),
     _work(
         "a section is believed to go on after a wait",
         Kind.MISSING,
         'self._begun().wait(event, value)\n        self._section = ""',
         "self._begun().wait(event, value)",
+        WORK,
     ),
     _work(
         "a wait is a signal", Kind.OPERATION, "self._begun().wait(event, value)", "self._begun().signal(event, value)"
