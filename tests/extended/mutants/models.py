@@ -308,6 +308,7 @@ MUTANTS = [
         Kind.PLACE,
         "_native.rotation(self._known,",
         "_native.rotation(position,",
+        ("tests/metal/test_sessions.py",),
     ),
     _backend(
         "attention knows no position",
