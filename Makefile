@@ -38,7 +38,7 @@ emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bi
 corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for a GPU, and compare with MLX (fetches 45 MB)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_corpus.py
 
-mutants: $(VENV)/ready-dev ## Would the tests of the Metal backend notice faults? Some 250 are tried (MUTANTS=names)
+mutants: $(VENV)/ready-dev ## Would the tests of the Metal backend notice faults? Some 330 are tried (MUTANTS=names)
 	PYTHONPATH=tests $(BIN)/python tests/extended/mutants/run.py
 
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
