@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cp
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench emulated corpus pipelines scale quality timeline clean
+.PHONY: help demo test lint type check bench emulated corpus mutants pipelines scale quality timeline clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,7 @@ emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bi
 corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for a GPU, and compare with MLX (fetches 45 MB)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_corpus.py
 
-pipelines: $(VENV)/ready-dev ## Build every Metal kernel for every format: by Apple's compiler on a Mac, elsewhere by our stand-in
-	PYTHONPATH=tests $(BIN)/python tests/extended/metal_pipelines.py
+.PHONY: help demo test lint type check bench emulated corpus mutants pipelines scale quality timeline clean
 
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py

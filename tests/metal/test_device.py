@@ -1,5 +1,6 @@
 """The module that speaks to Metal: what it makes, and one sentence of ours for whatever Metal refuses."""
 
+import mmap
 import re
 import sys
 from collections.abc import Iterator
@@ -67,10 +68,46 @@ def test_sections_events_and_offsets(gpu: ModuleType | None, sums: Sums, mode: s
         commands.run(sums.kernel, threads_grid(10), tail)
         commands.commit()
         assert event.wait(1, 60_000)
+        assert floats(sums.x).tolist() == [1.0] * WIDTH  # and no more, before the host's signal
         event.signal(2)
         commands.finish()
     assert event.value == 2
     assert floats(sums.x).tolist() == [1.5] * (WIDTH - 10) + [2.0] * 10
+
+
+def test_kernels_of_a_concurrent_section_overlap(fake: ModuleType, sums: Sums) -> None:
+    with sums.device.pool():
+        commands = sums.device.commands("token 0")
+        commands.section("sums", concurrent=True)
+        sums.encode(commands)
+        with pytest.raises(AssertionError, match="barrier"):
+            sums.encode(commands)
+
+
+def test_kernels_of_a_section_take_turns(fake: ModuleType, sums: Sums) -> None:
+    clear = Kernels(sums.device).of(plain("combine.metal"))["clear"]
+    with sums.device.pool():
+        commands = sums.device.commands("token 0")
+        commands.section("sums")
+        sums.encode(commands)
+        commands.run(clear, threads_grid(10), [sums.x, count(10)])
+        sums.encode(commands)
+        commands.commit()
+        commands.finish()
+    assert floats(sums.x).tolist() == [0.5] * 10 + [1.0] * (WIDTH - 10)
+
+
+def test_a_wait_ends_the_section(fake: ModuleType, sums: Sums) -> None:
+    event = sums.device.event()
+    with sums.device.pool():
+        commands = sums.device.commands("token 0")
+        commands.section("sums")
+        sums.encode(commands)
+        commands.wait(event, 1)
+        commands.commit()
+        event.signal(1)
+        commands.finish()
+    assert floats(sums.x).tolist() == [0.5] * WIDTH
 
 
 def test_an_event_that_does_not_come_is_waited_for_no_longer_than_asked(sums: Sums) -> None:
@@ -87,8 +124,10 @@ def test_memory_of_the_hosts_is_used_in_place(sums: Sums) -> None:
         commands.commit()
         commands.finish()
     assert memory[: 4 * WIDTH].view(np.float32).tolist() == [0.5] * WIDTH
-    with pytest.raises(ValueError, match="slots is not whole pages"):
-        sums.device.wrap(memory[64:], "slots")
+    page = mmap.PAGESIZE
+    for part in (memory[64 : 64 + page], memory[: page + 64]):  # which begins, and which ends, within a page
+        with pytest.raises(ValueError, match="slots is not whole pages"):
+            sums.device.wrap(part, "slots")
 
 
 def test_a_failure_names_the_section_and_the_command_buffer(fake: ModuleType, sums: Sums) -> None:
@@ -124,6 +163,7 @@ def test_what_the_device_tells(fake: ModuleType) -> None:
     for refused in (lambda: device.buffer((1 << 20) + 1, "trunk"), lambda: device.wrap(reserve(1 << 21), "trunk")):
         with pytest.raises(DeviceError, match=r"^trunk needs \d+ bytes in one buffer; .* allows 1048576$"):
             refused()
+    assert len(device.buffer(1 << 20, "trunk")) == len(device.wrap(reserve(1 << 20), "trunk")) == 1 << 20
 
 
 def test_memory_that_is_refused(fake: ModuleType) -> None:
@@ -171,6 +211,23 @@ def test_kernels_that_are_not_there_or_too_large(gpu: ModuleType | None) -> None
         library.pipeline("absent", 32)
     with pytest.raises(UnsupportedError, match=r"at most 1024 threads and SIMD groups of 32; it needs 2048 and 32$"):
         library.pipeline("combine", 2048)
+    assert library.pipeline("combine", 1024).threads == 1024
+
+
+def test_devices_with_other_simd_groups(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SIMD_WIDTH", 16)
+    with pytest.raises(UnsupportedError, match=r"threads and SIMD groups of 16; it needs 256 and 32$"):
+        Kernels(Device()).of(plain("combine.metal"))
+
+
+def test_infinities_stay_what_they_are(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metal's default is fast-math; the stand-in computes the same either way, so what it is asked for is looked at."""
+    import Metal
+
+    asked: list[bool] = []
+    monkeypatch.setattr(Metal.MTLCompileOptions, "setFastMathEnabled_", lambda _, enabled: asked.append(enabled))
+    Device().library(plain("norms.metal").source, "norms.metal")
+    assert asked == [False]
 
 
 def test_builds_are_compiled_once(gpu: ModuleType | None) -> None:

@@ -94,6 +94,15 @@ def test_gated_sums_and_swiglu_of_many_tokens() -> None:
     assert close(h, silu(x.astype(float)) * y)
 
 
+def test_plain_sums_and_zeros() -> None:
+    random, size = np.random.default_rng(0), 301
+    y, x = (floats(random, size) for _ in range(2))
+    add, clear = (kernel(plain("combine.metal"), name) for name in ("add", "clear"))
+    assert np.array_equal(add(threads_grid(size), y, x, count(size))[0], x + y)
+    (got,) = clear(threads_grid(size - 1), x, count(size - 1))
+    assert got.tolist() == [0.0] * (size - 1) + [x[-1]]
+
+
 @pytest.mark.parametrize("x", [-200.0, -87.5, -20.0, -1e-3, 0.0, 1e-6, 3.3, 30.0, 88.5, 1e4])
 def test_gates_hold_at_the_ends_of_the_range(x: float) -> None:
     gate, up = np.full(2, x, np.float32), np.ones(2, np.float32)

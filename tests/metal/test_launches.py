@@ -106,3 +106,12 @@ def test_sources_are_part_of_the_package() -> None:
 
 def test_slots_are_packed_as_the_table_says() -> None:
     assert struct.unpack("<Q2I", launches.slot(3, 1 << 40)) == (1 << 40, 3, 0)
+
+
+def test_grids_reach_what_does_not_fill_a_threadgroup() -> None:
+    assert launches.experts_grid(33, 10) == (2, 10, 1)
+    assert launches.products_grid(65, 3, 4) == (3, 3, 4)
+    assert launches.many_products_grid(65, 33, 4) == (2, 2, 1)
+    assert launches.attention_grid(9, 8, 2, 5) == (2, 2, 5)
+    assert launches.delta_norm_grid(5, 3) == (2, 3, 1)
+    assert launches.rule_grid(33, 7) == (2, 7, 1)

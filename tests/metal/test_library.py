@@ -74,5 +74,6 @@ def test_formats_have_different_types(format: Format | None) -> None:
 
 
 def test_more_experts_per_token_than_lanes_are_refused() -> None:
+    assert library.router(WIDE, 32).file == "router.metal"
     with pytest.raises(UnsupportedError, match=r"^the Metal router chooses at most 32 experts per token, not 33$"):
         library.router(WIDE, 33)

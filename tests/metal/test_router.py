@@ -50,10 +50,12 @@ def test_the_router_chooses_distinct_experts_whatever_the_logits() -> None:
         assert ids[t][order[t]].tolist() == sorted(ids[t].tolist())
 
 
-@pytest.mark.parametrize("width", [1, 31, 300, 1088])
-def test_norms(width: int) -> None:
+@pytest.mark.parametrize(("width", "scale"), [(1, 1.0), (31, 1.0), (300, 1.0), (1088, 1.0), (40, 1e-3)])
+def test_norms(width: int, scale: float) -> None:
+    """Of small numbers too, of which eps is as large as the mean square."""
     random, rows = np.random.default_rng(width), 11
     x, gate, weight = (floats(random, *shape) for shape in ((rows, width), (rows, width), (width,)))
+    x *= np.float32(scale)
     plain_norm, gated_norm_ = (kernel(plain("norms.metal"), name) for name in ("rms_norm", "gated_rms_norm"))
     (got,) = plain_norm(rows_grid(rows), x, weight, np.zeros_like(x), norm(width, EPS))
     wanted = rms_norm(x.astype(float), weight.astype(float), EPS)
@@ -65,7 +67,12 @@ def test_norms(width: int) -> None:
 
 @pytest.mark.parametrize(
     ("format", "dtype", "cols"),
-    [(parse("affine4-g64"), "bf16", 576), (parse("affine6-g32"), "f16", 96), (None, "bf16", 41)],
+    [
+        (parse("affine4-g64"), "bf16", 576),
+        (parse("affine6-g32"), "f16", 96),
+        (parse("book3-g8"), "bf16", 96),
+        (None, "bf16", 41),
+    ],
 )
 def test_embeddings_are_rows_of_the_table(format: Format | None, dtype: str, cols: int) -> None:
     random = np.random.default_rng(cols)
