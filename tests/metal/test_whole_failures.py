@@ -162,9 +162,10 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
+@pytest.mark.parametrize("layer", [2, 3], ids=["a layer", "the last layer"])
 @pytest.mark.parametrize("mode", ["async", "lazy"])
 def test_a_damaged_record_gives_no_token(
-    fake: ModuleType, packs: dict[str, Path], wanted: np.ndarray, tmp_path: Path, mode: str
+    fake: ModuleType, packs: dict[str, Path], wanted: np.ndarray, tmp_path: Path, mode: str, layer: int
 ) -> None:
     fake.configure(mode=mode)
     shutil.copytree(packs["odd"], tmp_path / "pack")
@@ -173,13 +174,13 @@ def test_a_damaged_record_gives_no_token(
         session = engine.new_session()
         session.extend(TOKENS)
         stride = engine.memory.slot_bytes
-        damaged = range(100, files[2].stat().st_size, stride)
+        damaged = range(100, files[layer].stat().st_size, stride)
         for offset in damaged:
-            flip(files[2], offset)
-        with pytest.raises(MismatchError, match=r"layer_02\.bin"):
+            flip(files[layer], offset)
+        with pytest.raises(MismatchError, match=rf"layer_0{layer}\.bin"):
             session.extend([1])
         for offset in damaged:
-            flip(files[2], offset)
+            flip(files[layer], offset)
         check_works(engine, wanted)
 
 

@@ -70,7 +70,8 @@ class Work:
         """
         self.commit()
         while len(self._running) > left:
-            self._finish(self._running.pop(0))
+            self._finish(self._running[0])
+            self._running.pop(0)  # after an interrupt it is still there to be waited for
 
     def drop(self) -> None:
         """Forget what was not committed, and wait for the rest, whatever becomes of it."""

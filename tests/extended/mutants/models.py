@@ -19,6 +19,7 @@ SESSIONS = ODD + _whole(
     "all_logits_of_a_prompt_are_those_of_its_tokens", "a_second_session_takes_over_the_first_ones_buffers"
 )
 SLOTS = _whole("fewer_experts_and_few_slots_change_nothing_but_speed")
+TOGETHER = ("tests/metal/test_products_together.py",)
 WORK = ("tests/metal/test_work.py",)
 CHECKED = _whole("the_checker_finds_nothing_in_a_whole_pass[odd]")
 
@@ -27,7 +28,7 @@ def _failing(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/metal/test_whole_failures.py::test_{name}" for name in names)
 
 
-RECORDS = _failing("a_damaged_record_gives_no_token[async]", "a_file_that_ends_early_gives_no_token")
+RECORDS = _failing("a_damaged_record_gives_no_token", "a_file_that_ends_early_gives_no_token")
 INTERRUPTS = _failing("an_interrupt_leaves_nothing_under_way")
 FAILURES = _failing("a_gpu_that_fails_in_a_token_is_told_by_section_and_the_engine_goes_on")
 
@@ -130,8 +131,8 @@ MUTANTS = [
     _work(
         "a pass's end does not wait",
         Kind.WAIT,
-        "self._running.pop(0).finish()",
-        "self._running.pop(0).check()",
+        "        commands.finish()\n",
+        "        commands.check()\n",
     ),
     _work(
         "one command buffer too many is left",
@@ -143,14 +144,14 @@ MUTANTS = [
     _work(
         "a section is believed to go on after a signal",
         Kind.MISSING,
-        'self._begun().signal(event, value)\n        self._section = ""',
+        "self._begun().signal(event, value)\n        self._section = None",
         "self._begun().signal(event, value)",
         WORK,
     ),
     _work(
         "a section is believed to go on after a wait",
         Kind.MISSING,
-        'self._begun().wait(event, value)\n        self._section = ""',
+        "self._begun().wait(event, value)\n        self._section = None",
         "self._begun().wait(event, value)",
         WORK,
     ),
@@ -245,14 +246,14 @@ MUTANTS = [
         Kind.PLACE,
         "(matrix.type, id(matrix.buffer)), []",
         "(matrix.type, 0), []",
-        PIECES,
+        TOGETHER,
     ),
     _backend(
         "products of several types in one launch",
         Kind.PLACE,
         "(matrix.type, id(matrix.buffer)), []",
         '("", id(matrix.buffer)), []',
-        WIDE,
+        TOGETHER,
     ),
     _backend(
         "keys and values change places",
@@ -353,25 +354,21 @@ MUTANTS = [
     _decoding(
         "a token is given up, its thread is not", Kind.MISSING, "            self._answers.give_up()\n", "", INTERRUPTS
     ),
-    _work(
-        "a pass that ended by an error is not dropped", Kind.MISSING, "                self.drop()\n", "", INTERRUPTS
-    ),
+    _work("a pass that ended by an error is not dropped", Kind.MISSING, "                self.drop()\n", "", WORK),
     _work(
         "what was not committed is kept for the next pass",
         Kind.MISSING,
-        '        self._commands, self._section = None, ""\n        running',
+        "        self._commands, self._section = None, None\n        running",
         "        running",
-        INTERRUPTS,
+        WORK,
     ),
-    _work(
-        "dropped work is not waited for", Kind.WAIT, "            commands.end()\n", "            pass\n", INTERRUPTS
-    ),
+    _work("dropped work is not waited for", Kind.WAIT, "            commands.end()\n", "            pass\n", WORK),
     _work(
         "dropped work is looked at for failures",
         Kind.CHECK,
         "            commands.end()\n",
         "            commands.finish()\n",
-        FAILURES,
+        WORK,
     ),
     _model(
         "the answers of a token are not asked for errors",
