@@ -21,8 +21,8 @@ from .trace import ANSWER, ON_GPU, TOKEN, UNTRACED, Recorder, Trace
 
 ABOUT_TIMES = (
     "Slices are measured on the host. GPU slices are what Metal reports as a command buffer's start and end, which"
-    " includes its waiting for the host; moepack's authors have run nothing on Apple hardware, and under a stand-in"
-    " for Metal they are a CPU's times."
+    " includes its waiting for the host; their clock is taken to be the host's. moepack's authors have run nothing on"
+    " Apple hardware, and under a stand-in for Metal they are a CPU's times."
 )
 
 

@@ -163,7 +163,7 @@ class Commands:
 
     @property
     def times(self) -> tuple[float, float]:
-        """When the GPU began and ended, in seconds: on a Mac by the clock of time.perf_counter, as documented."""
+        """When the GPU began and ended, in seconds of the host's clock: time.perf_counter's, as far as we know."""
         return float(self._buffer.GPUStartTime()), float(self._buffer.GPUEndTime())
 
     def finish(self) -> None:
