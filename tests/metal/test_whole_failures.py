@@ -27,6 +27,7 @@ from moepack.runtime.backends.metal import sources
 from moepack.runtime.backends.metal.backend import MetalBackend
 from moepack.runtime.doctor import diagnose
 from moepack.runtime.engine import Engine, EngineOptions, plan_run
+from moepack.runtime.experts import ExpertStream
 from moepack.runtime.report import diagnosis_lines
 
 TOKENS = [5, 99, 17, 250, 3, 41, 7]
@@ -181,6 +182,24 @@ def test_a_damaged_record_gives_no_token(
             session.extend([1])
         for offset in damaged:
             flip(files[layer], offset)
+        check_works(engine, wanted)
+
+
+def test_nothing_leaves_before_records_are_found_good(
+    fake: ModuleType, packs: dict[str, Path], wanted: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digests that are compared late: the last layer's are known to be bad when the token has long been computed."""
+
+    def late(stream: ExpertStream) -> None:
+        raise MismatchError("layer 3, expert 1 is damaged")
+
+    with on_metal(packs["odd"]) as engine:
+        session = engine.new_session()
+        session.extend(TOKENS)
+        with monkeypatch.context() as patch:
+            patch.setattr(ExpertStream, "confirm", late)
+            with pytest.raises(MismatchError, match="expert 1 is damaged"):
+                session.extend([1])
         check_works(engine, wanted)
 
 

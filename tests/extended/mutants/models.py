@@ -29,6 +29,7 @@ def _failing(*names: str) -> tuple[str, ...]:
 
 
 RECORDS = _failing("a_damaged_record_gives_no_token", "a_file_that_ends_early_gives_no_token")
+CONFIRMED = _failing("nothing_leaves_before_records_are_found_good")
 INTERRUPTS = _failing("an_interrupt_leaves_nothing_under_way")
 FAILURES = _failing("a_gpu_that_fails_in_a_token_is_told_by_section_and_the_engine_goes_on")
 
@@ -384,7 +385,9 @@ MUTANTS = [
         "list(visits), 0)",
         SLOTS,
     ),
-    _model("nobody waits until records are checked", Kind.CHECK, "            self._experts.confirm()\n", "", RECORDS),
+    _model(
+        "nobody waits until records are checked", Kind.CHECK, "            self._experts.confirm()\n", "", CONFIRMED
+    ),
     _model(
         "a token that failed is not abandoned", Kind.MISSING, "            self._decoding.abandon()\n", "", INTERRUPTS
     ),
