@@ -10,6 +10,7 @@ hardware. The pack (4.2 GB) is kept under build/wide.
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from moepack.convert.experts import ExpertPacker
 from moepack.convert.plan import Packing, plan_pack, understand
 from moepack.convert.recipe import Recipe
 from moepack.convert.trunk import trunk_blocks
+from moepack.layout.reader import Pack
 from moepack.layout.record import RecordLayout
 from moepack.layout.writer import PackWriter
 from moepack.runtime.engine import Engine, EngineStats
@@ -45,12 +47,12 @@ MODES = {
 CHECKED = {"mode": "lazy", "order": 3, "checked": True}
 PROMPT, CHUNK, DECODED = 12, 9, 3  # chunks of nine and three: products in tiles, and row by row
 REFERENCE_TOKENS = 2  # so that attention and the delta rule have something to remember
-SLOTS = 24  # two layers' experts of a token and a few: most records are read again
+SLOTS = 12  # one layer's experts of a token and two more: the next layer's take their place
 MEMORY = 3 * 10**9
 PATIENCE = 3600.0  # seconds that a wait may take; kernels are slow here
 TOLERANCE = 1e-3  # of the largest logit
 JOBS = 2
-out = Console(highlight=False, width=120)
+out = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,19 @@ def rotated(record: np.ndarray, layout: RecordLayout, rows: int) -> np.ndarray:
         part = slice(component.offset, component.offset + component.size)
         made[part] = np.roll(record[part].reshape(component.shape[0], -1), rows, axis=0).reshape(-1)
     return made
+
+
+def describe() -> None:
+    """What the pack itself says of its sizes and formats."""
+    with Pack.open(PACK) as pack:
+        model, full, linear = pack.model, pack.model.full_attention, pack.model.linear_attention
+        formats = {format_.name for record in pack.records for format_ in record.formats.values()}
+        trunk = Counter(pack.manifest.trunk.formats.values())
+    experts = f"{model.num_experts} experts of {model.moe_intermediate_size}, K = {model.num_experts_per_tok}"
+    heads = f"{full.num_heads}/{full.num_kv_heads} heads of {full.head_dim}"
+    delta = f"{linear.num_key_heads}/{linear.num_value_heads} of {linear.value_head_dim}"
+    out.print(f"{', '.join(model.layer_types)}; hidden {model.hidden_size}, {experts}; {heads}, {delta}")
+    out.print(f"experts in {', '.join(sorted(formats))}, trunk in {dict(trunk)}, vocabulary of {model.vocab_size}")
 
 
 @contextmanager
@@ -200,10 +215,11 @@ def main() -> None:
     """Run everything; the first failure does not keep the rest from running."""
     out.print("Metal kernels run here on the CPU, under our stand-in. Nothing runs, or ever ran, on Apple hardware.")
     if not PACK.exists():
-        out.print(f"making {PACK}: two layers of hidden 4096 and 512 experts of 1024")
+        out.print(f"making {PACK}")
         start = time.monotonic()
         make_pack()
         out.print(f"made in {time.monotonic() - start:.0f} s")
+    describe()
     prompt = np.random.default_rng(1).integers(0, WIDTH.vocab, PROMPT).tolist()
     failures = Failures()
     compare_modes(prompt, failures)
