@@ -31,6 +31,7 @@ from .base import (
     Rotation,
     Routes,
 )
+from .rotary import frequencies
 
 _DTYPES: dict[Any, str] = {
     np.dtype(ml_dtypes.bfloat16): "BF16",
@@ -213,14 +214,6 @@ class CpuBackend:
         out = [np.empty((x.count, matrix.rows), np.float32) for matrix in matrices]
         _native.matmul(self._pool, list(matrices), x, out)
         return out
-
-
-@cache
-def frequencies(dims: int, theta: float) -> Floats:
-    """theta^(-2i / dims), float32 [dims / 2], bit for bit as transformers has them: powers rounded once, then 1 / x."""
-    exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
-    powers: Floats = np.power(np.float64(theta), exponents, dtype=np.float64).astype(np.float32)
-    return np.float32(1) / powers
 
 
 def _projection(layout: RecordLayout, projection: str) -> _native.Projection:

@@ -27,7 +27,8 @@ from moepack.layout.formats import (
 from moepack.layout.matrix import StoredMatrix
 from moepack.layout.record import ExpertShape, RecordLayout
 from moepack.runtime import _native
-from moepack.runtime.backends.cpu import CpuBackend, frequencies
+from moepack.runtime.backends.cpu import CpuBackend
+from moepack.runtime.backends.rotary import frequencies
 
 CPUS = {threads: CpuBackend(threads, exact=True) for threads in (1, 2, 4)}
 CPU = CPUS[2]

@@ -21,7 +21,7 @@ from ....manifests.errors import DeviceError
 from ... import _native
 from ...decoding import Decoding, Parts
 from ..base import AttentionState, AttentionWeights, DeltaState, DeltaWeights, Floats, Ids, Record, Rotation, Routes
-from ..cpu import frequencies
+from ..rotary import frequencies
 from . import launches, library
 from .device import Argument, Buffer, Device, Pipeline
 from .library import Build, Kernels
