@@ -6,10 +6,10 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cp
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench emulated corpus scale wide quality timeline clean
+.PHONY: help demo test lint type check bench emulated corpus pipelines scale wide quality timeline clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/ready ## Pack the shipped demo model to 2 bits, verify it, and let it answer with a tool call
 	@rm -rf $(DEMO) $(DEMO).partial
@@ -37,6 +37,9 @@ emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bi
 
 corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for a GPU, and compare with MLX (fetches 45 MB)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_corpus.py
+
+pipelines: $(VENV)/ready-dev ## Build every Metal kernel for every format: by Apple's compiler on a Mac, elsewhere by our stand-in
+	PYTHONPATH=tests $(BIN)/python tests/extended/metal_pipelines.py
 
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py

@@ -1,4 +1,4 @@
-"""Puts the stand-in for PyObjC's `Metal` where `import Metal` finds it, unless there is a real one."""
+"""Puts the stand-in for PyObjC's `Metal` where `import Metal` finds it: on Linux, where there is no real one."""
 
 import importlib.util
 import os
@@ -7,11 +7,13 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 FAKE = Path(__file__).parent / "fake"
+RUNS = sys.platform == "linux"
+WHY_NOT = "the stand-in for Metal runs on Linux only"
 
 
 def install() -> None:
     """For this process. A real `Metal` is left alone."""
-    if importlib.util.find_spec("Metal") is None:
+    if RUNS and importlib.util.find_spec("Metal") is None:
         sys.path.append(str(FAKE))
 
 

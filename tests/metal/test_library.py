@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import pytest
+from metal.builds import called, every_build
 from wide import WIDE
 
 from moepack.layout.formats import FORMATS, Format, parse
@@ -38,7 +39,7 @@ BUILDS = [
 
 
 @pytest.mark.parametrize("case", BUILDS, ids=lambda case: case.name)
-def test_every_pipeline_of_the_397b_model_s_shapes(fake: ModuleType, case: Case) -> None:
+def test_every_pipeline_of_the_397b_model_s_shapes(gpu: ModuleType | None, case: Case) -> None:
     build = case.build()
     pipelines = Kernels(Device()).of(build)
     assert {name: pipeline.threads for name, pipeline in pipelines.items()} == dict(KERNELS[build.file])
@@ -46,6 +47,15 @@ def test_every_pipeline_of_the_397b_model_s_shapes(fake: ModuleType, case: Case)
 
 def test_these_are_all_files() -> None:
     assert {case.build().file for case in BUILDS} == set(KERNELS)
+
+
+def test_the_survey_of_all_builds_leaves_none_out() -> None:
+    """`make pipelines` goes through these: each once, with every format, and the builds of above among them."""
+    builds = list(every_build())
+    assert len(set(builds)) == len(builds) == len(set(map(called, builds)))
+    assert {case.build() for case in BUILDS} < set(builds)
+    records = {build.macros for build in builds if build.file == "experts.metal"}
+    assert {library.matrix_type(format_, "bf16") for format_ in FORMATS} <= {dict(macros)["UP"] for macros in records}
 
 
 def test_macros_of_a_record_are_its_layout() -> None:

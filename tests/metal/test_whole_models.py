@@ -36,6 +36,14 @@ def wanted(packs: Packs, prompt: list[int]) -> Answers:
         return greedy(engine.new_session(), prompt, GREEDY_TOKENS)
 
 
+def behave(gpu: ModuleType | None, mode: str) -> None:
+    """Have the stand-in run so; a real device runs as it does, and once is enough."""
+    if gpu is not None:
+        gpu.configure(mode=MODES[mode][0], order=MODES[mode][1])
+    elif mode != "asynchronous":
+        pytest.skip("a real device has no other mode")
+
+
 def random_tokens(engine_vocabulary: int, count: int) -> list[int]:
     drawn: list[int] = np.random.default_rng(1).integers(0, engine_vocabulary, count).tolist()
     return drawn
@@ -43,9 +51,9 @@ def random_tokens(engine_vocabulary: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_demo_model_answers_as_on_the_cpu(
-    fake: ModuleType, packs: Packs, prompt: list[int], wanted: Answers, mode: str
+    gpu: ModuleType | None, packs: Packs, prompt: list[int], wanted: Answers, mode: str
 ) -> None:
-    fake.configure(mode=MODES[mode][0], order=MODES[mode][1])
+    behave(gpu, mode)
     with on_metal(packs["demo"], chunk=CHUNK) as engine:
         found = greedy(engine.new_session(), prompt, GREEDY_TOKENS)
     assert found.tokens == wanted.tokens
@@ -54,14 +62,15 @@ def test_the_demo_model_answers_as_on_the_cpu(
 
 @pytest.mark.parametrize("case", [*CASES, "mixed"])
 @pytest.mark.parametrize("mode", ["asynchronous", "random"])
-def test_odd_models_answer_as_on_the_cpu(fake: ModuleType, packs: Packs, case: str, mode: str) -> None:
-    fake.configure(mode=MODES[mode][0], order=MODES[mode][1])
+def test_odd_models_answer_as_on_the_cpu(gpu: ModuleType | None, packs: Packs, case: str, mode: str) -> None:
+    behave(gpu, mode)
     with on_cpu(packs[case], chunk=CHUNK) as engine:
         tokens = random_tokens(engine.model.vocab_size, 2 * CHUNK + 11)
-        wanted = greedy(engine.new_session(), tokens, 8)
+        wanted = greedy(engine.new_session(), tokens, GREEDY_TOKENS if mode == "asynchronous" else 8)
     with on_metal(packs[case], chunk=CHUNK) as engine:
-        found = along(engine.new_session(), tokens, wanted.tokens)
-    assert farthest(found, wanted.logits) < TOLERANCE
+        found = greedy(engine.new_session(), tokens, len(wanted.tokens))
+    assert found.tokens == wanted.tokens
+    assert farthest(found.logits, wanted.logits) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["demo", "odd", "mixed"])
@@ -76,8 +85,8 @@ def test_the_checker_finds_nothing_in_a_whole_pass(fake: ModuleType, packs: Pack
     assert farthest(found, wanted.logits) < TOLERANCE
 
 
-def test_a_long_context_is_attended_to_in_parts(fake: ModuleType, packs: Packs) -> None:
-    fake.configure(mode="lazy", order=1)
+@pytest.mark.usefixtures("gpu")
+def test_a_long_context_is_attended_to_in_parts(packs: Packs) -> None:
     with on_cpu(packs["wide-heads"]) as engine:
         tokens = random_tokens(engine.model.vocab_size, 400)
         wanted = greedy(engine.new_session(), tokens, 3)
@@ -86,7 +95,8 @@ def test_a_long_context_is_attended_to_in_parts(fake: ModuleType, packs: Packs) 
     assert farthest(found, wanted.logits) < TOLERANCE
 
 
-def test_fewer_experts_and_few_slots_change_nothing_but_speed(fake: ModuleType, packs: Packs) -> None:
+@pytest.mark.usefixtures("gpu")
+def test_fewer_experts_and_few_slots_change_nothing_but_speed(packs: Packs) -> None:
     with on_cpu(packs["odd"], experts_per_token=2) as engine:
         tokens = random_tokens(engine.model.vocab_size, 9)
         wanted = greedy(engine.new_session(), tokens, 6)
@@ -112,7 +122,8 @@ def test_a_trunk_and_slots_larger_than_a_buffer_lie_in_several(fake: ModuleType,
     assert farthest(found, wanted) < TOLERANCE
 
 
-def test_all_logits_of_a_prompt_are_those_of_its_tokens(fake: ModuleType, packs: Packs) -> None:
+@pytest.mark.usefixtures("gpu")
+def test_all_logits_of_a_prompt_are_those_of_its_tokens(packs: Packs) -> None:
     with on_cpu(packs["odd"]) as engine:
         tokens = random_tokens(engine.model.vocab_size, 40)
         wanted = engine.new_session().extend_all(tokens)
@@ -156,10 +167,9 @@ def case(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("chunk", [1, 24, 64])
-def test_activations_stay_within_what_was_planned_and_near_it(
-    fake: ModuleType, packs: Packs, case: str, chunk: int
-) -> None:
+def test_activations_stay_within_what_was_planned(packs: Packs, case: str, chunk: int) -> None:
     with on_metal(packs[case], chunk=chunk) as engine:
         tokens = random_tokens(engine.model.vocab_size, chunk)
         session = engine.new_session()
