@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cp
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench emulated corpus mutants pipelines scale quality timeline clean
+.PHONY: help demo test lint type check bench emulated corpus mutants pipelines scale wide quality timeline clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for 
 
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py
+
+wide: $(VENV)/ready-dev ## Run two layers of the 397B model's full width on the Metal backend, under its stand-in (5 GB of disk, 4 GB of memory)
+	PYTHONPATH=tests $(BIN)/python tests/extended/metal_wide.py
 
 quality: $(VENV)/ready-dev ## Measure what packs lose by every recipe and write docs/quality.md (LLAMA_CPP=build: beside it)
 	PYTHONPATH=tests $(BIN)/python tests/extended/quality/figures.py

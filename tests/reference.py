@@ -3,6 +3,7 @@
 It reads a pack through the pack's reader and the plain dequantizer of tests/oracle.py, and nothing of the engine.
 """
 
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -76,20 +77,21 @@ def choose(logits: Floats, k: int) -> tuple[Floats, Floats]:
     return ids, probabilities[ids] / probabilities[ids].sum()
 
 
-class Reference:
-    """Runs a pack token by token; `step` returns float64 logits."""
+def expert_matrices(path: Path, layer: int, expert: int) -> list[Floats]:
+    """An expert's gate, up and down."""
+    with Pack.open(path) as pack:
+        record, layout = pack.read_record(layer, expert), pack.records[layer]
+    return [expert_matrix(record, layout, name).astype(np.float64) for name in PROJECTIONS]
 
-    def __init__(self, path: Path, experts_per_token: int | None = None) -> None:
+
+class Reference:
+    """Runs a pack token by token; `step` returns float64 logits. At most `kept` experts stay in memory, None is all."""
+
+    def __init__(self, path: Path, experts_per_token: int | None = None, kept: int | None = None) -> None:
         with Pack.open(path) as pack:
             self.model = pack.model
             self.w = {name: values.astype(np.float64) for name, values in trunk_tensors(pack)}
-            self.experts = [
-                [
-                    [expert_matrix(pack.read_record(i, e), pack.records[i], name).astype(float) for name in PROJECTIONS]
-                    for e in range(pack.model.num_experts)
-                ]
-                for i in range(pack.model.num_layers)
-            ]
+        self.expert = lru_cache(kept)(partial(expert_matrices, path))
         self.k = experts_per_token or self.model.num_experts_per_tok
         self.position = 0
         linear = self.model.linear_attention
@@ -145,7 +147,7 @@ class Reference:
         p = f"model.layers.{i}.mlp"
         out = np.zeros_like(x)
         for expert, share in zip(*choose(self.w[f"{p}.gate.weight"] @ x, self.k), strict=True):
-            gate, up, down = self.experts[i][expert]
+            gate, up, down = self.expert(i, expert)
             out += share * (down @ (silu(gate @ x) * (up @ x)))
         gate, up, down = (self.w[f"{p}.shared_expert.{name}_proj.weight"] for name in PROJECTIONS)
         return out + sigmoid(self.w[f"{p}.shared_expert_gate.weight"] @ x) * (down @ (silu(gate @ x) * (up @ x)))

@@ -64,6 +64,11 @@ class Width:
     value_heads: int = 64
     linear_head_dim: int = 128
     routing: Routing = UNIFORM
+    interval: int = 4  # every so many layers, one with full attention
+
+    def full(self, layer: int) -> bool:
+        """Whether a layer has full attention."""
+        return layer % self.interval == self.interval - 1
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -72,7 +77,7 @@ class Width:
             "model_type": "qwen3_5_moe_text",
             "hidden_size": self.hidden,
             "num_hidden_layers": self.layers,
-            "layer_types": ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(self.layers)],
+            "layer_types": ["full_attention" if self.full(i) else "linear_attention" for i in range(self.layers)],
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "head_dim": self.head_dim,
@@ -118,14 +123,18 @@ class Width:
         return {"gate": (narrow, wide), "up": (narrow, wide), "down": (wide, narrow)}
 
 
-def write_checkpoint(width: Width, directory: Path) -> None:
-    """Write the checkpoint: config.json, one shard per layer and one for the rest, and their index."""
+def write_checkpoint(width: Width, directory: Path, experts: int | None = None) -> None:
+    """Write the checkpoint: config.json, one shard per layer and one for the rest, and their index.
+
+    Of routed experts only the first `experts` may be written; the others are then holes in the files.
+    """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(width.config, indent=2))
-    weight_map = _write_shard(width, directory / "rest.safetensors", list(rest_tensors(width)))
+    weight_map = _write_shard(width, directory / "rest.safetensors", list(rest_tensors(width)), 0)
     for layer in range(width.layers):
         tensors = [*layer_tensors(width, layer), *expert_tensors(width, layer)]
-        weight_map |= _write_shard(width, directory / f"layer-{layer:02d}.safetensors", tensors)
+        path = directory / f"layer-{layer:02d}.safetensors"
+        weight_map |= _write_shard(width, path, tensors, width.experts if experts is None else experts)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
@@ -160,7 +169,7 @@ def rest_tensors(width: Width) -> Iterator[TensorSpec]:
 def layer_tensors(width: Width, layer: int) -> Iterator[TensorSpec]:
     """A decoder layer without its routed experts, as it is before mlx_lm quantizes it."""
     prefix = f"language_model.model.layers.{layer}."
-    mixer = ("self_attn", _attention(width)) if layer % 4 == 3 else ("linear_attn", _delta(width))
+    mixer = ("self_attn", _attention(width)) if width.full(layer) else ("linear_attn", _delta(width))
     shared = {f"{name}_proj": shape for name, shape in width.expert_shapes.items()}
     for room, matrices in (mixer, ("mlp.shared_expert", shared)):
         for name, shape in matrices.items():
@@ -190,7 +199,7 @@ def _delta(width: Width) -> dict[str, tuple[int, int]]:
 
 
 def _small(width: Width, prefix: str, layer: int) -> Iterator[TensorSpec]:
-    if layer % 4 == 3:
+    if width.full(layer):
         yield TensorSpec(f"{prefix}self_attn.q_norm.weight", "BF16", (width.head_dim,))
         yield TensorSpec(f"{prefix}self_attn.k_norm.weight", "BF16", (width.head_dim,))
         return
@@ -225,21 +234,24 @@ def _format(tensor: TensorSpec) -> AffineFormat:
     return ROUTER_FORMAT if tensor.name.removesuffix(".weight").endswith(ROUTERS) else FORMAT
 
 
-def _write_shard(width: Width, path: Path, tensors: list[TensorSpec]) -> dict[str, str]:
-    """Write tensors as mlx_lm stores them; says in which file each is."""
+def _write_shard(width: Width, path: Path, tensors: list[TensorSpec], experts: int) -> dict[str, str]:
+    """Write tensors as mlx_lm stores them, of routed experts the first few; says in which file each is."""
     header = [part for tensor in tensors for part in stored(tensor)]
     with path.open("wb") as file:
-        file.write(render(header))
+        end = file.write(render(header))
         for tensor in tensors:
-            for part in _parts(width, tensor):
+            file.seek(end)
+            for part in _parts(width, tensor, experts):
                 file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+            end += sum(part.size for part in stored(tensor))
+        file.truncate(end)
     return {part.name: path.name for part in header}
 
 
-def _parts(width: Width, tensor: TensorSpec) -> Iterator[np.ndarray]:
+def _parts(width: Width, tensor: TensorSpec, experts: int) -> Iterator[np.ndarray]:
     """What is written of a tensor, in order."""
     if ".switch_mlp." in tensor.name:
-        yield from _experts(width, tensor)
+        yield from _experts(width, tensor, experts)
     elif len(tensor.shape) == 2:
         matrix = quantize(_floats(width, tensor), _format(tensor), "minmax")
         yield from (matrix.codes, matrix.scales, matrix.biases)
@@ -248,15 +260,15 @@ def _parts(width: Width, tensor: TensorSpec) -> Iterator[np.ndarray]:
         yield values if tensor.dtype == "F32" else values.astype(ml_dtypes.bfloat16)
 
 
-def _experts(width: Width, tensor: TensorSpec) -> Iterator[np.ndarray]:
-    """One component of every expert of a layer, expert by expert."""
+def _experts(width: Width, tensor: TensorSpec, experts: int) -> Iterator[np.ndarray]:
+    """One component of the first experts of a layer, expert by expert."""
     stem, _, part = tensor.name.rpartition(".")
     projection = stem.split("switch_mlp.")[1].removesuffix("_proj")
     component = {"weight": "codes", "scales": "scales", "biases": "biases"}[part]
     gain = EXPERT_GAIN * _branch_gain(width) if projection == "down" else 1.0
     samples = _samples(*width.expert_shapes[projection], gain)
     start = zlib.crc32(stem.encode())  # so that no two layers agree
-    for expert in range(width.experts):
+    for expert in range(experts):
         matrix = samples[expert % DISTINCT]
         yield np.roll(getattr(matrix, component), (start + expert) % matrix.codes.shape[0], axis=0)
 
