@@ -6,6 +6,7 @@ again while the GPU still reads it: kernels run in the order in which they are e
 """
 
 from bisect import bisect_right, insort
+from collections import deque
 from collections.abc import Callable
 from operator import itemgetter
 
@@ -117,10 +118,13 @@ class Workspace:
     def __init__(self, device: Device, size: int) -> None:
         self._buffer = device.buffer(-(-size // LINE) * LINE, "activations")
         self._free = [(0, len(self._buffer))]  # (offset, size), ascending, never side by side
+        self._returned: deque[Region] = deque()
         self.peak = 0
 
     def region(self, size: int) -> Region:
         """A region of unspecified contents. Raises DeviceError where nothing is left of what was planned."""
+        while self._returned:
+            self._join(self._returned.popleft())
         wanted = -(-max(size, 1) // LINE) * LINE
         for index, (offset, free) in enumerate(self._free):
             if free >= wanted:
@@ -134,6 +138,10 @@ class Workspace:
         )
 
     def _take_back(self, region: Region) -> None:
+        """Whoever's garbage it was: any thread may find it, at any moment, so that nothing but this is done with it."""
+        self._returned.append(Region(region.buffer, region.offset, region.size, None))
+
+    def _join(self, region: Region) -> None:
         """It joins the free ones beside it."""
         index = bisect_right(self._free, (region.offset, 0))
         offset, end = region.offset, region.offset + region.size
