@@ -40,6 +40,7 @@ class DevicePaced:
         self._turns = range(self._turns.stop, self._turns.stop + len(self._parts.layers))
         events = (self._chosen, self._ready)
         self._answers = _Answers(self._backend.device, self._answer, events, self._turns)
+        self._answers.start()  # known before it runs: an interrupt in between can then be followed by `abandon`
 
     def add_experts(self, index: int, x: Tensor, normed: Tensor) -> None:
         """See Decoding; enqueues."""
@@ -58,6 +59,7 @@ class DevicePaced:
     def finish(self) -> None:
         """See Decoding."""
         assert self._answers is not None
+        self._backend.work.commit()  # where nobody wanted logits, nobody has waited yet
         self._answers.end()
         self._answers = None
 
@@ -95,6 +97,9 @@ class _Answers:
         self._given_up = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="moepack-answers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
         self._thread.start()
 
     def end(self) -> None:
@@ -106,7 +111,8 @@ class _Answers:
     def give_up(self) -> None:
         """Answer no more, and let the GPU pass."""
         self._given_up = True
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         trace = self._device.trace

@@ -76,9 +76,9 @@ class Work:
     def drop(self) -> None:
         """Forget what was not committed, and wait for the rest, whatever becomes of it."""
         self._commands, self._section = None, None
-        running, self._running = self._running, []
-        for commands in running:
-            commands.end()
+        while self._running:
+            self._running[0].end()
+            self._running.pop(0)
 
     def _finish(self, commands: Commands) -> None:
         start = time.perf_counter()

@@ -363,12 +363,12 @@ MUTANTS = [
         "        running",
         WORK,
     ),
-    _work("dropped work is not waited for", Kind.WAIT, "            commands.end()\n", "            pass\n", WORK),
+    _work("dropped work is not waited for", Kind.WAIT, "            self._running[0].end()\n", "", WORK),
     _work(
         "dropped work is looked at for failures",
         Kind.CHECK,
-        "            commands.end()\n",
-        "            commands.finish()\n",
+        "            self._running[0].end()\n",
+        "            self._running[0].finish()\n",
         WORK,
     ),
     _model(
