@@ -38,8 +38,6 @@ emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bi
 corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for a GPU, and compare with MLX (fetches 45 MB)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_corpus.py
 
-.PHONY: help demo test lint type check bench emulated corpus mutants pipelines scale quality timeline clean
-
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py
 

@@ -19,8 +19,9 @@ from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import require_intact
 from ..manifests.verify import verify as verify_pack
 from ..runtime.backends.base import Backend
+from ..runtime.backends.choice import open_cpu
 from ..runtime.corpus import Room
-from ..runtime.engine import cpus, open_backend
+from ..runtime.engine import cpus
 from ..runtime.passage import Passage, read_whole
 from ..runtime.quality import report as quality_report
 from ..runtime.quality.asked import LAYER_TOKENS, LONGEST_ANSWER, Asked
@@ -242,7 +243,7 @@ def quality(
     with ExitStack() as opened:
         sources = [opened.enter_context(PackSource.open(path)) for path in packs]
         against = opened.enter_context(_reference(reference))
-        evaluation = asked.evaluate(against, sources, open_backend(threads), room, ConsoleProgress())
+        evaluation = asked.evaluate(against, sources, open_cpu(threads), room, ConsoleProgress())
     if json:
         print_json(document(evaluation))
     else:
@@ -282,7 +283,7 @@ def calibrate(
     with Checkpoint.open(source) as checkpoint, _opened(PackSource.open, through) as packed:
         require_outside(out, checkpoint)
         require_tokenizer(checkpoint)
-        model, backend, room = Reference(checkpoint), open_backend(threads), Room(options.spill_bytes, out.parent)
+        model, backend, room = Reference(checkpoint), open_cpu(threads), Room(options.spill_bytes, out.parent)
         whole = read_whole(model, checkpoint.origin.directory, text, window=window)
         passage = Passage(model, whole.sample(tokens), backend, room, through=packed)
         starts, available = passage.windows.corpus.starts, whole.corpus.sequences

@@ -17,12 +17,12 @@ from ..manifests.errors import INTERRUPTED_EXIT_CODE
 from . import host, report
 from ._native import bound_heap
 from .asked import Asked
-from .backends.choice import Kind
+from .backends.choice import MOST_THREADS, Kind
 from .bench import Workload, measure
 from .devices import device as find_device
 from .disk import limit as disk_limit
 from .doctor import diagnose, diagnose_for
-from .engine import MOST_THREADS, Engine, EngineOptions, plan_run, tuning
+from .engine import Engine, EngineOptions, plan_run, tuning
 from .generate import Generation, Limits, check_room
 from .language import Language
 from .quantities import parse_size

@@ -13,7 +13,7 @@ from .backends import choice
 from .backends.metal.backend import MetalBackend
 from .backends.metal.speed import kernel_bandwidth as gpu_bandwidth
 from .devices import Device
-from .engine import EngineOptions, open_backend, plan_run
+from .engine import EngineOptions, plan_run
 from .forecast import Demand, Forecast, Rates
 from .memory import MemoryPlan
 from .speed import Disk
@@ -131,7 +131,7 @@ def _this_machine(pack: Pack, options: EngineOptions, plan: MemoryPlan, disk: Di
 def _kernels(pack: Pack, options: EngineOptions, plan: MemoryPlan) -> tuple[float, str]:
     """What the expert kernels deliver where a run would compute, and what that is called."""
     if choice.kind_here(options.backend) == "cpu":
-        cpu = open_backend(options.threads, exact=options.exact)
+        cpu = choice.open_cpu(options.threads, exact=options.exact)
         return speed.kernel_bandwidth(pack, cpu), cpu.name
     k = options.experts_per_token or pack.model.num_experts_per_tok
     gpu = choice.open_backend(options.backend, pack.model, plan, k, options.threads, exact=options.exact)

@@ -18,7 +18,6 @@ from ..manifests.errors import UsageError
 from . import weights
 from .backends import choice
 from .backends.base import Backend, Floats
-from .backends.cpu import CpuBackend
 from .disk import Tuning, tune
 from .experts import ExpertStream
 from .memory import MemoryPlan, plan
@@ -26,8 +25,6 @@ from .model import TextModel
 from .state import State
 from .streaming.files import Access
 from .trace import Recorder
-
-MOST_THREADS = 1024  # of the native pool
 
 
 def cpus() -> int:
@@ -233,23 +230,12 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
 
     Raises UsageError and UnsupportedError, as Engine.of would, for options that cannot be met.
     """
-    if not 1 <= options.threads <= MOST_THREADS:
-        raise UsageError(f"{options.threads} threads are outside 1 to {MOST_THREADS}")
+    choice.check_threads(options.threads)
     if options.chunk is not None and options.chunk < 1:
         raise UsageError(f"chunks of {options.chunk} tokens: they must be of at least 1")
     needs = choice.needs_of(options.backend, pack, _experts_per_token(pack.model, options))
     sizes = {"slots": options.slots, "context": options.context, "chunk": options.chunk}
     return plan(pack, memory=options.memory, needs=needs, **sizes)
-
-
-def open_backend(threads: int, *, exact: bool = True) -> CpuBackend:
-    """The CPU backend; `exact` as in EngineOptions.
-
-    Raises UsageError for a number of threads or an instruction set it has not.
-    """
-    if not 1 <= threads <= MOST_THREADS:
-        raise UsageError(f"{threads} threads are outside 1 to {MOST_THREADS}")
-    return choice.open_cpu(threads, exact=exact)
 
 
 def tuning(pack: Pack, access: Access | None) -> Tuning:

@@ -54,7 +54,7 @@ def kernel_bandwidth(pack: Pack, backend: HostBackend) -> float:
     """Bytes of expert records computed with per second, one token's at a time, each record long out of the caches."""
     model, stride = pack.model, pack.records[0].stride
     layout, at_once = backend.layout(pack.records[0]), model.num_experts_per_tok
-    count = min(model.num_experts, max(at_once, BUFFER_BYTES // 4 // stride))
+    count = records_to_visit(pack, at_once)
     records = [pack.read_record(0, expert) for expert in range(count)]
     x = backend.vector(np.random.Generator(np.random.PCG64(0)).standard_normal((1, model.hidden_size), np.float32))
     out = backend.zeros(at_once, model.hidden_size)
@@ -63,10 +63,15 @@ def kernel_bandwidth(pack: Pack, backend: HostBackend) -> float:
         for first in range(0, count, at_once):
             backend.experts(x, records[first : first + at_once], layout, out)
 
-    return count * stride / _seconds(visit_all) / 1e9
+    return count * stride / seconds(visit_all) / 1e9
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def records_to_visit(pack: Pack, at_once: int) -> int:
+    """As many of a layer's records as no cache holds, if there are so many; at least one token's."""
+    return min(pack.model.num_experts, max(at_once, BUFFER_BYTES // 4 // pack.records[0].stride))
+
+
+def seconds(work: Callable[[], None]) -> float:
     """How long `work` takes on average, once it is warm."""
     work()
     start, done = time.perf_counter(), 0

@@ -13,6 +13,7 @@ from .metal.backend import MetalBackend
 from .metal.device import Device
 from .metal.needs import DeviceNeeds, Extent
 
+MOST_THREADS = 1024  # of the native pool
 Kind: TypeAlias = Literal["auto", "cpu", "metal"]
 
 
@@ -42,9 +43,16 @@ def open_backend(
 def open_cpu(threads: int, *, exact: bool = True) -> CpuBackend:
     """The CPU backend; `exact`: activations are never rounded.
 
-    Raises UsageError for an instruction set that this machine has not.
+    Raises UsageError for a number of threads or an instruction set that this machine has not.
     """
+    check_threads(threads)
     try:
         return CpuBackend(threads, exact=exact)
     except RuntimeError as error:  # MOEPACK_ISA names no instruction set of this machine
         raise UsageError(f"{error}; unset it to use the best one") from error
+
+
+def check_threads(threads: int) -> None:
+    """Raises UsageError for more than the native pool can have, or none."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"{threads} threads are outside 1 to {MOST_THREADS}")

@@ -16,9 +16,10 @@ from moepack.convert.shipped import CHECKPOINT
 from moepack.layout.reader import Pack
 from moepack.manifests.errors import UsageError
 from moepack.runtime import _native, doctor, host, report, speed
+from moepack.runtime.backends.choice import open_cpu
 from moepack.runtime.cli import main
 from moepack.runtime.devices import DEVICES, device
-from moepack.runtime.engine import EngineOptions, open_backend, plan_run
+from moepack.runtime.engine import EngineOptions, plan_run
 
 
 @pytest.fixture(scope="module")
@@ -161,4 +162,4 @@ def test_memory_and_kernels_are_measured(pack: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(speed, "LEAST_SECONDS", 0.0)
     assert 0.1 < speed.memory_bandwidth(2) < 10_000
     with Pack.open(pack) as opened:
-        assert 0 < speed.kernel_bandwidth(opened, open_backend(1)) < 10_000
+        assert 0 < speed.kernel_bandwidth(opened, open_cpu(1)) < 10_000

@@ -25,17 +25,17 @@ from ...trace import Recorder
 from ..base import AttentionState, AttentionWeights, DeltaState, DeltaWeights, Floats, Ids, Record, Rotation, Routes
 from ..rotary import frequencies
 from . import launches, library
+from .decoding import DevicePaced
 from .device import Argument, Buffer, Device, Pipeline
 from .library import Build, Kernels
 from .memory import SharedMemory, Shelf, Spares, Tensor, Workspace
 from .needs import BY_VALUE, LAG, MOST_SPLITS, Extent, activation_bytes
-from .work import Work
+from .work import EXPERTS, Work
 
 SCALARS = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "f16", np.dtype(np.float32): "f32"}
 FEW = 4  # tokens whose products go row by row; measured nowhere
 TILES = (1, 4)  # blocks of eight tokens in a tile: where one is enough, and where not
 SPLIT = 128  # positions that are worth a part of one token's attention
-SHARED_EXPERT, EXPERTS = "shared expert", "experts"
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,6 @@ class MetalBackend:
 
     def decoding(self, parts: Parts) -> Decoding:
         """The GPU paces a token's experts; see decoding."""
-        from .decoding import DevicePaced  # which needs this module
-
         return DevicePaced(self, parts)
 
     def matrix(self, stored: StoredMatrix) -> Matrix:
@@ -155,7 +153,9 @@ class MetalBackend:
     def zeros(self, rows: int, width: int) -> Tensor:
         """In the workspace."""
         out = self.tensor(rows, width)
-        self.work.run(self._plain("clear"), launches.threads_grid(rows * width), out.argument, _count(rows * width))
+        self.work.run(
+            self._plain("clear"), launches.threads_grid(rows * width), out.argument, launches.count(rows * width)
+        )
         return out
 
     def state(self, *shape: int) -> Tensor:
@@ -217,11 +217,11 @@ class MetalBackend:
     def add(self, to: Tensor, x: Tensor) -> None:
         """See Backend.add."""
         count = len(x) * x.width
-        self.work.run(self._plain("add"), launches.threads_grid(count), x.argument, to.argument, _count(count))
+        self.work.run(self._plain("add"), launches.threads_grid(count), x.argument, to.argument, launches.count(count))
 
     def add_gated(self, to: Tensor, x: Tensor, gate: Tensor) -> None:
         """See Backend.add_gated."""
-        arguments = (x.argument, gate.argument, to.argument, _count(x.width))
+        arguments = (x.argument, gate.argument, to.argument, launches.count(x.width))
         self.work.run(self._plain("add_gated"), launches.threads_grid(x.width, len(x)), *arguments)
 
     def rotation(self, position: int, tokens: int, shape: schema.FullAttention) -> Rotation:
@@ -264,7 +264,7 @@ class MetalBackend:
         """See Backend.delta."""
         self.work.section("delta net")
         tokens, heads, dim = len(x), shape.num_value_heads, shape.value_head_dim
-        kernels, count = self._kernels.of(library.delta(shape)), _count(tokens)
+        kernels, count = self._kernels.of(library.delta(shape)), launches.count(tokens)
         mixed, gate, beta, decay = self._products(x, weights.mixed, weights.gate, weights.beta, weights.decay)
         convolved = self.tensor(tokens, mixed.width)
         tensors: tuple[Tensor, ...] = (mixed, weights.conv, state.conv, convolved)
@@ -363,7 +363,7 @@ class MetalBackend:
     def _gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up, in gate's place."""
         count = len(gate) * gate.width
-        arguments = (gate.argument, up.argument, gate.argument, _count(count))
+        arguments = (gate.argument, up.argument, gate.argument, launches.count(count))
         self.work.run(self._plain("swiglu"), launches.threads_grid(count), *arguments)
         return gate
 
@@ -454,7 +454,3 @@ def _of(name: str, projection: str) -> bool:
 
 def _splits(positions: int) -> int:
     return max(1, min(MOST_SPLITS, positions // SPLIT))
-
-
-def _count(number: int) -> bytes:
-    return launches.count(number)

@@ -9,15 +9,19 @@ whatever the slots hold, and the token is thrown away.
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...decoding import Parts
 from ...trace import ANSWER, AWAITED, PLACES, RESIDENT
 from ..base import Tensor
-from .backend import EXPERTS, SHARED_EXPERT, MetalBackend
 from .device import Device, Event
 from .launches import slot
+from .work import EXPERTS, SHARED_EXPERT
+
+if TYPE_CHECKING:
+    from .backend import MetalBackend
 
 PATIENCE = 100  # milliseconds after which the answering thread looks whether the token was given up
 
@@ -25,7 +29,7 @@ PATIENCE = 100  # milliseconds after which the answering thread looks whether th
 class DevicePaced:
     """See decoding.Decoding. Two events count layers: `chosen` is the GPU's, `ready` the host's."""
 
-    def __init__(self, backend: MetalBackend, parts: Parts) -> None:
+    def __init__(self, backend: "MetalBackend", parts: Parts) -> None:
         device, k = backend.device, parts.experts_per_token
         self._backend = backend
         self._parts = parts

@@ -1,21 +1,17 @@
 """How fast the GPU computes with expert records, for forecasts: one token's at a time, all resident."""
 
-import time
-
 import numpy as np
 
 from ....layout.reader import Pack
+from ...speed import records_to_visit, seconds
 from .backend import MetalBackend
 from .launches import slot
 
-BYTES = 128 * 1024 * 1024  # of records: no cache holds them
-LEAST_SECONDS = 0.5
-
 
 def kernel_bandwidth(pack: Pack, backend: MetalBackend, experts_per_token: int) -> float:
-    """Bytes of expert records computed with per second, in GB/s (10^9 bytes): the median of some rounds."""
+    """Bytes of expert records computed with per second, in GB/s (10^9 bytes)."""
     stride, k = pack.records[0].stride, experts_per_token
-    count = min(pack.model.num_experts, max(1, BYTES // stride)) // k * k
+    count = records_to_visit(pack, k) // k * k
     records = backend.slots.reserve(count * stride).reshape(count, stride)
     for expert, record in enumerate(records):
         record[:] = pack.read_record(0, expert)
@@ -29,11 +25,4 @@ def kernel_bandwidth(pack: Pack, backend: MetalBackend, experts_per_token: int) 
             for first in range(0, count, k):
                 backend.one_tokens_experts(layout, (table, first * len(slot(0, 0))), x, k)
 
-    visit_all()
-    start = time.perf_counter()
-    taken: list[float] = []
-    while not taken or time.perf_counter() - start < LEAST_SECONDS:
-        began = time.perf_counter()
-        visit_all()
-        taken.append(time.perf_counter() - began)
-    return count * stride / float(np.median(taken)) / 1e9
+    return count * stride / seconds(visit_all) / 1e9

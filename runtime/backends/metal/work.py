@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from ...trace import ON_GPU, WAITING
 from .device import Argument, Commands, Device, Event, Pipeline, Size
 
+SHARED_EXPERT, EXPERTS = "shared expert", "experts"  # sections that several modules name
+
 
 class Work:
     """The work of a device, one pass at a time."""
