@@ -340,8 +340,8 @@ MUTANTS = [
     _backend(
         "sums are added from a workspace that was not cleared",
         Kind.MISSING,
-        'self.work.run(self._plain("clear"), launches.threads_grid(rows * width),',
-        'self.work.run(self._plain("clear"), (0, 1, 1),',
+        'self.work.run(self._plain("clear"), launches.threads_grid(count), out',
+        'self.work.run(self._plain("clear"), (0, 1, 1), out',
     ),
     _decoding("what keeps a layer from its records is not told", Kind.MISSING, "self._error = error", "pass", RECORDS),
     _decoding(
@@ -359,8 +359,8 @@ MUTANTS = [
     _work(
         "what was not committed is kept for the next pass",
         Kind.MISSING,
-        "        self._commands, self._section = None, None\n        running",
-        "        running",
+        "        self._commands, self._section = None, None\n        while",
+        "        while",
         WORK,
     ),
     _work("dropped work is not waited for", Kind.WAIT, "            self._running[0].end()\n", "", WORK),
