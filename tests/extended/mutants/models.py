@@ -340,8 +340,8 @@ MUTANTS = [
     _backend(
         "sums are added from a workspace that was not cleared",
         Kind.MISSING,
-        'self.work.run(self._plain("clear"), launches.threads_grid(count), out',
-        'self.work.run(self._plain("clear"), (0, 1, 1), out',
+        'self.work.run(self._plain("clear"), launches.threads_grid(count),',
+        'self.work.run(self._plain("clear"), (0, 1, 1),',
     ),
     _decoding("what keeps a layer from its records is not told", Kind.MISSING, "self._error = error", "pass", RECORDS),
     _decoding(
