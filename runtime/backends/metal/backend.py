@@ -152,10 +152,8 @@ class MetalBackend:
 
     def zeros(self, rows: int, width: int) -> Tensor:
         """In the workspace."""
-        out = self.tensor(rows, width)
-        self.work.run(
-            self._plain("clear"), launches.threads_grid(rows * width), out.argument, launches.count(rows * width)
-        )
+        out, count = self.tensor(rows, width), rows * width
+        self.work.run(self._plain("clear"), launches.threads_grid(count), out.argument, launches.count(count))
         return out
 
     def state(self, *shape: int) -> Tensor:
