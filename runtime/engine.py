@@ -1,7 +1,7 @@
 """An opened pack, ready to run: the trunk in memory, experts streamed, sessions that turn tokens into logits.
 
-Logits depend on the pack, the tokens and K; never on chunk size, threads, slots or what was read when. The engine
-knows token numbers only: text, sampling and stopping belong to its callers.
+Logits depend on the pack, the tokens and K; never on threads, slots or what was read when, nor, on the CPU, on chunk
+size. The engine knows token numbers only: text, sampling and stopping belong to its callers.
 """
 
 import os

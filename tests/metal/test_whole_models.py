@@ -1,5 +1,6 @@
 """Whole models: the Metal backend against the CPU's, in all modes of the stand-in, and what a token costs."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,9 @@ from moepack.convert.shipped import QUESTION
 from moepack.layout.reader import Pack
 from moepack.runtime.asked import Asked
 from moepack.runtime.backends.metal.needs import Extent, activation_bytes
+from moepack.runtime.experts import ExpertStream
 from moepack.runtime.language import Language
+from moepack.runtime.streaming.slots import Bytes
 
 MODES = {"in order": ("in-order", 0), "asynchronous": ("async", 1), "lazy": ("lazy", 0), "random": ("lazy", 20261129)}
 GREEDY_TOKENS = 64
@@ -94,6 +97,22 @@ def test_a_long_context_is_attended_to_in_parts(packs: dict[str, Path]) -> None:
     with on_metal(packs["wide-heads"]) as engine:
         found = along(engine.new_session(), tokens, wanted[0])
     assert farthest(found, wanted[1]) < TOLERANCE
+
+
+@pytest.mark.usefixtures("gpu")
+def test_records_that_come_in_another_order_change_nothing(
+    packs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ExpertStream.batches
+
+    def backwards(stream: ExpertStream, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Bytes]]]:
+        yield from ([each] for each in reversed([each for batch in whole(stream, layer, experts) for each in batch]))
+
+    with on_metal(packs["odd"]) as engine:
+        tokens = random_tokens(engine.model.vocab_size, 9)
+        wanted = along(engine.new_session(), tokens, tokens)
+        monkeypatch.setattr(ExpertStream, "batches", backwards)
+        assert farthest(along(engine.new_session(), tokens, tokens), wanted) == 0
 
 
 @pytest.mark.usefixtures("gpu")

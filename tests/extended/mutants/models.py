@@ -18,6 +18,7 @@ PIECES = _whole(
 SESSIONS = ODD + _whole(
     "all_logits_of_a_prompt_are_those_of_its_tokens", "a_second_session_takes_over_the_first_ones_buffers"
 )
+ANY_ORDER = _whole("records_that_come_in_another_order_change_nothing")
 SLOTS = _whole("fewer_experts_and_few_slots_change_nothing_but_speed")
 TOGETHER = ("tests/metal/test_products_together.py",)
 WORK = ("tests/metal/test_work.py",)
@@ -110,6 +111,7 @@ MUTANTS = [
         Kind.ORDER,
         'b"".join(places[expert] for expert in ids)',
         'b"".join(places.values())',
+        ANY_ORDER,
     ),
     _decoding(
         "slots in the order of ids",
