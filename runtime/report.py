@@ -61,8 +61,13 @@ def notes(engine: Engine) -> list[str]:
     used, own = engine.experts_per_token, engine.model.num_experts_per_tok
     found = [] if used == own else [f"{used} of {own} experts per token: not the model's own K"]
     found += [] if engine.options.check_digests else [UNCHECKED]
-    found += [UNPROVEN] if engine.backend.name.startswith("metal") else []
+    found += unproven(engine.backend.name)
     return [*found, budget_line(engine.memory)] if engine.memory.reason else found
+
+
+def unproven(backend: str | None) -> list[str]:
+    """What a user of a backend must know of it, by its name."""
+    return [UNPROVEN] if backend is not None and backend.startswith("metal") else []
 
 
 def budget_line(plan: MemoryPlan) -> str:
@@ -261,7 +266,8 @@ def diagnosis_document(found: Diagnosis) -> dict[str, Any]:
 def diagnosis_lines(title: str, found: Diagnosis) -> list[str]:
     """The same for a person."""
     shown = [_memory_lines(found), _speed_lines(found), _forecast_lines(found), _timeline_lines(found)]
-    return [f"{title} on {_machine_line(found)}", *(line for lines in shown for line in lines)]
+    told = [line for lines in shown for line in lines]
+    return [f"{title} on {_machine_line(found)}", *told, *unproven(found.machine.backend)]
 
 
 def _machine_line(found: Diagnosis) -> str:

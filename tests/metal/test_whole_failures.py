@@ -281,6 +281,7 @@ def test_doctor_measures_the_gpus_kernels_and_shows_the_gpus_plan(fake: ModuleTy
     lines = "\n".join(diagnosis_lines("odd", found))
     assert f"measured, 1 threads, {found.machine.backend}" in lines
     assert "activations are floats" in lines
+    assert "without Apple hardware" in lines
 
 
 def test_plans_are_those_of_the_backend_that_was_asked_for(fake: ModuleType, packs: dict[str, Path]) -> None:
