@@ -32,8 +32,8 @@ from .watch import UNWATCHED, Watch
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, a prompt that is"
-    " empty or too long); 3 a pack is malformed or its output is not finite; 4 the disk or the GPU failed; 5 not supported;"
-    " 70 a defect of moe-run; 130 interrupted."
+    " empty or too long); 3 a pack is malformed or its output is not finite; 4 the disk or the GPU failed;"
+    " 5 not supported; 70 a defect of moe-run; 130 interrupted."
 )
 DEFAULTS = EngineOptions()
 MAX_TOKENS = 512  # of an answer, when neither the user nor the pack says
