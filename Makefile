@@ -38,6 +38,12 @@ emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bi
 corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for a GPU, and compare with MLX (fetches 45 MB)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_corpus.py
 
+mutants: $(VENV)/ready-dev ## Would the tests of the Metal backend notice faults? Some 330 are tried (MUTANTS=names, JOBS=2)
+	PYTHONPATH=tests $(BIN)/python tests/extended/mutants/run.py
+
+pipelines: $(VENV)/ready-dev ## Build every Metal pipeline for every format and shape: under the stand-in, on a Mac by Apple's compiler
+	PYTHONPATH=tests $(BIN)/python tests/extended/metal_pipelines.py
+
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py
 

@@ -93,6 +93,7 @@ class Engine:
         self._decoder = TextModel(pack.model, trunk, pack.records, self._experts, backend, self.experts_per_token)
         self._resources = ExitStack()
         self._resources.callback(self._experts.close)
+        self._resources.callback(self._decoder.close)  # first: what is under way reads the experts' memory
         self.closed = False
 
     @classmethod

@@ -265,7 +265,7 @@ class _Division:
         why = f"which is for a context of {context} tokens and chunks of {chunk}{self._shorter(context, chunk)}"
         if self._most is not None and smallest > self._most:
             return (
-                f"{smallest / 1e9:.3f}GB are needed, {why}; this GPU's working set allows"
+                f"{smallest / 1e9:.3f}GB are needed, {why}; this GPU's working set, with the process's own part, allows"
                 f" {self._most / 1e9:.3f}GB: run with --backend cpu"
             )
         few = f"{self._budget.size / 1e9:.3f}GB of memory are too few"

@@ -42,6 +42,11 @@ class TextModel:
         parts = Parts(self._operations, weights.layers, self._layouts, experts, experts_per_token, self.stages)
         self._decoding = backend.decoding(parts)
 
+    def close(self) -> None:
+        """Return once nothing is under way, whatever an interrupt has left: memory may then be freed."""
+        self._decoding.abandon()
+        self._backend.close()
+
     def logits(self, tokens: Sequence[int], state: State, wanted: int) -> Floats:
         """Logits [wanted, vocab] on the host after the last tokens; advances `state`'s layers, not its position.
 

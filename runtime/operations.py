@@ -1,6 +1,6 @@
-"""The parts of a layer in a backend's operations, whoever drives them: the engine chunk by chunk, the sweep corpus by
+"""The parts of a layer in a backend's operations, whoever drives them: engine, sweep, a token on its way.
 
-corpus, a token on its way through the experts. Nothing here knows of sequences or of where weights come from.
+Nothing here knows of sequences or of where weights come from.
 """
 
 import numpy as np
@@ -52,11 +52,13 @@ class Operations:
     def shared_expert(self, normed: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor]:
         """The shared expert of normed tokens, and its gate before the sigmoid, [tokens, 1]."""
         backend, shared = self.backend, weights.shared
+        backend.section("shared expert")
         inner = backend.swiglu(normed, shared.gate_proj, shared.up_proj)
         return backend.linear(inner, shared.down_proj), backend.linear(normed, shared.gate)
 
     def logits(self, x: Tensor, norm: Tensor, head: Matrix) -> Floats:
         """Logits [tokens, vocab] on the host, of rows of the residual stream."""
+        self.backend.section("head")
         parts = (x[first : first + HEAD_ROWS] for first in range(0, len(x), HEAD_ROWS))
         found = [self.backend.to_host(self.backend.linear(self.norm(part, norm), head)) for part in parts]
         nothing = np.empty((0, self.shape.vocab_size), np.float32)
@@ -65,6 +67,7 @@ class Operations:
     def _heads(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> Tensor:
         """What the mixer's heads give, before its output projection."""
         shape, eps = self.shape, self.shape.rms_norm_eps
+        self.backend.section("attention" if isinstance(weights.mixer, AttentionWeights) else "delta net")
         normed = self.norm(x, weights.input_norm)
         if isinstance(weights.mixer, AttentionWeights) and isinstance(state, AttentionState):
             rotation = self.backend.rotation(position, len(x), shape.full_attention)

@@ -53,6 +53,7 @@ IDLE = (
     "measured by the thread that answers, from its waking after a router to its raising of the event; the GPU idles as"
     " long, less its shared expert, and while the two signals travel, which nobody measures"
 )
+HEAD_WAITS = "on Metal the stage 'head' of a decoded token is the wait for all that was enqueued of it"
 NO_COMPARISON = "moepack's authors have run nothing on Apple hardware: there is no figure of theirs to compare with"
 
 
@@ -171,6 +172,7 @@ def bench_remarks(measured: Measured[Engine], workload: Workload, costs: Costs |
         f"the storage reads random records at {median(measured.storage_rates):.2f} GB/s"
         f" ({min(measured.storage_rates):.2f} to {max(measured.storage_rates):.2f}, before each cold repetition)",
         *map(_stage_line, measured.figures),
+        *([HEAD_WAITS] if engine.backend.name.startswith("metal") else []),
         *([] if costs is None else _cost_lines(costs)),
         COLUMNS.format(repetitions=workload.repetitions),
         f"resident at most {megabytes(host.peak_resident())}, over all repetitions",
@@ -183,7 +185,7 @@ def _cost_lines(costs: Costs) -> list[str]:
     traced = f"traced: {costs.tokens} warm tokens of {costs.milliseconds:.2f} ms"
     if costs.answer_milliseconds is None or costs.gpu_milliseconds is None:
         return [f"{traced}; no GPU was asked for anything"]
-    names = ("command_buffers", "sections", "kernels", "barriers")
+    names = ("command_buffers", "sections", "kernels")
     asked = ", ".join(f"{costs.asked[name]:.4g} {name.replace('_', ' ')}" for name in names)
     return [
         f"{traced}; per token: {asked}, {costs.allocations:.4g} allocations",
@@ -278,7 +280,7 @@ def _machine_line(found: Diagnosis) -> str:
 
 
 def _memory_lines(found: Diagnosis) -> list[str]:
-    plan = found.plan
+    plan, planned = found.plan, "" if found.machine.measured else "; planned as for the CPU backend"
     all_experts = found.demand.layers * found.demand.experts_per_layer
     remarks = {
         "trunk": PROTECTIONS[found.machine.protection],
@@ -288,16 +290,24 @@ def _memory_lines(found: Diagnosis) -> list[str]:
     }
     parts = [_line(name, megabytes(size), remarks.get(name, "")) for name, size in plan.parts().items()]
     reason = f"; {plan.reason}" if plan.reason else ""
-    return [*parts, _line("together", megabytes(plan.total), f"of a budget of {megabytes(plan.budget)}{reason}")]
+    return [
+        *parts,
+        _line("together", megabytes(plan.total), f"of a budget of {megabytes(plan.budget)}{reason}{planned}"),
+    ]
 
 
 def _speed_lines(found: Diagnosis) -> list[str]:
     machine, rates = found.machine, found.machine.rates
     how = f"measured, {machine.threads} threads" if machine.measured else "published"
+    by = (
+        machine.backend
+        if machine.backend and machine.backend.startswith("metal")
+        else f"{machine.threads} threads, {machine.backend}"
+    )
     lines = [
         _line("disk", _rate(rates.disk), machine.disk),
         _line("memory", _rate(rates.memory), how),
-        *([_line("kernels", _rate(rates.kernels), f"{how}, {machine.backend}")] if machine.measured else []),
+        *([_line("kernels", _rate(rates.kernels), f"measured, {by}")] if machine.measured else []),
         _line("products", "exact" if found.exact else "rounded", _arithmetic(exact=found.exact)),
         _line("digests", "checked" if found.digests_checked else "NOT checked", ""),
     ]

@@ -23,7 +23,6 @@ class Tally:
     command_buffers: int = 0  # committed
     sections: int = 0
     kernels: int = 0
-    barriers: int = 0
     gpu_signals: int = 0
     gpu_waits: int = 0
     host_signals: Counter[str] = field(default_factory=Counter)

@@ -67,12 +67,13 @@ def check_trunk(pack: Pack) -> None:
 
 def trunk_bytes(pack: Pack, most: int = HOST.most) -> int:
     """Memory that the trunk takes in pieces of at most `most`, and float32 copies of the small weights."""
+    return sum(map(occupied, _packing(_matrices(pack), most).sizes)) + sum(small_weights(pack))
+
+
+def small_weights(pack: Pack) -> list[int]:
+    """Bytes of each of the weights that backends keep as float32."""
     small = [e for e in pack.trunk.entries.values() if len(e.shape) < 2 or e.name.endswith("conv1d.weight")]
-    return sum(map(occupied, _packing(_matrices(pack), most).sizes)) + sum(map(_float_copy, small))
-
-
-def _float_copy(entry: TensorEntry) -> int:
-    return FLOAT_BYTES * math.prod(entry.shape)
+    return [FLOAT_BYTES * math.prod(entry.shape) for entry in small]
 
 
 def _arriving(pack: Pack, pieces: list[_Piece]) -> Iterator[_Piece]:

@@ -87,9 +87,10 @@ class HeldTrunk:
 
 
 def load(pack: Pack, backend: Backend, *, check_digest: bool) -> Weights:
-    """Read the trunk of `pack`. Raises MismatchError if its bytes are not the manifest's, CorruptInputError if a
+    """Read the trunk of `pack`.
 
-    tensor is missing or of another shape than the model's.
+    Raises MismatchError if its bytes are not the manifest's, CorruptInputError if a tensor is missing or of another
+    shape than the model's.
     """
     tensors = read_trunk(pack, check_digest=check_digest, memory=backend.memory)
     held = HeldTrunk(pack.model, str(pack.trunk.path), trunk_formats(pack), tensors)

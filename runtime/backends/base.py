@@ -137,6 +137,12 @@ class Backend(Protocol):
     def forward(self) -> AbstractContextManager[None]:
         """The context of one forward pass: at its end nothing of it is under way any more."""
 
+    def section(self, label: str) -> None:
+        """What follows belongs to a part of the pass of this name, by which a failure of a GPU is told."""
+
+    def close(self) -> None:
+        """Return once nothing is under way any more, whatever interrupted it: memory may then be freed."""
+
     def decoding(self, parts: "Parts") -> "Decoding":
         """How single tokens go through their experts here."""
 

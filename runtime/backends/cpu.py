@@ -63,6 +63,12 @@ class CpuBackend:
         """Nothing is ever under way once an operation has returned."""
         return nullcontext()
 
+    def section(self, label: str) -> None:
+        """A failure here has a traceback."""
+
+    def close(self) -> None:
+        """Nothing ever is."""
+
     def decoding(self, parts: Parts) -> HostPaced:
         """The host sees each router's choice."""
         return HostPaced(self, parts)

@@ -61,9 +61,8 @@ def test_sections_events_and_offsets(gpu: ModuleType | None, sums: Sums, mode: s
         sums.encode(commands)
         commands.signal(event, 1)
         commands.wait(event, 2)
-        commands.section("second", concurrent=True)
+        commands.section("second")
         sums.encode(commands)
-        commands.barrier()
         tail = [sums.y, sums.gate, (sums.x, 4 * (WIDTH - 10)), count(10)]
         commands.run(sums.kernel, threads_grid(10), tail)
         commands.commit()
@@ -71,17 +70,7 @@ def test_sections_events_and_offsets(gpu: ModuleType | None, sums: Sums, mode: s
         assert floats(sums.x).tolist() == [1.0] * WIDTH  # and no more, before the host's signal
         event.signal(2)
         commands.finish()
-    assert event.value == 2
     assert floats(sums.x).tolist() == [1.5] * (WIDTH - 10) + [2.0] * 10
-
-
-def test_kernels_of_a_concurrent_section_overlap(fake: ModuleType, sums: Sums) -> None:
-    with sums.device.pool():
-        commands = sums.device.commands("token 0")
-        commands.section("sums", concurrent=True)
-        sums.encode(commands)
-        with pytest.raises(AssertionError, match="barrier"):
-            sums.encode(commands)
 
 
 def test_kernels_of_a_section_take_turns(fake: ModuleType, sums: Sums) -> None:
@@ -161,7 +150,7 @@ def test_what_the_device_tells(fake: ModuleType) -> None:
     device = Device()
     assert (device.most_in_buffer, device.working_set) == (1 << 20, 1 << 21)
     for refused in (lambda: device.buffer((1 << 20) + 1, "trunk"), lambda: device.wrap(reserve(1 << 21), "trunk")):
-        with pytest.raises(DeviceError, match=r"^trunk needs \d+ bytes in one buffer; .* allows 1048576$"):
+        with pytest.raises(DeviceError, match=r"^trunk needs \d+ bytes in one buffer, and .* allows 1048576; "):
             refused()
     assert len(device.buffer(1 << 20, "trunk")) == len(device.wrap(reserve(1 << 20), "trunk")) == 1 << 20
 
@@ -169,9 +158,9 @@ def test_what_the_device_tells(fake: ModuleType) -> None:
 def test_memory_that_is_refused(fake: ModuleType) -> None:
     device = Device()
     fake.refuse_allocations(count=2)
-    with pytest.raises(DeviceError, match=r"gave no memory for a buffer of 4096 bytes \(cache\)$"):
+    with pytest.raises(DeviceError, match=r"gave no memory for a buffer of 4096 bytes \(cache\); "):
         device.buffer(4096, "cache")
-    with pytest.raises(DeviceError, match=r"cannot use 16384 bytes of memory in place \(slots\)$"):
+    with pytest.raises(DeviceError, match=r"cannot use 16384 bytes of memory in place \(slots\); "):
         device.wrap(reserve(limits.PAGE), "slots")
 
 
@@ -183,7 +172,7 @@ def test_machines_that_cannot_run_this(fake: ModuleType, monkeypatch: pytest.Mon
     with pytest.raises(UnsupportedError, match=r"^this machine has no Metal device; run with --backend cpu$"):
         Device()
     monkeypatch.setitem(sys.modules, "Metal", None)
-    with pytest.raises(UnsupportedError, match=r"^the Metal backend needs macOS and PyObjC; .*'moepack\[metal\]'"):
+    with pytest.raises(UnsupportedError, match=r"^the Metal backend needs .*; or run with --backend cpu$"):
         Device()
 
 

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from moepack.manifests.errors import DeviceError
 from moepack.runtime.backends.metal.device import Device
-from moepack.runtime.backends.metal.memory import LINE, PAGE, Region, SharedMemory, Shelf, Spares, Workspace
+from moepack.runtime.backends.metal.memory import (
+    LINE,
+    PAGE,
+    SHELF,
+    Region,
+    SharedMemory,
+    Shelf,
+    Spares,
+    Workspace,
+    shelf_bytes,
+)
 
 SIZE = 64 * LINE
 
@@ -74,6 +84,38 @@ def test_a_shelf_holds_what_was_put_there(fake: ModuleType) -> None:
     for region, content in zip([shelf.put(each) for each in contents], contents, strict=True):
         assert region.offset % LINE == 0
         assert np.array_equal(region.buffer.bytes[region.offset : region.offset + len(content)], content)
+
+
+class Memory:
+    """A buffer of no device."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = np.zeros(size, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+
+class Bounded:
+    """A device that counts what it gives."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def buffer(self, size: int, label: str) -> Memory:
+        self.given += size
+        return Memory(size)
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(st.integers(0, SHELF // 8), st.integers(0, 2**21)), max_size=40))
+def test_a_shelf_takes_no_more_than_was_planned_in_whatever_order(sizes: list[int]) -> None:
+    device = Bounded()
+    shelf = Shelf(device)  # type: ignore[arg-type]
+    for size in sizes:
+        shelf.put(np.zeros(size, np.uint8))
+    assert device.given <= shelf_bytes(sizes)
+    assert shelf_bytes(sizes) <= sum(sizes) * 16 / 15 + len(sizes) * LINE + SHELF
 
 
 def test_pieces_are_found_by_address_and_nothing_beyond_them(fake: ModuleType) -> None:

@@ -90,6 +90,17 @@ def test_the_checker_finds_nothing_in_a_whole_pass(fake: ModuleType, packs: dict
 
 
 @pytest.mark.usefixtures("gpu")
+def test_a_prompt_token_by_token_is_what_it_is_in_chunks(packs: dict[str, Path]) -> None:
+    """Tokens of which nobody wants logits: each has to wait for its GPU all the same."""
+    with on_cpu(packs["odd"]) as engine:
+        tokens = random_tokens(engine.model.vocab_size, 11)
+        wanted = greedy(engine.new_session(), tokens, 3)
+    with on_metal(packs["odd"], chunk=1) as engine:
+        found = along(engine.new_session(), tokens, wanted[0])
+    assert farthest(found, wanted[1]) < TOLERANCE
+
+
+@pytest.mark.usefixtures("gpu")
 def test_a_long_context_is_attended_to_in_parts(packs: dict[str, Path]) -> None:
     with on_cpu(packs["wide-heads"]) as engine:
         tokens = random_tokens(engine.model.vocab_size, 400)
@@ -164,7 +175,7 @@ def test_a_token_costs_one_command_buffer_and_one_answer_per_layer(
         spent = fake.counters() - before
     assert spent.command_buffers == 3
     assert spent.gpu_signals == spent.gpu_waits == 3 * layers
-    assert spent.host_signals == 3 * (layers + 1)
+    assert spent.host_signals == 3 * layers
     assert spent.host_waits["MainThread"] == 3  # at the tokens' ends
     assert spent.host_waits["moepack-answers"] >= 3 * layers
     assert spent.allocated == ()

@@ -8,6 +8,7 @@ token that comes after a like one. It has never run on Apple hardware.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 import ml_dtypes
@@ -35,6 +36,8 @@ from .work import EXPERTS, Work
 SCALARS = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "f16", np.dtype(np.float32): "f32"}
 FEW = 4  # tokens whose products go row by row; measured nowhere
 TILES = (1, 4)  # blocks of eight tokens in a tile: where one is enough, and where not
+NUMBER_BYTES = 4  # of a float, of an expert's number
+CHOICE_BYTES = 3 * NUMBER_BYTES  # of one expert that a token chose: its number, its weight, its turn
 SPLIT = 128  # positions that are worth a part of one token's attention
 
 
@@ -95,7 +98,7 @@ class MetalBackend:
         self._model = model
         self._extent = extent
         self._turns = _Turns(self._spares, model.full_attention, extent.context)
-        self._choices = device.buffer(12 * extent.chunk * extent.experts_per_token, "router's choices")
+        self._choices = device.buffer(CHOICE_BYTES * extent.chunk * extent.experts_per_token, "router's choices")
         self._build(library.plain("combine.metal"), library.plain("norms.metal"))
         self._build(library.router(model, extent.experts_per_token))
         self._build(library.attention(model.full_attention), library.delta(model.linear_attention))
@@ -112,6 +115,14 @@ class MetalBackend:
     def forward(self) -> AbstractContextManager[None]:
         """See Backend.forward."""
         return self.work.forward()
+
+    def section(self, label: str) -> None:
+        """See Backend.section."""
+        self.work.section(label)
+
+    def close(self) -> None:
+        """See Backend.close."""
+        self.work.drop()
 
     def decoding(self, parts: Parts) -> Decoding:
         """The GPU paces a token's experts; see decoding."""
@@ -237,7 +248,6 @@ class MetalBackend:
         eps: float,
     ) -> Tensor:
         """See Backend.attention."""
-        self.work.section("attention")
         tokens, heads, kv_heads = len(x), shape.num_heads, shape.num_kv_heads
         kernels = self._kernels.of(library.attention(shape))
         query, key, value = self._products(x, weights.query, weights.key, weights.value)
@@ -260,7 +270,6 @@ class MetalBackend:
         self, x: Tensor, weights: DeltaWeights, state: DeltaState, shape: schema.LinearAttention, eps: float
     ) -> Tensor:
         """See Backend.delta."""
-        self.work.section("delta net")
         tokens, heads, dim = len(x), shape.num_value_heads, shape.value_head_dim
         kernels, count = self._kernels.of(library.delta(shape)), launches.count(tokens)
         mixed, gate, beta, decay = self._products(x, weights.mixed, weights.gate, weights.beta, weights.decay)
@@ -284,7 +293,8 @@ class MetalBackend:
         tokens = len(logits)
         self.choose(logits, k)
         self.work.finish()
-        ids, weights = (self._choices.bytes[at : at + 4 * tokens * k] for at in self._choice_starts(tokens, k)[:2])
+        starts, size = self._choice_starts(tokens, k), NUMBER_BYTES * tokens * k
+        ids, weights = (self._choices.bytes[at : at + size] for at in starts[:2])
         return Routes(ids.view(np.int32).reshape(tokens, k).copy(), weights.view(np.float32).reshape(tokens, k).copy())
 
     def choose(self, logits: Tensor, k: int) -> Choice:
@@ -296,7 +306,7 @@ class MetalBackend:
 
     def chosen(self, k: int) -> Ids:
         """The ids that one token chose, once the host knows that the GPU has come as far."""
-        return self._choices.bytes[: 4 * k].view(np.int32).copy()
+        return self._choices.bytes[: NUMBER_BYTES * k].view(np.int32).copy()
 
     def expert(self, to: Tensor, x: Tensor, record: Record, layout: Layout, tokens: Ids, weights: Floats) -> None:
         """See Backend.expert; waits for the expert before, so that the GPU always has one to work on."""
@@ -311,8 +321,7 @@ class MetalBackend:
 
     def slot(self, record: Record) -> bytes:
         """Where a record lies, as an entry of the table that kernels read."""
-        buffer, offset = self.slots.place(record)
-        return launches.slot(self.slots.pieces.index(buffer), offset)
+        return launches.slot(*self.slots.locate(record))
 
     def one_tokens_experts(self, layout: Layout, slots: Argument, x: Tensor, k: int) -> Tensor:
         """Enqueue what K experts give, [K, hidden], from the slots that a table names."""
@@ -367,11 +376,11 @@ class MetalBackend:
 
     def _products(self, x: Tensor, *matrices: Matrix) -> list[Tensor]:
         """x matrix^T of each matrix; those of one type in one launch where tokens are few."""
-        starts = np.cumsum([0, *(len(x) * matrix.rows for matrix in matrices)]).tolist()
-        all_ = self.tensor(1, starts[-1])
-        outs = [Tensor(all_.region, len(x), m.rows, start) for m, start in zip(matrices, starts, strict=False)]
+        *starts, end = accumulate((len(x) * matrix.rows for matrix in matrices), initial=0)
+        all_ = self.tensor(1, end)
+        outs = [Tensor(all_.region, len(x), m.rows, start) for m, start in zip(matrices, starts, strict=True)]
         if len(x) <= FEW:
-            for group in _alike(list(zip(matrices, starts, strict=False))):
+            for group in _alike(list(zip(matrices, starts, strict=True))):
                 self._rows("matvec", group, x, all_)
         else:
             for matrix, out in zip(matrices, outs, strict=True):
@@ -402,9 +411,9 @@ class MetalBackend:
 
     def _choice_starts(self, tokens: int, k: int) -> list[int]:
         """Where ids, weights and order begin."""
-        if 12 * tokens * k > len(self._choices):
+        if CHOICE_BYTES * tokens * k > len(self._choices):
             raise DeviceError(f"{tokens} tokens with {k} experts each are more than was planned for")
-        return [4 * tokens * k * part for part in range(3)]
+        return [NUMBER_BYTES * tokens * k * part for part in range(CHOICE_BYTES // NUMBER_BYTES)]
 
 
 class _Turns:

@@ -18,7 +18,7 @@ from ...trace import ANSWER, AWAITED, PLACES, RESIDENT
 from ..base import Tensor
 from .device import Device, Event
 from .launches import slot
-from .work import EXPERTS, SHARED_EXPERT
+from .work import EXPERTS
 
 if TYPE_CHECKING:
     from .backend import MetalBackend
@@ -51,9 +51,8 @@ class DevicePaced:
         parts, backend, work = self._parts, self._backend, self._backend.work
         weights, k = parts.layers[index], parts.experts_per_token
         turn = self._turns[index]
-        choice = backend.choose(backend.linear(normed, weights.router), k)
+        choice = backend.choose(backend.linear(normed, weights.router), k)  # in the mixer's section: one less to begin
         work.signal(self._chosen, turn)
-        work.section(SHARED_EXPERT)
         shared, gate = parts.operations.shared_expert(normed, weights)
         work.wait(self._ready, turn)
         work.section(EXPERTS)
@@ -109,8 +108,12 @@ class _Answers:
     def end(self) -> None:
         """Wait until all layers were answered. Raises what kept one from it."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it knows this frame, and so all that was lent to the token: no cycle shall keep that
 
     def give_up(self) -> None:
         """Answer no more, and let the GPU pass."""
@@ -119,20 +122,24 @@ class _Answers:
             self._thread.join()
 
     def _run(self) -> None:
-        trace = self._device.trace
         with self._device.pool():
             try:
-                for layer, turn in enumerate(self._turns):
-                    asked = time.perf_counter()
-                    while not self._chosen.wait(turn, PATIENCE):
-                        if self._given_up:
-                            return
-                    chosen = time.perf_counter()
-                    self._answer(layer)
-                    self._ready.signal(turn)
-                    trace.slice(AWAITED, asked, chosen, layer=layer)
-                    trace.slice(ANSWER, chosen, time.perf_counter(), layer=layer)
+                if all(self._answered(layer, turn) for layer, turn in enumerate(self._turns)):
+                    return
             except BaseException as error:  # the token's own thread raises it
                 self._error = error
-            finally:
-                self._ready.signal(self._turns[-1])
+            self._ready.signal(self._turns[-1])
+
+    def _answered(self, layer: int, turn: int) -> bool:
+        """Wait for a layer's router and answer it; False if the token was given up meanwhile."""
+        asked = time.perf_counter()
+        while not self._chosen.wait(turn, PATIENCE):
+            if self._given_up:
+                return False
+        chosen = time.perf_counter()
+        self._answer(layer)
+        self._ready.signal(turn)
+        trace = self._device.trace
+        trace.slice(AWAITED, asked, chosen, layer=layer)
+        trace.slice(ANSWER, chosen, time.perf_counter(), layer=layer)
+        return True

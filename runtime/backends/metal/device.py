@@ -9,8 +9,10 @@ Whatever is asked of Metal is counted here, in the device's tally.
 
 import mmap
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +26,7 @@ from .sources import source_line
 Bytes: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int, int]
 
+REMEDY = "give it a smaller --memory, or run with --backend cpu"
 LANES = 32  # of a SIMD group, in every kernel of ours
 _COMPLAINT = re.compile(r"(?P<file>[\w./-]+):(?P<line>\d+):\d+: (?:fatal )?error: (?P<what>.+)")
 
@@ -86,11 +89,6 @@ class Event:
         self.event = event
         self._tally = tally
 
-    @property
-    def value(self) -> int:
-        """What it was raised to."""
-        return int(self.event.signaledValue())
-
     def signal(self, value: int) -> None:
         """Raise it, from the host."""
         self._tally.host_signalled()
@@ -114,11 +112,10 @@ class Commands:
         self._pipeline: Pipeline | None = None
         buffer.setLabel_(label)
 
-    def section(self, label: str, *, concurrent: bool = False) -> None:
-        """Begin a section. In a concurrent one, kernels may overlap but for what `barrier` keeps apart."""
+    def section(self, label: str) -> None:
+        """Begin a section: its kernels run one after the other."""
         self._end()
-        kind = self._metal.MTLDispatchTypeConcurrent if concurrent else self._metal.MTLDispatchTypeSerial
-        self._encoder = self._buffer.computeCommandEncoderWithDispatchType_(kind)
+        self._encoder = self._buffer.computeCommandEncoderWithDispatchType_(self._metal.MTLDispatchTypeSerial)
         self._encoder.setLabel_(label)
         self._tally.sections += 1
 
@@ -132,11 +129,6 @@ class Commands:
         sizes = self._metal.MTLSizeMake(*groups), self._metal.MTLSizeMake(pipeline.threads, 1, 1)
         self._encoder.dispatchThreadgroups_threadsPerThreadgroup_(*sizes)
         self._tally.kernels += 1
-
-    def barrier(self) -> None:
-        """What is encoded from here on sees what was written to buffers before, in a concurrent section."""
-        self._encoder.memoryBarrierWithScope_(self._metal.MTLBarrierScopeBuffers)
-        self._tally.barriers += 1
 
     def signal(self, event: Event, value: int) -> None:
         """Raise the event once all before is done; ends the section."""
@@ -157,9 +149,10 @@ class Commands:
         self._tally.command_buffers += 1
 
     def end(self) -> None:
-        """Wait until the GPU is done, or has failed."""
-        self._tally.host_waited()
-        self._buffer.waitUntilCompleted()
+        """Wait until the GPU is done, or has failed; there is nothing to wait for in what an interrupt kept from it."""
+        if self._buffer.status() >= self._metal.MTLCommandBufferStatusCommitted:
+            self._tally.host_waited()
+            self._buffer.waitUntilCompleted()
 
     @property
     def times(self) -> tuple[float, float]:
@@ -208,8 +201,12 @@ class Device:
             raise UnsupportedError("this machine has no Metal device; run with --backend cpu")
         self.name = str(self.metal.name())
         self._require()
-        self._queue = self.metal.newCommandQueue()
+
+    @cached_property
+    def _queue(self) -> Any:
+        """Where work is enqueued; whoever only asks for the device's limits needs none."""
         self.tally.made["queue"] += 1
+        return self.metal.newCommandQueue()
 
     @property
     def most_in_buffer(self) -> int:
@@ -226,7 +223,7 @@ class Device:
         self._admit(size, label)
         buffer = self.metal.newBufferWithLength_options_(size, self._shared)
         if buffer is None:
-            raise DeviceError(f"{self.name} gave no memory for a buffer of {size} bytes ({label})")
+            raise DeviceError(f"{self.name} gave no memory for a buffer of {size} bytes ({label}); {REMEDY}")
         self.tally.made["buffer"] += 1
         return Buffer(buffer, np.frombuffer(buffer.contents().as_buffer(size), np.uint8), label)
 
@@ -238,7 +235,7 @@ class Device:
         make = self.metal.newBufferWithBytesNoCopy_length_options_deallocator_
         buffer = make(memory, len(memory), self._shared, None)
         if buffer is None:
-            raise DeviceError(f"{self.name} cannot use {len(memory)} bytes of memory in place ({label})")
+            raise DeviceError(f"{self.name} cannot use {len(memory)} bytes of memory in place ({label}); {REMEDY}")
         self.tally.made["buffer"] += 1
         return Buffer(buffer, memory, label)
 
@@ -282,7 +279,10 @@ class Device:
 
     def _admit(self, size: int, label: str) -> None:
         if size > self.most_in_buffer:
-            raise DeviceError(f"{label} needs {size} bytes in one buffer; {self.name} allows {self.most_in_buffer}")
+            raise DeviceError(
+                f"{label} needs {size} bytes in one buffer, and {self.name} allows {self.most_in_buffer}; ask for a"
+                " smaller --chunk or --context, or run with --backend cpu"
+            )
 
 
 def _bindings() -> tuple[Any, Any]:
@@ -291,10 +291,8 @@ def _bindings() -> tuple[Any, Any]:
         import Metal
         import objc
     except ImportError as error:
-        raise UnsupportedError(
-            "the Metal backend needs macOS and PyObjC; install it with pip install 'moepack[metal]', or run with"
-            " --backend cpu"
-        ) from error
+        missing = "PyObjC: pip install 'moepack[metal]'" if sys.platform == "darwin" else "a Mac"
+        raise UnsupportedError(f"the Metal backend needs {missing}; or run with --backend cpu") from error
     return Metal, objc
 
 

@@ -7,7 +7,7 @@ again while the GPU still reads it: kernels run in the order in which they are e
 
 from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 import numpy as np
@@ -20,6 +20,8 @@ from .device import Argument, Buffer, Bytes, Device
 PAGE = 16 * 1024  # of Apple's GPUs; what is wrapped consists of whole ones
 LINE = 256  # a region begins on a multiple of this: wide enough for any element, and for the GPU's cache lines
 SHELF = 1024 * 1024  # small weights are copied into buffers of this size
+SHELVED = SHELF // 16  # those of up to so many bytes
+LABEL = "small weights"
 
 
 def page_limit(device: Device) -> int:
@@ -53,12 +55,17 @@ class SharedMemory:
 
     def place(self, array: Bytes) -> tuple[Buffer, int]:
         """The buffer and the offset where an array lies. Raises ValueError if it lies in no piece."""
+        index, offset = self.locate(array)
+        return self._pieces[index][1], offset
+
+    def locate(self, array: Bytes) -> tuple[int, int]:
+        """The same, the buffer by its index in `pieces`."""
         address = array.ctypes.data
         index = bisect_right(self._pieces, address, key=itemgetter(0)) - 1
         if index >= 0:
             start, buffer = self._pieces[index]
             if address + array.nbytes <= start + len(buffer):
-                return buffer, address - start
+                return index, address - start
         raise ValueError(f"{array.nbytes} bytes at {address:#x} lie in no memory of the device's")
 
 
@@ -123,8 +130,7 @@ class Workspace:
 
     def region(self, size: int) -> Region:
         """A region of unspecified contents. Raises DeviceError where nothing is left of what was planned."""
-        while self._returned:
-            self._join(self._returned.popleft())
+        self._take_in()
         wanted = -(-max(size, 1) // LINE) * LINE
         for index, (offset, free) in enumerate(self._free):
             if free >= wanted:
@@ -136,6 +142,16 @@ class Workspace:
             f"{len(self._buffer)} bytes were planned for activations, and {wanted} more are needed; ask for smaller"
             " chunks (--chunk)"
         )
+
+    @property
+    def free(self) -> int:
+        """Bytes that are not lent."""
+        self._take_in()
+        return sum(size for _, size in self._free)
+
+    def _take_in(self) -> None:
+        while self._returned:
+            self._join(self._returned.popleft())
 
     def _take_back(self, region: Region) -> None:
         """Whoever's garbage it was: any thread may find it, at any moment, so that nothing but this is done with it."""
@@ -156,7 +172,7 @@ class Workspace:
 
 
 class Spares:
-    """Regions that outlive a token, each a buffer of its own. What is given back is lent again, never freed:
+    """Regions that outlive a token, each a buffer of its own. What is given back is lent again, never freed.
 
     PyObjC may keep a buffer for ever (see device), and sessions come and go.
     """
@@ -177,7 +193,7 @@ class Spares:
 
 
 class Shelf:
-    """Small weights that stay, copied into buffers one after the other."""
+    """Small weights that stay, copied into buffers one after the other; what is not so small has one of its own."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -187,9 +203,21 @@ class Shelf:
     def put(self, content: Bytes) -> Region:
         """A region with these bytes."""
         size = -(-max(len(content), 1) // LINE) * LINE
+        region = self._shelved(size) if size <= SHELVED else Region(self._device.buffer(size, LABEL), 0, size, None)
+        region.buffer.bytes[region.offset : region.offset + len(content)] = content
+        return region
+
+    def _shelved(self, size: int) -> Region:
         if self._buffer is None or self._end + size > len(self._buffer):
-            self._buffer, self._end = self._device.buffer(max(SHELF, size), "small weights"), 0
+            self._buffer, self._end = self._device.buffer(SHELF, LABEL), 0
         region = Region(self._buffer, self._end, size, None)
-        self._buffer.bytes[self._end : self._end + len(content)] = content
         self._end += size
         return region
+
+
+def shelf_bytes(sizes: Sequence[int]) -> int:
+    """The most that a shelf takes for contents of these sizes, in whatever order they come."""
+    whole = [-(-max(size, 1) // LINE) * LINE for size in sizes]
+    shelved = sum(size for size in whole if size <= SHELVED)
+    buffers = -(-shelved // (SHELF - SHELVED))  # each but the last is left with less than SHELVED
+    return sum(size for size in whole if size > SHELVED) + SHELF * buffers

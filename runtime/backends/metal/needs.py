@@ -12,10 +12,10 @@ from ...model import SPAN
 from ...operations import HEAD_ROWS
 from ...state import FLOAT_BYTES, delta_channels
 from ...streaming.slots import slot_pitch
-from ...trunk import trunk_bytes
+from ...trunk import small_weights, trunk_bytes
 from .device import Device
 from .launches import ARENAS
-from .memory import SHELF, page_limit
+from .memory import page_limit, shelf_bytes
 
 MOST_SPLITS = 16  # of one token's attention
 LAG = 1  # experts of a chunk that are computed while the host goes on to the next
@@ -55,8 +55,9 @@ class DeviceNeeds:
 
     @property
     def trunk(self) -> int:
-        """In pieces that fit the device's buffers; the last buffer of small weights may be all but empty."""
-        return trunk_bytes(self.pack, page_limit(self.device)) + SHELF
+        """In pieces that fit the device's buffers, and small weights on their shelf."""
+        small = small_weights(self.pack)
+        return trunk_bytes(self.pack, page_limit(self.device)) - sum(small) + shelf_bytes(small)
 
     def state(self, context: int) -> int:
         """A session's, and the table of rotations."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ...trace import ON_GPU, WAITING
 from .device import Argument, Commands, Device, Event, Pipeline, Size
 
-SHARED_EXPERT, EXPERTS = "shared expert", "experts"  # sections that several modules name
+FORWARD, EXPERTS = "forward pass", "experts"  # sections that several modules name
 
 
 class Work:
@@ -18,7 +18,7 @@ class Work:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._label = "forward pass"
+        self._label = FORWARD
         self._commands: Commands | None = None
         self._section: str | None = None  # the one that is open
         self._running: list[Commands] = []
@@ -26,6 +26,7 @@ class Work:
     @contextmanager
     def forward(self) -> Iterator[None]:
         """The context of a pass: with its own autorelease pool, and nothing of it under way at its end."""
+        self._label = FORWARD
         with self._device.pool():
             try:
                 yield
@@ -57,6 +58,11 @@ class Work:
         """What follows waits for the event."""
         self._begun().wait(event, value)
         self._section = None
+
+    @property
+    def under_way(self) -> int:
+        """Command buffers that nobody has waited for."""
+        return len(self._running)
 
     def commit(self) -> None:
         """The GPU may begin with what was enqueued."""
@@ -91,6 +97,6 @@ class Work:
 
     def _begun(self) -> Commands:
         if self._commands is None:
-            self._commands = self._device.commands("forward pass")
+            self._commands = self._device.commands(FORWARD)
             self._section = None
         return self._commands

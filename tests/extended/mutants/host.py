@@ -24,7 +24,12 @@ _sources = of("runtime/backends/metal/sources.py", LAUNCHES)
 
 MUTANTS = [
     _device("an encoder is not ended", Kind.MISSING, "self._encoder.endEncoding()", "pass"),
-    _device("a section begins within another", Kind.MISSING, "        self._end()\n        kind =", "        kind ="),
+    _device(
+        "a section begins within another",
+        Kind.MISSING,
+        "        self._end()\n        self._encoder = self",
+        "        self._encoder = self",
+    ),
     _device(
         "a signal within a section",
         Kind.MISSING,
@@ -55,20 +60,7 @@ MUTANTS = [
         "if self._pipeline is not pipeline:",
         "if self._pipeline is None:",
     ),
-    _device(
-        "no barrier",
-        Kind.BARRIER,
-        "        self._encoder.memoryBarrierWithScope_(self._metal.MTLBarrierScopeBuffers)",
-        "        return",
-    ),
-    _device(
-        "a barrier of nothing",
-        Kind.BARRIER,
-        "memoryBarrierWithScope_(self._metal.MTLBarrierScopeBuffers)",
-        "memoryBarrierWithScope_(0)",
-    ),
-    _device("serial is concurrent", Kind.OPERATION, "if concurrent else", "if not concurrent else"),
-    _device("never concurrent", Kind.OPERATION, "if concurrent else", "if False else"),
+    _device("serial is concurrent", Kind.OPERATION, "MTLDispatchTypeSerial", "MTLDispatchTypeConcurrent"),
     _device(
         "a signal one too low",
         Kind.WAIT,

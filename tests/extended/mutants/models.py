@@ -32,6 +32,9 @@ def _failing(*names: str) -> tuple[str, ...]:
 RECORDS = _failing("a_damaged_record_gives_no_token", "a_file_that_ends_early_gives_no_token")
 CONFIRMED = _failing("nothing_leaves_before_records_are_found_good")
 INTERRUPTS = _failing("an_interrupt_leaves_nothing_under_way")
+CLOSED = _failing("an_engine_is_closed_only_once_the_gpu_is_done_whatever_was_interrupted")
+KEPT = _failing("a_failed_token_keeps_nothing_that_was_lent_to_it")
+AT_THE_END = _failing("a_gpu_that_fails_at_a_tokens_end_is_told_so")
 FAILURES = _failing("a_gpu_that_fails_in_a_token_is_told_by_section_and_the_engine_goes_on")
 
 _decoding = of("runtime/backends/metal/decoding.py", PACED)
@@ -44,7 +47,7 @@ MUTANTS = [
     _decoding(
         "the GPU tells of a choice before it is made",
         Kind.ORDER,
-        """        choice = backend.choose(backend.linear(normed, weights.router), k)
+        """        choice = backend.choose(backend.linear(normed, weights.router), k)  # in the mixer's section: one less to begin
         work.signal(self._chosen, turn)
 """,
         """        work.signal(self._chosen, turn)
@@ -79,14 +82,14 @@ MUTANTS = [
     _decoding(
         "the table is written after the signal",
         Kind.ORDER,
-        "                    self._answer(layer)\n                    self._ready.signal(turn)\n",
-        "                    self._ready.signal(turn)\n                    self._answer(layer)\n",
+        "        self._answer(layer)\n        self._ready.signal(turn)\n",
+        "        self._ready.signal(turn)\n        self._answer(layer)\n",
     ),
     _decoding(
         "layers are not answered one by one",
         Kind.MISSING,
-        "                    self._answer(layer)\n                    self._ready.signal(turn)\n",
-        "                    self._answer(layer)\n",
+        "        self._answer(layer)\n        self._ready.signal(turn)\n",
+        "        self._answer(layer)\n",
     ),
     _decoding(
         "the host reads what was chosen a layer early",
@@ -122,8 +125,8 @@ MUTANTS = [
     _decoding(
         "the layer after the one that chose",
         Kind.BY_ONE,
-        "enumerate(self._turns):",
-        "enumerate(self._turns, -len(self._turns) + 1):",
+        "enumerate(self._turns)):",
+        "enumerate(self._turns, -len(self._turns) + 1)):",
     ),
     _work(
         "a pass's end does not commit",
@@ -232,8 +235,8 @@ MUTANTS = [
     _backend(
         "all slots are looked for in the first arena",
         Kind.PLACE,
-        "launches.slot(self.slots.pieces.index(buffer), offset)",
-        "launches.slot(0, offset)",
+        "launches.slot(*self.slots.locate(record))",
+        "launches.slot(0, self.slots.locate(record)[1])",
         PIECES,
     ),
     _backend("all arenas are the first", Kind.PLACE, "pieces[min(index, len(pieces) - 1)]", "pieces[0]", PIECES),
@@ -282,14 +285,14 @@ MUTANTS = [
     _backend(
         "the host reads routes before they are there",
         Kind.WAIT,
-        "        self.work.finish()\n        ids, weights",
-        "        self.work.commit()\n        ids, weights",
+        "        self.work.finish()\n        starts, size",
+        "        self.work.commit()\n        starts, size",
     ),
     _backend(
         "weights where ids are",
         Kind.PLACE,
-        "[4 * tokens * k * part for part in range(3)]",
-        "[4 * tokens * k * (part // 2) for part in range(3)]",
+        "tokens * k * part for part in range(",
+        "tokens * k * (part // 2) for part in range(",
     ),
     _backend(
         "angles of the chunk's first tokens", Kind.PLACE, "self._cos[position:last]", "self._cos[: last - position]"
@@ -349,8 +352,8 @@ MUTANTS = [
     _decoding(
         "the GPU is not let go on",
         Kind.WAIT,
-        "                self._ready.signal(self._turns[-1])",
-        "                pass",
+        "            self._ready.signal(self._turns[-1])",
+        "            pass",
         RECORDS,
     ),
     _decoding("one who gives up is not heard", Kind.MISSING, "        self._given_up = True\n", "", INTERRUPTS),
@@ -393,4 +396,14 @@ MUTANTS = [
     _model(
         "a token that failed is not abandoned", Kind.MISSING, "            self._decoding.abandon()\n", "", INTERRUPTS
     ),
+    _backend("closing does not wait", Kind.WAIT, "        self.work.drop()", "        pass", CLOSED),
+    _model("closing does not reach the backend", Kind.MISSING, "        self._backend.close()", "        pass", CLOSED),
+    _decoding(
+        "an error is kept with its token",
+        Kind.MISSING,
+        "                del error  # it",
+        "                pass  # it",
+        KEPT,
+    ),
+    _backend("a part has no name", Kind.MISSING, "        self.work.section(label)", "        pass", AT_THE_END),
 ]
