@@ -51,7 +51,8 @@ class DevicePaced:
         parts, backend, work = self._parts, self._backend, self._backend.work
         weights, k = parts.layers[index], parts.experts_per_token
         turn = self._turns[index]
-        choice = backend.choose(backend.linear(normed, weights.router), k)  # in the mixer's section: one less to begin
+        # The router belongs to the mixer's section: one less to begin.
+        choice = backend.choose(backend.linear(normed, weights.router), k)
         work.signal(self._chosen, turn)
         shared, gate = parts.operations.shared_expert(normed, weights)
         work.wait(self._ready, turn)

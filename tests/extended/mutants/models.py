@@ -47,7 +47,7 @@ MUTANTS = [
     _decoding(
         "the GPU tells of a choice before it is made",
         Kind.ORDER,
-        """        choice = backend.choose(backend.linear(normed, weights.router), k)  # in the mixer's section: one less to begin
+        """        choice = backend.choose(backend.linear(normed, weights.router), k)
         work.signal(self._chosen, turn)
 """,
         """        work.signal(self._chosen, turn)
