@@ -21,7 +21,7 @@ from .backends.base import Backend, Floats
 from .disk import Tuning, tune
 from .experts import ExpertStream
 from .memory import MemoryPlan, plan
-from .model import TextModel
+from .model import Given, TextModel
 from .state import State
 from .streaming.files import Access
 from .trace import Recorder
@@ -40,6 +40,7 @@ class EngineOptions:
     model's. `chunk`: most prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare
     the trunk with the pack's digest, and every record before logits that came of it are given. `exact`: products see
     activations as float32, where otherwise those with quantized matrices see them rounded to fifteen bits.
+    `sessions`: sequences that memory is planned for.
     `access`: read experts around the page cache or through it; by default whichever disk.tune finds better.
     `backend`: what computes; "auto" is Metal on a Mac and the CPU elsewhere.
     """
@@ -54,6 +55,7 @@ class EngineOptions:
     exact: bool = False
     access: Access | None = None
     backend: choice.Kind = "auto"
+    sessions: int = 1
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,21 @@ class Engine:
         """A session at position 0."""
         return Session(self, self._decoder, State(self.model, self.backend, self.context))
 
+    def extend(self, given: Sequence[tuple["Session", Sequence[int]]]) -> list[Floats]:
+        """Give sessions more tokens, all at once: of each the logits after its last token, float32 [vocab].
+
+        Every expert that any token wants is read once for all of them, and logits are those that each session alone
+        would get; on Metal but for last bits. All tokens together are at most memory.chunk, which is the caller's care,
+        and no session comes twice: ValueError. Raises as Session.extend does; an error of reading ends all of them.
+        """
+        sessions = [session for session, _ in given]
+        if len(set(map(id, sessions))) < len(sessions) or sum(len(tokens) for _, tokens in given) > self.memory.chunk:
+            raise ValueError(f"at most {self.memory.chunk} tokens of sessions that differ can be computed at once")
+        for session, tokens in given:
+            session.check(tokens)
+        found = advance(self._decoder, [(session, tokens, 1) for session, tokens in given])
+        return [logits[0] for logits in found]
+
     def close(self) -> None:
         """End the engine's threads, and close the pack if the engine opened it; its sessions end too."""
         self.closed = True
@@ -172,13 +189,13 @@ class Session:
     def __init__(self, engine: Engine, decoder: TextModel, state: State) -> None:
         self._engine = engine
         self._decoder = decoder
-        self._state = state
-        self._failed = False
+        self.state = state
+        self.failed = False  # in the middle of a chunk, or for good
 
     @property
     def position(self) -> int:
         """How many tokens have been given."""
-        return self._state.position
+        return self.state.position
 
     def extend(self, tokens: Sequence[int]) -> Floats:
         """Give more tokens; returns the logits after the last one, float32 [vocab].
@@ -197,22 +214,19 @@ class Session:
 
     def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
         """The tokens as they are computed together, once they have been checked."""
-        self._check(tokens)
+        self.check(tokens)
         size = self._engine.memory.chunk
         return [tokens[first : first + size] for first in range(0, len(tokens), size)]
 
     def _advance(self, tokens: Sequence[int], *, wanted: int) -> Floats:
         """One chunk: the logits after its last `wanted` tokens."""
-        self._failed = True
-        logits = self._decoder.logits(tokens, self._state, wanted)
-        self._state.position += len(tokens)
-        self._failed = False
-        return logits
+        return advance(self._decoder, [(self, tokens, wanted)])[0]
 
-    def _check(self, tokens: Sequence[int]) -> None:
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raise UsageError if the session cannot be given these tokens, as `extend` does."""
         if self._engine.closed:
             raise UsageError("the engine of this session is closed; open the pack again")
-        if self._failed:
+        if self.failed:
             raise UsageError("this session was ended by an error; start a new one")
         if len(tokens) == 0:
             raise UsageError("there are no tokens to continue from; give a prompt of at least one token")
@@ -226,6 +240,17 @@ class Session:
             raise UsageError(f"token {unknown} is outside the model's vocabulary of {self._engine.model.vocab_size}")
 
 
+def advance(decoder: TextModel, given: Sequence[tuple[Session, Sequence[int], int]]) -> list[Floats]:
+    """One chunk of tokens of sessions that were checked: each one's logits after the last so many of its tokens."""
+    for session, _, _ in given:
+        session.failed = True
+    logits = decoder.logits([Given(tokens, session.state, wanted) for session, tokens, wanted in given])
+    for session, tokens, _ in given:
+        session.state.position += len(tokens)
+        session.failed = False
+    return logits
+
+
 def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     """How a run with these options would divide the memory; reads nothing but the pack's manifest and file sizes.
 
@@ -236,7 +261,7 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
         raise UsageError(f"chunks of {options.chunk} tokens: they must be of at least 1")
     needs = choice.needs_of(options.backend, pack, _experts_per_token(pack.model, options))
     sizes = {"slots": options.slots, "context": options.context, "chunk": options.chunk}
-    return plan(pack, memory=options.memory, needs=needs, **sizes)
+    return plan(pack, memory=options.memory, sessions=options.sessions, needs=needs, **sizes)
 
 
 def tuning(pack: Pack, access: Access | None) -> Tuning:

@@ -134,18 +134,20 @@ def plan(
     slots: int | None = None,
     context: int | None = None,
     chunk: int | None = None,
+    sessions: int = 1,
     needs: Needs | None = None,
 ) -> MemoryPlan:
     """Divide `memory` bytes (by default a share of what is available) by what a backend `needs`, by default the CPU's.
 
-    `slots` fixes the number of expert slots, `context` the positions, `chunk` the prompt tokens computed together.
+    `slots` fixes the number of expert slots, `context` the positions of each of `sessions` sequences, `chunk` the tokens
+    computed together.
     Without them: a context of DEFAULT_CONTEXT and chunks of DEFAULT_CHUNK, halved while they take more than their part
     of the room or leave fewer slots than one layer of one token needs, though not below their least; slots get the
     rest. Raises UsageError, naming the smallest budget that works, if the parts do not fit, and for a context or
     number of slots outside the model's range.
     """
     budget = default_budget() if memory is None else Budget(memory)
-    return _Division(pack, budget, needs or HostNeeds(pack), slots, context, chunk).plan()
+    return _Division(pack, budget, needs or HostNeeds(pack), slots, context, chunk, sessions).plan()
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class _Division:
         slots: int | None,
         context: int | None,
         chunk: int | None,
+        sessions: int,
     ) -> None:
         model = pack.model
         if context is not None and not 1 <= context <= model.max_position_embeddings:
@@ -180,7 +183,7 @@ class _Division:
             )
         if slots is not None and slots < fewest:
             raise UsageError(f"{slots} expert slots are too few; streaming needs at least {fewest} here")
-        self._model, self._needs = model, needs
+        self._model, self._needs, self._sessions = model, needs, sessions
         self._slots, self._context, self._chunk = slots, context, chunk
         self._records = min(model.num_layers * model.num_experts, needs.slots.stop - 1)
         self._pitch = slot_pitch(pack)
@@ -199,7 +202,7 @@ class _Division:
             budget=self._budget.size,
             process=self._process,
             trunk=self._trunk,
-            state=self._needs.state(context),
+            state=self._state(context),
             scratch=self._needs.scratch(chunk),
             slots=min(self._records, self._slots or room),
             slot_bytes=self._pitch,
@@ -232,20 +235,23 @@ class _Division:
     def _before_slots(self, context: int, chunk: int) -> int:
         """All parts but the slots, whose first one may lie up to a huge page into its memory."""
         fixed = self._process + self._trunk + HUGE_PAGE
-        return fixed + self._needs.state(context) + self._needs.scratch(chunk)
+        return fixed + self._state(context) + self._needs.scratch(chunk)
+
+    def _state(self, context: int) -> int:
+        return self._sessions * self._needs.state(context)
 
     def _chosen_context(self) -> int:
         most = min(self._model.max_position_embeddings, DEFAULT_CONTEXT)
         room = self._budget.size - self._process - self._trunk
 
         def fits(context: int) -> bool:
-            state, chunk = self._needs.state(context), min(context, self._chunk or LEAST_CHUNK)
+            state, chunk = self._state(context), min(context, self._chunk or LEAST_CHUNK)
             return state <= room // PART_OF_ROOM and self._leaves_good_slots(context, chunk)
 
         return _halved(most, LEAST_CONTEXT, fits)
 
     def _chosen_chunk(self, context: int) -> int:
-        room = self._budget.size - self._process - self._trunk - self._needs.state(context)
+        room = self._budget.size - self._process - self._trunk - self._state(context)
 
         def fits(chunk: int) -> bool:
             scratch = self._needs.scratch(chunk)
@@ -274,7 +280,7 @@ class _Division:
     def _shorter(self, context: int, chunk: int) -> str:
         """The context that fits the budget as it is, if it is worth naming."""
         over = self._before_slots(context, chunk) + self._least_slots * self._pitch - self._budget.size
-        fitting = context - -(-over // max(1, position_bytes(self._model)))
+        fitting = context - -(-over // max(1, self._sessions * position_bytes(self._model)))
         worth = self._context is not None and chunk <= fitting < context
         return f", or --context {fitting}" if worth else ""
 

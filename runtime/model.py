@@ -3,20 +3,31 @@
 x += mixer(norm(x)); x += experts(norm(x)) + sigmoid(shared gate) * shared expert(norm(x)); logits = head norm(x).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
 from ..layout.record import RecordLayout
 from ..manifests import schema
-from .backends.base import AttentionState, Backend, DeltaState, Floats, Routes, Tensor
+from .backends.base import Backend, Floats, Routes, Stretch, Tensor
 from .decoding import Experts, Parts
 from .operations import Operations
 from .stages import Stages
 from .state import State
-from .weights import LayerWeights, Weights
+from .weights import Weights
 
-SPAN = 256  # tokens of a chunk that go through a mixer together; experts see the whole chunk
+SPAN = 256  # rows of a chunk that go through a mixer together; experts see the whole chunk
+
+
+@dataclass(frozen=True)
+class Given:
+    """Tokens that continue a sequence, at least one; logits are `wanted` after the last so many of them."""
+
+    tokens: Sequence[int]
+    state: State
+    wanted: int
 
 
 class TextModel:
@@ -47,15 +58,16 @@ class TextModel:
         self._decoding.abandon()
         self._backend.close()
 
-    def logits(self, tokens: Sequence[int], state: State, wanted: int) -> Floats:
-        """Logits [wanted, vocab] on the host after the last tokens; advances `state`'s layers, not its position.
+    def logits(self, given: Sequence[Given]) -> list[Floats]:
+        """Of each sequence the logits [wanted, vocab] on the host after its last tokens.
 
-        Raises what the experts raise: then `state` is of no use. All is computed while the records of earlier layers
-        are still being checked, and nothing leaves here before they were found good.
+        Advances the states' layers, not their positions. All go through a layer together, and each expert is read once
+        for all of them. Raises what the experts raise: then the states are of no use. All is computed while the records
+        of earlier layers are still being checked, and nothing leaves here before they were found good.
         """
         try:
             with self._backend.forward():
-                logits = self._logits(tokens, state, wanted)
+                logits = self._logits(given)
             self.stages.turn("reads")
             self._experts.confirm()
         except BaseException:
@@ -66,41 +78,51 @@ class TextModel:
             self.stages.turn(None)
         return logits
 
-    def _logits(self, tokens: Sequence[int], state: State, wanted: int) -> Floats:
+    def _logits(self, given: Sequence[Given]) -> list[Floats]:
         """The same, of experts of which nobody knows yet whether they are good."""
+        tokens = [token for each in given for token in each.tokens]
         x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
         if len(tokens) == 1:
-            self._decode(x, state)
+            self._decode(x, given)
         else:
-            self._prefill(x, state)
+            self._prefill(x, given)
         self.stages.turn("head")
-        logits = self._operations.logits(x[len(x) - wanted :], self._weights.norm, self._weights.head)
+        logits = self._head(x, given)
         if len(tokens) == 1:
             self._decoding.finish()
         return logits
 
-    def _decode(self, x: Tensor, state: State) -> None:
+    def _head(self, x: Tensor, given: Sequence[Given]) -> list[Floats]:
+        """Logits of the rows that are wanted; those of neighbours are computed together."""
+        found: list[Floats] = []
+        for rows, counts in _wanted(given):
+            logits = self._operations.logits(x[rows], self._weights.norm, self._weights.head)
+            found += np.split(logits, list(accumulate(counts))[:-1])
+        return found
+
+    def _decode(self, x: Tensor, given: Sequence[Given]) -> None:
         """One token [1, hidden] through all layers, in place."""
         self._decoding.begin(x)
         for index, weights in enumerate(self._weights.layers):
-            self._mix(x, weights, state.layers[index], state.position)
+            self._mix(x, index, given)
             self.stages.turn("router")
             self._decoding.add_experts(index, x, self._operations.norm(x, weights.post_norm))
 
-    def _prefill(self, x: Tensor, state: State) -> None:
+    def _prefill(self, x: Tensor, given: Sequence[Given]) -> None:
         """Many tokens [tokens, hidden] through all layers, in place."""
         for index, weights in enumerate(self._weights.layers):
-            self._mix(x, weights, state.layers[index], state.position)
+            self._mix(x, index, given)
             self.stages.turn("router")
             normed = self._backend.shared(self._operations.norm(x, weights.post_norm))
             routes = self._operations.route(normed, weights, self._experts_per_token)
             self._backend.add(x, self._sweep(index, normed, routes))
 
-    def _mix(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> None:
-        """x += the layer's mixer, a span of tokens at a time, which bounds the memory of its projections."""
+    def _mix(self, x: Tensor, index: int, given: Sequence[Given]) -> None:
+        """x += the layer's mixer, a span of rows at a time, which bounds the memory of its projections."""
         self.stages.turn("mixer")
         for first in range(0, len(x), SPAN):
-            self._operations.add_mixed(x[first : first + SPAN], weights, state, position + first)
+            rows = slice(first, min(first + SPAN, len(x)))
+            self._operations.add_mixed(x[rows], self._weights.layers[index], list(_stretches(given, index, rows)))
 
     def _sweep(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
         """What all experts give to many tokens, one expert after the other."""
@@ -116,3 +138,27 @@ class TextModel:
         stages.turn("shared")
         self._operations.add_shared(out, normed, self._weights.layers[index])
         return out
+
+
+def _stretches(given: Sequence[Given], layer: int, rows: slice) -> Iterator[Stretch]:
+    """The sequences' parts of some of a chunk's rows, counted from the first of them."""
+    start = 0
+    for each in given:
+        first, last = max(start, rows.start), min(start + len(each.tokens), rows.stop)
+        if first < last:
+            within = slice(first - rows.start, last - rows.start)
+            yield Stretch(within, each.state.position + first - start, each.state.layers[layer])
+        start += len(each.tokens)
+
+
+def _wanted(given: Sequence[Given]) -> Iterator[tuple[slice, list[int]]]:
+    """Runs of rows whose logits are wanted, with each sequence's share of them."""
+    run, counts, end = slice(0, 0), list[int](), 0
+    for each in given:
+        end += len(each.tokens)
+        if counts and end - each.wanted != run.stop:
+            yield run, counts
+            run, counts = slice(0, 0), []
+        run = slice(run.start if counts else end - each.wanted, end)
+        counts.append(each.wanted)
+    yield run, counts

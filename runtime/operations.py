@@ -3,20 +3,12 @@
 Nothing here knows of sequences or of where weights come from.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..manifests import schema
-from .backends.base import (
-    AttentionState,
-    AttentionWeights,
-    Backend,
-    DeltaState,
-    DeltaWeights,
-    Floats,
-    Matrix,
-    Routes,
-    Tensor,
-)
+from .backends.base import AttentionWeights, Backend, Floats, Matrix, Routes, Stretch, Tensor
 from .weights import LayerWeights
 
 HEAD_ROWS = 32  # tokens that the output head sees together: their logits are what takes memory
@@ -33,13 +25,13 @@ class Operations:
         """RMS norm of each token."""
         return self.backend.rms_norm(x, weight, self.shape.rms_norm_eps)
 
-    def mix(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> Tensor:
-        """What the layer's mixer adds to residual rows `x`, consecutive tokens of one sequence; advances `state`."""
-        return self.backend.linear(self._heads(x, weights, state, position), weights.mixer.out)
+    def mix(self, x: Tensor, weights: LayerWeights, stretches: Sequence[Stretch]) -> Tensor:
+        """What the layer's mixer adds to residual rows `x`, which the stretches cover; advances their states."""
+        return self.backend.linear(self._heads(x, weights, stretches), weights.mixer.out)
 
-    def add_mixed(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> None:
+    def add_mixed(self, x: Tensor, weights: LayerWeights, stretches: Sequence[Stretch]) -> None:
         """x += that, in place."""
-        self.backend.add_linear(x, self._heads(x, weights, state, position), weights.mixer.out)
+        self.backend.add_linear(x, self._heads(x, weights, stretches), weights.mixer.out)
 
     def route(self, normed: Tensor, weights: LayerWeights, experts_per_token: int) -> Routes:
         """The router's choice for normed tokens."""
@@ -64,14 +56,11 @@ class Operations:
         nothing = np.empty((0, self.shape.vocab_size), np.float32)
         return found[0] if len(found) == 1 else np.concatenate([nothing, *found])
 
-    def _heads(self, x: Tensor, weights: LayerWeights, state: AttentionState | DeltaState, position: int) -> Tensor:
+    def _heads(self, x: Tensor, weights: LayerWeights, stretches: Sequence[Stretch]) -> Tensor:
         """What the mixer's heads give, before its output projection."""
-        shape, eps = self.shape, self.shape.rms_norm_eps
-        self.backend.section("attention" if isinstance(weights.mixer, AttentionWeights) else "delta net")
+        shape, mixer, eps = self.shape, weights.mixer, self.shape.rms_norm_eps
+        self.backend.section("attention" if isinstance(mixer, AttentionWeights) else "delta net")
         normed = self.norm(x, weights.input_norm)
-        if isinstance(weights.mixer, AttentionWeights) and isinstance(state, AttentionState):
-            rotation = self.backend.rotation(position, len(x), shape.full_attention)
-            return self.backend.attention(normed, weights.mixer, state, position, rotation, shape.full_attention, eps)
-        assert isinstance(weights.mixer, DeltaWeights)
-        assert isinstance(state, DeltaState)
-        return self.backend.delta(normed, weights.mixer, state, shape.linear_attention, eps)
+        if isinstance(mixer, AttentionWeights):
+            return self.backend.attention(normed, mixer, stretches, shape.full_attention, eps)
+        return self.backend.delta(normed, mixer, stretches, shape.linear_attention, eps)

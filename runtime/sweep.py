@@ -15,7 +15,7 @@ import numpy as np
 from ..layout.matrix import ExpertMatrices
 from ..layout.record import PROJECTIONS
 from ..manifests.errors import CorruptInputError, UsageError
-from .backends.base import AttentionState, Backend, DeltaState, Floats, Ids, Matrix, Routes, Tensor
+from .backends.base import AttentionState, Backend, DeltaState, Floats, Ids, Matrix, Routes, Stretch, Tensor
 from .corpus import Corpus, Room, Stream
 from .operations import Operations
 from .source import Source
@@ -136,7 +136,8 @@ class Sweep:
         backend = self.backend
         for first in range(0, len(rows), self._chunk):
             part = rows[first : first + self._chunk]
-            mixed = self._operations.mix(backend.vector(part), weights, state, position + first)
+            stretch = Stretch(slice(0, len(part)), position + first, state)
+            mixed = self._operations.mix(backend.vector(part), weights, [stretch])
             part += backend.to_host(mixed)
 
     def _add_experts(

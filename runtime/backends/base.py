@@ -74,11 +74,20 @@ class DeltaState:
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """cos and sin of a chunk's positions, [tokens, rotary_dims / 2]."""
+class Stretch:
+    """Rows of a chunk that are consecutive tokens of one sequence.
 
-    cos: Tensor
-    sin: Tensor
+    `position` is the first one's in the sequence, `state` the sequence's of the layer that the chunk goes through.
+    """
+
+    rows: slice
+    position: int
+    state: AttentionState | DeltaState
+
+    @property
+    def count(self) -> int:
+        """How many tokens."""
+        return int(self.rows.stop - self.rows.start)
 
 
 @dataclass(frozen=True)
@@ -194,28 +203,31 @@ class Backend(Protocol):
     def add_gated(self, to: Tensor, x: Tensor, gate: Tensor) -> None:
         """to += sigmoid(gate) * x, in place; gate is [tokens, 1]."""
 
-    def rotation(self, position: int, tokens: int, shape: schema.FullAttention) -> Rotation:
-        """The rotary embedding of positions position..position + tokens - 1."""
-
     def attention(
         self,
         x: Tensor,
         weights: AttentionWeights,
-        state: AttentionState,
-        position: int,
-        rotation: Rotation,
+        stretches: Sequence[Stretch],
         shape: schema.FullAttention,
         eps: float,
     ) -> Tensor:
         """What the heads of gated full attention give for normed `x`, [tokens, num_heads * head_dim].
 
-        Writes cache rows from `position` on, which must fit.
+        The stretches cover all rows. Writes each one's cache rows from its position on, which must fit.
         """
 
     def delta(
-        self, x: Tensor, weights: DeltaWeights, state: DeltaState, shape: schema.LinearAttention, eps: float
+        self,
+        x: Tensor,
+        weights: DeltaWeights,
+        stretches: Sequence[Stretch],
+        shape: schema.LinearAttention,
+        eps: float,
     ) -> Tensor:
-        """What the heads of a Gated DeltaNet give for normed `x`, [tokens, value heads * dim]; advances `state`."""
+        """What the heads of a Gated DeltaNet give for normed `x`, [tokens, value heads * dim]; advances the states.
+
+        The stretches cover all rows.
+        """
 
     def route(self, logits: Tensor, k: int) -> Routes:
         """Softmax over all experts, the k largest (ties to the lower id), renormalised."""

@@ -30,8 +30,8 @@ from .base import (
     Ids,
     Memory,
     Record,
-    Rotation,
     Routes,
+    Stretch,
 )
 from .rotary import frequencies
 
@@ -153,44 +153,47 @@ class CpuBackend:
         """See Backend.add_gated."""
         _native.add_gated(self._pool, x, gate, to)
 
-    def rotation(self, position: int, tokens: int, shape: schema.FullAttention) -> Rotation:
-        """Angles in float32, as transformers computes them; cos and sin rounded from float64."""
-        turns = frequencies(shape.rotary_dims, shape.rope_theta)
-        cos, sin = (np.empty((tokens, len(turns)), np.float32) for _ in range(2))
-        _native.rotation(position, turns, cos, sin)
-        return Rotation(cos, sin)
-
     def attention(
         self,
         x: Floats,
         weights: AttentionWeights,
-        state: AttentionState,
-        position: int,
-        rotation: Rotation,
+        stretches: Sequence[Stretch],
         shape: schema.FullAttention,
         eps: float,
     ) -> Floats:
         """See Backend.attention."""
         sizes = _native.attention_shape(shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.rotary_dims, eps)
         out = np.empty((len(x), shape.num_heads * shape.head_dim), np.float32)
-        query, key, value = self._products(self.shared(x), weights.query, weights.key, weights.value)
+        projected = self._products(self.shared(x), weights.query, weights.key, weights.value)
         norms = (weights.query_norm, weights.key_norm)
-        cache = (state.keys, state.values)
-        turns = (rotation.cos, rotation.sin)
-        _native.attention(self._pool, sizes, position, query, key, value, *norms, *turns, *cache, out)
+        for each in stretches:
+            assert isinstance(each.state, AttentionState)
+            query, key, value = (part[each.rows] for part in projected)
+            turns, cache = _rotation(each.position, each.count, shape), (each.state.keys, each.state.values)
+            to = out[each.rows]
+            _native.attention(self._pool, sizes, each.position, query, key, value, *norms, *turns, *cache, to)
         return out
 
     def delta(
-        self, x: Floats, weights: DeltaWeights, state: DeltaState, shape: schema.LinearAttention, eps: float
+        self,
+        x: Floats,
+        weights: DeltaWeights,
+        stretches: Sequence[Stretch],
+        shape: schema.LinearAttention,
+        eps: float,
     ) -> Floats:
         """See Backend.delta."""
         heads = (shape.num_key_heads, shape.num_value_heads, shape.key_head_dim, shape.value_head_dim)
         sizes = _native.delta_shape(*heads, shape.conv_kernel, eps)
         out = np.empty((len(x), shape.num_value_heads * shape.value_head_dim), np.float32)
         projections = (weights.mixed, weights.gate, weights.beta, weights.decay)
-        mixed, gate, beta, decay = self._products(self.shared(x), *projections)
+        projected = self._products(self.shared(x), *projections)
         small = (weights.conv, weights.log_decay, weights.decay_bias, weights.norm)
-        _native.delta(self._pool, sizes, mixed, gate, beta, decay, *small, state.conv, state.memory, out)
+        for each in stretches:
+            assert isinstance(each.state, DeltaState)
+            mixed, gate, beta, decay = (part[each.rows] for part in projected)
+            state, to = (each.state.conv, each.state.memory), out[each.rows]
+            _native.delta(self._pool, sizes, mixed, gate, beta, decay, *small, *state, to)
         return out
 
     def route(self, logits: Floats, k: int) -> Routes:
@@ -226,6 +229,14 @@ class CpuBackend:
         out = [np.empty((x.count, matrix.rows), np.float32) for matrix in matrices]
         _native.matmul(self._pool, list(matrices), x, out)
         return out
+
+
+def _rotation(position: int, tokens: int, shape: schema.FullAttention) -> tuple[Floats, Floats]:
+    """cos and sin [tokens, rotary_dims / 2], of angles in float32, as in transformers; rounded from float64."""
+    turns = frequencies(shape.rotary_dims, shape.rope_theta)
+    cos, sin = (np.empty((tokens, len(turns)), np.float32) for _ in range(2))
+    _native.rotation(position, turns, cos, sin)
+    return cos, sin
 
 
 def _projection(layout: RecordLayout, projection: str) -> _native.Projection:

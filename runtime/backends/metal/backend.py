@@ -23,7 +23,7 @@ from ... import _native
 from ...decoding import Decoding, Parts
 from ...tally import Tally
 from ...trace import Recorder
-from ..base import AttentionState, AttentionWeights, DeltaState, DeltaWeights, Floats, Ids, Record, Rotation, Routes
+from ..base import AttentionState, AttentionWeights, DeltaState, DeltaWeights, Floats, Ids, Record, Routes, Stretch
 from ..rotary import frequencies
 from . import launches, library
 from .decoding import DevicePaced
@@ -233,60 +233,89 @@ class MetalBackend:
         arguments = (x.argument, gate.argument, to.argument, launches.count(x.width))
         self.work.run(self._plain("add_gated"), launches.threads_grid(x.width, len(x)), *arguments)
 
-    def rotation(self, position: int, tokens: int, shape: schema.FullAttention) -> Rotation:
-        """Rows of a table of all positions, which is filled as far as they are asked for."""
-        return self._turns.of(position, tokens)
-
     def attention(
         self,
         x: Tensor,
         weights: AttentionWeights,
-        state: AttentionState,
-        position: int,
-        rotation: Rotation,
+        stretches: Sequence[Stretch],
         shape: schema.FullAttention,
         eps: float,
     ) -> Tensor:
         """See Backend.attention."""
-        tokens, heads, kv_heads = len(x), shape.num_heads, shape.num_kv_heads
+        projected = self._products(x, weights.query, weights.key, weights.value)
+        queries = self.tensor(len(x), shape.num_heads * shape.head_dim)
+        for each in stretches:
+            rows = [part[each.rows] for part in projected]
+            self._attend(rows, weights, each, shape, eps, queries[each.rows])
+        return queries
+
+    def _attend(
+        self,
+        projected: Sequence[Tensor],
+        weights: AttentionWeights,
+        stretch: Stretch,
+        shape: schema.FullAttention,
+        eps: float,
+        queries: Tensor,
+    ) -> None:
+        """One sequence's rows; results take the queries' place."""
+        state, tokens, heads, kv_heads = stretch.state, stretch.count, shape.num_heads, shape.num_kv_heads
+        assert isinstance(state, AttentionState)
         kernels = self._kernels.of(library.attention(shape))
-        query, key, value = self._products(x, weights.query, weights.key, weights.value)
-        splits = _splits(position + 1) if tokens == 1 else 1
-        chunk = launches.AttentionChunk(position, tokens, splits, eps).packed
-        queries = self.tensor(tokens, heads * shape.head_dim)
-        norms, turns = (weights.query_norm, weights.key_norm), (rotation.cos, rotation.sin)
-        tensors: tuple[Tensor, ...] = (query, key, value, *norms, *turns, queries, state.keys, state.values)
+        splits = _splits(stretch.position + 1) if tokens == 1 else 1
+        chunk = launches.AttentionChunk(stretch.position, tokens, splits, eps).packed
+        norms, turns = (weights.query_norm, weights.key_norm), self._turns.of(stretch.position, tokens)
+        tensors: tuple[Tensor, ...] = (*projected, *norms, *turns, queries, state.keys, state.values)
         grid = launches.groups_grid(tokens * (heads + kv_heads))
         self.work.run(kernels["attention_prepare"], grid, *(each.argument for each in tensors), chunk)
         partials = self.tensor(tokens * heads * splits, shape.head_dim + 2)
         tensors = (queries, state.keys, state.values, partials)
         grid = launches.attention_grid(tokens, heads, kv_heads, splits)
         self.work.run(kernels["attention"], grid, *(each.argument for each in tensors), chunk)
-        tensors, grid = (partials, query, queries), launches.groups_grid(tokens * heads)  # queries are done with
+        tensors, grid = (partials, projected[0], queries), launches.groups_grid(tokens * heads)  # queries are done with
         self.work.run(kernels["attention_join"], grid, *(each.argument for each in tensors), chunk)
-        return queries
 
     def delta(
-        self, x: Tensor, weights: DeltaWeights, state: DeltaState, shape: schema.LinearAttention, eps: float
+        self,
+        x: Tensor,
+        weights: DeltaWeights,
+        stretches: Sequence[Stretch],
+        shape: schema.LinearAttention,
+        eps: float,
     ) -> Tensor:
         """See Backend.delta."""
-        tokens, heads, dim = len(x), shape.num_value_heads, shape.value_head_dim
+        projected = self._products(x, weights.mixed, weights.gate, weights.beta, weights.decay)
+        convolved = self.tensor(len(x), projected[0].width)
+        out = self.tensor(len(x), shape.num_value_heads * shape.value_head_dim)
+        for each in stretches:
+            rows = [part[each.rows] for part in (*projected, convolved, out)]
+            self._advance(rows, weights, each, shape, eps)
+        return out
+
+    def _advance(
+        self,
+        rows: Sequence[Tensor],
+        weights: DeltaWeights,
+        stretch: Stretch,
+        shape: schema.LinearAttention,
+        eps: float,
+    ) -> None:
+        """One sequence's rows: mixed, gate, beta, decay; and what becomes of them: convolved, out."""
+        mixed, gate, beta, decay, convolved, out = rows
+        state, tokens, heads, dim = stretch.state, stretch.count, shape.num_value_heads, shape.value_head_dim
+        assert isinstance(state, DeltaState)
         kernels, count = self._kernels.of(library.delta(shape)), launches.count(tokens)
-        mixed, gate, beta, decay = self._products(x, weights.mixed, weights.gate, weights.beta, weights.decay)
-        convolved = self.tensor(tokens, mixed.width)
         tensors: tuple[Tensor, ...] = (mixed, weights.conv, state.conv, convolved)
         grid = launches.threads_grid(mixed.width)
         self.work.run(kernels["delta_convolve"], grid, *(each.argument for each in tensors), count)
         grid = launches.delta_norm_grid(shape.num_key_heads, tokens)
         self.work.run(kernels["delta_norm"], grid, convolved.argument)
-        out = self.tensor(tokens, heads * dim)
         tensors = (convolved, decay, beta, weights.log_decay, weights.decay_bias, state.memory, out)
         grid = launches.rule_grid(dim, heads)
         self.work.run(kernels["delta_rule"], grid, *(each.argument for each in tensors), count)
         tensors, norm = (out, weights.norm, gate, out), launches.gated_norm(dim, eps, tokens * heads)
         grid = launches.groups_grid(tokens * heads)
         self.work.run(self._norms("gated_rms_norm"), grid, *(each.argument for each in tensors), norm)
-        return out
 
     def route(self, logits: Tensor, k: int) -> Routes:
         """See Backend.route; waits."""
@@ -426,7 +455,7 @@ class _Turns:
         self._cos, self._sin = (Tensor(spares.region(size, name), context, width) for name in ("cosines", "sines"))
         self._known = 0
 
-    def of(self, position: int, tokens: int) -> Rotation:
+    def of(self, position: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Those of some positions."""
         last = position + tokens
         if last > self._known:
@@ -435,7 +464,7 @@ class _Turns:
             _native.rotation(self._known, self._frequencies, cos, sin)
             self._cos.values[new], self._sin.values[new] = cos, sin
             self._known = last
-        return Rotation(self._cos[position:last], self._sin[position:last])
+        return self._cos[position:last], self._sin[position:last]
 
 
 def _alike(products: Sequence[tuple[Matrix, int]]) -> Iterator[list[tuple[Matrix, int]]]:

@@ -307,8 +307,8 @@ MUTANTS = [
     _backend(
         "sines for cosines",
         Kind.PLACE,
-        "return Rotation(self._cos[position:last], self._sin[position:last])",
-        "return Rotation(self._sin[position:last], self._cos[position:last])",
+        "return self._cos[position:last], self._sin[position:last]",
+        "return self._sin[position:last], self._cos[position:last]",
     ),
     _backend(
         "angles are computed from the chunk's start",
@@ -320,7 +320,7 @@ MUTANTS = [
     _backend(
         "attention knows no position",
         Kind.PLACE,
-        "launches.AttentionChunk(position, tokens,",
+        "launches.AttentionChunk(stretch.position, tokens,",
         "launches.AttentionChunk(0, tokens,",
     ),
     _backend(
