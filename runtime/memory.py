@@ -139,12 +139,11 @@ def plan(
 ) -> MemoryPlan:
     """Divide `memory` bytes (by default a share of what is available) by what a backend `needs`, by default the CPU's.
 
-    `slots` fixes the number of expert slots, `context` the positions of each of `sessions` sequences, `chunk` the tokens
-    computed together.
-    Without them: a context of DEFAULT_CONTEXT and chunks of DEFAULT_CHUNK, halved while they take more than their part
-    of the room or leave fewer slots than one layer of one token needs, though not below their least; slots get the
-    rest. Raises UsageError, naming the smallest budget that works, if the parts do not fit, and for a context or
-    number of slots outside the model's range.
+    `slots` fixes the number of expert slots, `context` the positions of each of `sessions` sequences, `chunk` how many
+    tokens are computed together. Without them: a context of DEFAULT_CONTEXT and chunks of DEFAULT_CHUNK, halved while
+    they take more than their part of the room or leave fewer slots than one layer of one token needs, though not below
+    their least; slots get the rest. Raises UsageError, naming the smallest budget that works, if the parts do not fit,
+    and for a context or number of slots outside the model's range.
     """
     budget = default_budget() if memory is None else Budget(memory)
     return _Division(pack, budget, needs or HostNeeds(pack), slots, context, chunk, sessions).plan()
