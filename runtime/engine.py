@@ -22,6 +22,7 @@ from .disk import Tuning, tune
 from .experts import ExpertStream
 from .memory import MemoryPlan, plan
 from .model import Given, TextModel
+from .sessions.snapshot import Snapshot, restore
 from .state import State
 from .streaming.files import Access
 from .trace import Recorder
@@ -222,12 +223,29 @@ class Session:
         """One chunk: the logits after its last `wanted` tokens."""
         return advance(self._decoder, [(self, tokens, wanted)])[0]
 
+    def snapshot(self, first: int) -> Snapshot:
+        """A copy of what its positions from `first` on left behind. Raises UsageError after an error."""
+        self._require_usable()
+        return Snapshot.of(self.state, first, self._engine.backend)
+
+    def restore(self, snapshots: Sequence[Snapshot]) -> None:
+        """Go to the end of snapshots that follow each other from position 0 on, or to 0, whatever happened before.
+
+        They must be of this pack, K and arithmetic. Raises UsageError if the engine is closed or the context too small.
+        """
+        self._require_open()
+        last = snapshots[-1].last if snapshots else 0
+        if last > self._engine.context:
+            raise UsageError(
+                f"{last} tokens do not fit the context of {self._engine.context}; ask for a larger context"
+            )
+        self.failed = True
+        restore(self.state, snapshots, self._engine.backend)
+        self.failed = False
+
     def check(self, tokens: Sequence[int]) -> None:
         """Raise UsageError if the session cannot be given these tokens, as `extend` does."""
-        if self._engine.closed:
-            raise UsageError("the engine of this session is closed; open the pack again")
-        if self.failed:
-            raise UsageError("this session was ended by an error; start a new one")
+        self._require_usable()
         if len(tokens) == 0:
             raise UsageError("there are no tokens to continue from; give a prompt of at least one token")
         if self.position + len(tokens) > self._engine.context:
@@ -238,6 +256,15 @@ class Session:
         unknown = next((token for token in tokens if not 0 <= token < self._engine.model.vocab_size), None)
         if unknown is not None:
             raise UsageError(f"token {unknown} is outside the model's vocabulary of {self._engine.model.vocab_size}")
+
+    def _require_open(self) -> None:
+        if self._engine.closed:
+            raise UsageError("the engine of this session is closed; open the pack again")
+
+    def _require_usable(self) -> None:
+        self._require_open()
+        if self.failed:
+            raise UsageError("this session was ended by an error; start a new one")
 
 
 def advance(decoder: TextModel, given: Sequence[tuple[Session, Sequence[int], int]]) -> list[Floats]:

@@ -177,7 +177,10 @@ class Backend(Protocol):
         """One [rows, width] of unspecified values, that does too; rows never written should occupy no memory."""
 
     def to_host(self, x: Tensor) -> Floats:
-        """The values as a numpy array."""
+        """The values as a numpy array, which may be the tensor's own memory."""
+
+    def write(self, to: Tensor, values: Floats) -> None:
+        """Overwrite a tensor that outlives forward passes, between two of them; values are shaped as `to_host`'s."""
 
     def embed(self, table: Matrix, ids: Ids) -> Tensor:
         """Rows `ids` of the embedding table."""

@@ -118,6 +118,10 @@ class CpuBackend:
         """The array itself."""
         return x
 
+    def write(self, to: Floats, values: Floats) -> None:
+        """See Backend.write."""
+        to[:] = values
+
     def embed(self, table: _native.Matrix, ids: Ids) -> Floats:
         """Rows `ids`, as float32."""
         out = np.empty((len(ids), table.cols), np.float32)

@@ -1,0 +1,74 @@
+"""A sequence's state between two positions, copied to the host: what it takes to go on from the second one.
+
+Rows of key/value caches are those of the stretch alone, since earlier ones never change; convolutions and recurrent
+states are whole, as they were at its end, because nothing but computing leads back from there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from ..backends.base import AttentionState, Backend, Floats, Tensor
+from ..state import State
+
+LayerCopy: TypeAlias = tuple[Floats, Floats]  # keys and values of the stretch, or convolution and memory at its end
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Positions from `first` to `last`, exclusive; `layers` as LayerCopy says."""
+
+    first: int
+    last: int
+    layers: tuple[LayerCopy, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its arrays."""
+        return sum(array.nbytes for copies in self.layers for array in copies)
+
+    @classmethod
+    def of(cls, state: State, first: int, backend: Backend) -> "Snapshot":
+        """The state's positions from `first` on; between forward passes only."""
+        rows = slice(first, state.position)
+        copies = [
+            (_copy(layer.keys[rows], backend), _copy(layer.values[rows], backend))
+            if isinstance(layer, AttentionState)
+            else (_copy(layer.conv, backend), _copy(layer.memory, backend))
+            for layer in state.layers
+        ]
+        return cls(first, state.position, tuple(copies))
+
+
+def restore(state: State, snapshots: Sequence[Snapshot], backend: Backend) -> None:
+    """Bring a state of any position to the end of snapshots that follow each other from 0 on; without any, to 0.
+
+    Raises ValueError if they do not. Between forward passes only.
+    """
+    ends = [0, *(each.last for each in snapshots)]
+    if [each.first for each in snapshots] != ends[:-1]:
+        raise ValueError("snapshots to restore do not follow each other")
+    for index, layer in enumerate(state.layers):
+        if isinstance(layer, AttentionState):
+            _restore_caches(layer, index, snapshots, backend)
+        elif snapshots:
+            conv, memory = snapshots[-1].layers[index]
+            backend.write(layer.conv, conv)
+            backend.write(layer.memory, memory)
+        else:
+            for tensor in (layer.conv, layer.memory):
+                backend.write(tensor, np.zeros_like(backend.to_host(tensor)))
+    state.position = ends[-1]
+
+
+def _restore_caches(layer: AttentionState, index: int, snapshots: Sequence[Snapshot], backend: Backend) -> None:
+    for each in snapshots:
+        rows, (keys, values) = slice(each.first, each.last), each.layers[index]
+        backend.write(layer.keys[rows], keys)
+        backend.write(layer.values[rows], values)
+
+
+def _copy(tensor: Tensor, backend: Backend) -> Floats:
+    return np.array(backend.to_host(tensor), np.float32)

@@ -1,0 +1,105 @@
+"""What is remembered of prompts: bounded, the longest that can be continued is found, and nothing else."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moepack.runtime.sessions.prefixes import Node, Prefixes
+from moepack.runtime.sessions.snapshot import Snapshot
+
+LIMIT = 40
+
+
+@dataclass(frozen=True)
+class Sized(Snapshot):
+    """A snapshot of nothing that takes so many bytes."""
+
+    bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.bytes
+
+
+def remember(prefixes: Prefixes, tokens: tuple[int, ...], size: int) -> Node:
+    known = prefixes.find((*tokens, -1))
+    position = known.node.position
+    return prefixes.add(known.node, tokens[position:], Sized(position, len(tokens), (), size))
+
+
+def nodes(node: Node) -> list[Node]:
+    return [each for child in node.children.values() for each in (child, *nodes(child))]
+
+
+def test_the_longest_prefix_is_continued_and_one_token_is_left_to_compute() -> None:
+    prefixes = Prefixes(LIMIT)
+    remember(prefixes, (1, 2, 3), 1)
+    remember(prefixes, (1, 2, 3, 4, 5), 1)
+    assert prefixes.find((1, 2, 3, 4, 5, 6)).node.position == 5
+    assert prefixes.find((1, 2, 3, 4, 5)).node.position == 3
+    assert prefixes.find((1, 2, 3, 9, 9)).node.position == 3
+    assert prefixes.find((1, 2, 3)).node.position == 0
+    assert prefixes.find((2, 2, 3, 4)).node.position == 0
+
+
+def test_where_prompts_part_is_known() -> None:
+    prefixes = Prefixes(LIMIT)
+    remember(prefixes, (1, 2, 3, 4), 1)
+    known = prefixes.find((1, 2, 3, 9, 9))
+    assert (known.node.position, known.parts) == (0, 3)
+    remember(prefixes, (1, 2, 3), 1)
+    assert prefixes.find((1, 2, 3, 8, 8)).node.position == 3
+
+
+def test_a_known_stretch_is_not_added_twice() -> None:
+    prefixes = Prefixes(LIMIT)
+    node = remember(prefixes, (1, 2), 5)
+    assert prefixes.add(prefixes.root, (1, 2), Sized(0, 2, (), 5)) is node
+    assert prefixes.size == 5
+
+
+def test_what_is_too_large_is_not_kept_and_takes_nothing_else_along() -> None:
+    prefixes = Prefixes(LIMIT)
+    node = remember(prefixes, (1, 2), 30)
+    assert prefixes.add(node, (3,), Sized(2, 3, (), 11)) is node
+    assert prefixes.find((1, 2, 9)).node is node
+
+
+def test_the_oldest_leaf_goes_first() -> None:
+    gone: list[Node] = []
+    prefixes = Prefixes(LIMIT, gone.append)
+    for first in (1, 2, 3):
+        remember(prefixes, (first, first), 12)
+    prefixes.find((1, 1, 5))
+    remember(prefixes, (4, 4), 12)
+    assert [node.tokens for node in gone] == [(2, 2)]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.integers(1, 25)), max_size=40))
+def test_never_more_than_the_limit_and_always_the_truth(steps: list[tuple[list[int], int]]) -> None:
+    prefixes = Prefixes(LIMIT)
+    for prompt, size in steps:
+        tokens = tuple(prompt)
+        remember(prefixes, tokens, size)
+        kept = nodes(prefixes.root)
+        assert prefixes.size == sum(node.snapshot.size for node in kept if node.snapshot) <= LIMIT
+        paths = {sum((node.tokens for node in each.path), ()) for each in kept}
+        known = prefixes.find((*tokens, 9))
+        usable = [path for path in paths if tokens[: len(path)] == path]
+        assert known.node.position == max(map(len, usable), default=0)
+        assert known.node.position <= known.parts <= len(tokens)
+        firsts = [snapshot.first for snapshot in known.snapshots]
+        assert firsts == [0, *(snapshot.last for snapshot in known.snapshots[:-1])][: len(firsts)]
+
+
+def test_snapshots_lead_from_the_beginning_to_the_node() -> None:
+    prefixes = Prefixes(LIMIT)
+    remember(prefixes, (1, 2), 1)
+    remember(prefixes, (1, 2, 3), 1)
+    known = prefixes.find((1, 2, 3, 4))
+    assert [(each.first, each.last) for each in known.snapshots] == [(0, 2), (2, 3)]
+    with pytest.raises(StopIteration):
+        next(iter(prefixes.find((7, 7)).snapshots))
