@@ -1,25 +1,28 @@
 """Prompts that were computed before, as a tree of token stretches with a snapshot at each one's end.
 
-Promises to hold at most so many bytes: what was used longest ago goes first, leaves before what they continue. A
-prefix can be continued from where a snapshot is and nowhere else, so where prompts part is remembered as worth one.
-Knows tokens and snapshots; not what a chat is, nor where else a snapshot may be kept.
+Promises to hold at most so many bytes in memory: what was used longest ago goes first, leaves before what they
+continue; what a store keeps on disk is only let go of, and read again when it is asked for. A prefix can be continued
+from where a snapshot is and nowhere else, so where prompts part is told, as worth one. Knows tokens; not what a chat is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ...manifests.errors import MoepackError
 from .snapshot import Snapshot
+from .store import ROOT, Store, key_of
 
 Tokens = tuple[int, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
-    """A stretch of tokens after its parent's, and the snapshot of it; the root has neither."""
+    """A stretch of tokens after its parent's; `snapshot` is None while only the store has it. The root has none."""
 
+    key: bytes
     tokens: Tokens
-    snapshot: Snapshot | None
     parent: "Node | None"
+    snapshot: Snapshot | None = None
     children: dict[Tokens, "Node"] = field(default_factory=dict)
     used: int = 0
 
@@ -33,59 +36,107 @@ class Node:
         """Tokens up to its end."""
         return sum(len(node.tokens) for node in self.path)
 
+    @property
+    def all_tokens(self) -> Tokens:
+        """Those tokens."""
+        return tuple(token for node in self.path for token in node.tokens)
+
 
 @dataclass(frozen=True)
 class Known:
     """What is known of a prompt: the deepest node that it continues, and where it parts from what came before.
 
-    `parts` is the position of the longest beginning that it shares with any prompt remembered, at least the node's.
+    `snapshots` lead to the node. `parts` is the length of the longest beginning that the prompt shares with any other
+    that is remembered, at least the node's position.
     """
 
     node: Node
+    snapshots: tuple[Snapshot, ...]
     parts: int
-
-    @property
-    def snapshots(self) -> list[Snapshot]:
-        """Those that lead to the node."""
-        return [node.snapshot for node in self.node.path if node.snapshot is not None]
 
 
 class Prefixes:
-    """At most `limit` bytes of snapshots. `dropped` hears of every node that is forgotten."""
+    """At most `limit` bytes of snapshots in memory, more in a `store` if there is one.
 
-    def __init__(self, limit: int, dropped: Callable[[Node], None] = lambda node: None) -> None:
+    `identity`: everything besides tokens that a state depends on; snapshots of a store with another are not seen.
+    """
+
+    def __init__(self, limit: int, identity: bytes = b"", store: Store | None = None) -> None:
         self.limit = limit
         self.size = 0
-        self.root = Node((), None, None)
-        self._dropped = dropped
+        self.root = Node(ROOT, (), None)
+        self._identity, self._store = identity, store
         self._clock = 0
+        if store is not None:
+            self._attach(self.root, store)
 
     def find(self, tokens: Sequence[int]) -> Known:
         """What is known of a prompt, of which at least the last token is left to be computed."""
+        while True:
+            node, parts = self._deepest(tokens)
+            self._touch(node)
+            snapshots = self._loaded(node)
+            if snapshots is not None:
+                return Known(node, snapshots, parts)
+
+    def add(self, node: Node, tokens: Sequence[int], snapshot: Snapshot) -> Node:
+        """Remember a stretch after `node`; returns the node of its end.
+
+        If there is room in neither memory nor store nothing is added, and `node` is returned. Raises StorageError if
+        the store fails; then memory remembers it all the same.
+        """
+        stretch = tuple(tokens)
+        if not stretch or stretch in node.children:
+            known = node.children.get(stretch, node)
+            self._touch(known)
+            return known
+        new = Node(key_of(self._identity, (*node.all_tokens, *stretch)), stretch, node)
+        if self._make_room(snapshot.size, node):
+            new.snapshot = snapshot
+            self.size += snapshot.size
+            node.children[stretch] = new
+            self._touch(new)
+        if self._store is not None and (node is self.root or node.key in self._store.kept):
+            saved = self._store.save(new.key, node.key, stretch, snapshot)
+            if saved:
+                node.children[stretch] = new
+            self._prune(self.root)
+        return new if node.children.get(stretch) is new else node
+
+    def _deepest(self, tokens: Sequence[int]) -> tuple[Node, int]:
+        """The deepest node that a prompt continues, and where it parts from what came before."""
         node, position, parts = self.root, 0, 0
         while True:
             rest = tuple(tokens[position:-1])
-            parts = max([parts, *(position + _shared(each, rest) for each in node.children)])
+            parts = max([parts, position, *(position + _shared(each, rest) for each in node.children)])
             longest = max((each for each in node.children if rest[: len(each)] == each), key=len, default=None)
             if longest is None:
-                self._touch(node)
-                return Known(node, max(parts, position))
+                return node, parts
             node, position = node.children[longest], position + len(longest)
 
-    def add(self, node: Node, tokens: Sequence[int], snapshot: Snapshot) -> Node:
-        """Remember a stretch after `node`, whose snapshots lead to it; returns the node of its end.
+    def _loaded(self, node: Node) -> tuple[Snapshot, ...] | None:
+        """The snapshots that lead to a node; None if one of them turned out to be of no use, and is forgotten now."""
+        found: list[Snapshot] = []
+        for each in node.path:
+            snapshot = each.snapshot or self._load(each, found[-1].last if found else 0)
+            if snapshot is None:
+                self._forget(each)
+                return None
+            found.append(snapshot)
+        return tuple(found)
 
-        One that is known, empty, or too large to be kept adds nothing; then `node`, or the known one, is returned.
-        """
-        key = tuple(tokens)
-        known = node.children.get(key)
-        if known is not None or not key or not self._make_room(snapshot.size, node):
-            self._touch(known or node)
-            return known or node
-        new = node.children[key] = Node(key, snapshot, node)
-        self.size += snapshot.size
-        self._touch(new)
-        return new
+    def _load(self, node: Node, first: int) -> Snapshot | None:
+        """From the store, into memory if it has room for it."""
+        assert self._store is not None
+        try:
+            snapshot = self._store.load(node.key, first)
+        except (MoepackError, OSError):
+            return None
+        self._store.touch(node.key)
+        if self._make_room(snapshot.size, node):
+            node.snapshot = snapshot
+            self.size += snapshot.size
+        return snapshot
 
     def _touch(self, node: Node) -> None:
         """It was used now, and so was what leads to it."""
@@ -94,27 +145,57 @@ class Prefixes:
             each.used = self._clock
 
     def _make_room(self, size: int, keep: Node) -> bool:
-        """Forget leaves, oldest first, until `size` more bytes fit; False if they never will beside `keep`'s path."""
-        kept = {id(node) for node in keep.path}
+        """Let go of leaves, oldest first, until `size` more bytes fit; False if they never do beside `keep`'s path."""
+        kept = set(keep.path)
         while self.size + size > self.limit:
-            leaves = [node for node in self._leaves(self.root) if id(node) not in kept]
+            leaves = [node for node in _leaves_in_memory(self.root) if node not in kept]
             if not leaves:
                 return False
-            self._drop(min(leaves, key=lambda node: node.used))
+            self._let_go(min(leaves, key=lambda node: node.used))
         return True
 
-    def _drop(self, node: Node) -> None:
-        assert node.parent is not None
+    def _let_go(self, node: Node) -> None:
+        """Of its snapshot; of all of it if no store has it."""
         assert node.snapshot is not None
-        del node.parent.children[node.tokens]
         self.size -= node.snapshot.size
-        self._dropped(node)
+        node.snapshot = None
+        if self._store is None or node.key not in self._store.kept:
+            self._forget(node)
 
-    def _leaves(self, node: Node) -> Iterator[Node]:
-        if not node.children and node.parent is not None:
-            yield node
-        for child in node.children.values():
-            yield from self._leaves(child)
+    def _forget(self, node: Node) -> None:
+        """A node and what continues it, here and in the store."""
+        for child in list(node.children.values()):
+            self._forget(child)
+        assert node.parent is not None
+        del node.parent.children[node.tokens]
+        if node.snapshot is not None:
+            self.size -= node.snapshot.size
+        if self._store is not None and node.key in self._store.kept:
+            self._store.forget(node.key)
+
+    def _prune(self, node: Node) -> None:
+        """Nodes that only the store had, and has no more."""
+        assert self._store is not None
+        for child in list(node.children.values()):
+            self._prune(child)
+            if child.snapshot is None and child.key not in self._store.kept:
+                self._forget(child)
+
+    def _attach(self, node: Node, store: Store) -> None:
+        """What the store keeps that continues `node`, if it is of this identity."""
+        for key, kept in store.kept.items():
+            if kept.parent == node.key and key == key_of(self._identity, (*node.all_tokens, *kept.tokens)):
+                child = node.children[kept.tokens] = Node(key, kept.tokens, node)
+                self._attach(child, store)
+
+
+def _leaves_in_memory(node: Node) -> Iterator[Node]:
+    """Nodes with a snapshot that no other with one continues."""
+    below = [leaf for child in node.children.values() for leaf in _leaves_in_memory(child)]
+    if below:
+        yield from below
+    elif node.snapshot is not None:
+        yield node
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -1,0 +1,143 @@
+"""States on disk: found again after a restart, never believed when damaged, bounded, one process at a time."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moepack.manifests.errors import StorageError
+from moepack.runtime.sessions.prefixes import Prefixes
+from moepack.runtime.sessions.snapshot import Snapshot
+from moepack.runtime.sessions.store import Store, key_of
+
+BIG = 10**9
+ID = b"a pack, K = 4"
+
+
+def snapshot(first: int, last: int, seed: int = 0) -> Snapshot:
+    random = np.random.default_rng(seed)
+    rows = [random.standard_normal((last - first, 8), np.float32) for _ in range(2)]
+    state = [random.standard_normal(shape).astype(np.float32) for shape in ((3, 10), (2, 4, 4))]
+    return Snapshot(first, last, ((rows[0], rows[1]), (state[0], state[1])))
+
+
+def same(one: Snapshot, other: Snapshot) -> bool:
+    pairs = [
+        (a, b) for left, right in zip(one.layers, other.layers, strict=True) for a, b in zip(left, right, strict=True)
+    ]
+    return (one.first, one.last) == (other.first, other.last) and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def filled(folder: Path, limit: int = BIG, memory: int = BIG) -> tuple[Store, Prefixes]:
+    """A store with the prompts (1, 2, 3), (1, 2, 3, 4, 5) and (9,)."""
+    store = Store(folder, limit)
+    prefixes = Prefixes(memory, ID, store)
+    node = prefixes.add(prefixes.root, (1, 2, 3), snapshot(0, 3, 1))
+    prefixes.add(node, (4, 5), snapshot(3, 5, 2))
+    prefixes.add(prefixes.root, (9,), snapshot(0, 1, 3))
+    return store, prefixes
+
+
+def reopened(folder: Path, identity: bytes = ID, memory: int = BIG, limit: int = BIG) -> tuple[Store, Prefixes]:
+    store = Store(folder, limit)
+    return store, Prefixes(memory, identity, store)
+
+
+def test_a_restart_finds_what_was_kept(tmp_path: Path) -> None:
+    filled(tmp_path)[0].close()
+    store, prefixes = reopened(tmp_path)
+    known = prefixes.find((1, 2, 3, 4, 5, 6))
+    assert [same(*both) for both in zip(known.snapshots, (snapshot(0, 3, 1), snapshot(3, 5, 2)), strict=True)] == [
+        True
+    ] * 2
+    assert prefixes.find((9, 1)).node.position == 1
+    assert prefixes.size == sum(each.size for each in (*known.snapshots, *prefixes.find((9, 1)).snapshots))
+    store.close()
+
+
+def test_another_identity_sees_nothing(tmp_path: Path) -> None:
+    filled(tmp_path)[0].close()
+    store, prefixes = reopened(tmp_path, b"another pack")
+    assert prefixes.find((1, 2, 3, 4)).node is prefixes.root
+    store.close()
+
+
+@pytest.mark.parametrize("at", range(0, 800, 37))
+def test_a_damaged_file_is_never_continued_from(tmp_path: Path, at: int) -> None:
+    store, _ = filled(tmp_path)
+    file = store.kept[key_of(ID, (1, 2, 3))].path
+    store.close()
+    content = bytearray(file.read_bytes())
+    content[at % len(content)] ^= 16
+    file.chmod(0o644)
+    file.write_bytes(content)
+    store, prefixes = reopened(tmp_path)
+    assert prefixes.find((1, 2, 3, 4, 5, 6)).node is prefixes.root
+    assert prefixes.find((9, 1)).node.position == 1
+    store.close()
+
+
+def test_a_file_that_is_gone_is_never_continued_from(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+    store.kept[key_of(ID, (1, 2, 3))].path.unlink()
+    fresh = Prefixes(BIG, ID, store)
+    assert fresh.find((1, 2, 3, 4, 5, 6)).node is fresh.root
+    store.close()
+    store, prefixes = reopened(tmp_path)
+    assert prefixes.find((1, 2, 3, 4, 5, 6)).node is prefixes.root
+    store.close()
+
+
+def test_the_disk_is_bounded_and_the_oldest_goes_first(tmp_path: Path) -> None:
+    store, prefixes = filled(tmp_path)
+    limit = store.size
+    store.close()
+    for order, key in enumerate([(9,), (1, 2, 3), (1, 2, 3, 4, 5)]):
+        store, _ = reopened(tmp_path)
+        os.utime(store.kept[key_of(ID, key)].path, (order, order))
+        store.close()
+    store, prefixes = reopened(tmp_path, limit=limit)
+    prefixes.add(prefixes.root, (7,), snapshot(0, 1, 4))
+    assert store.size <= limit
+    assert key_of(ID, (9,)) not in store.kept
+    assert prefixes.find((9, 1)).node is prefixes.root
+    assert prefixes.find((1, 2, 3, 4, 5, 6)).node.position == 5
+    assert prefixes.find((7, 1)).node.position == 1
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == store.size
+    store.close()
+
+
+def test_what_memory_lets_go_of_the_disk_still_has(tmp_path: Path) -> None:
+    small = snapshot(0, 3).size
+    store, prefixes = filled(tmp_path, memory=small)
+    assert prefixes.size <= small
+    assert prefixes.find((1, 2, 3, 4, 5, 6)).node.position == 5
+    assert prefixes.find((9, 9)).node.position == 1
+    assert prefixes.size <= small
+    store.close()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+    with pytest.raises(StorageError, match="another moe-run keeps its state in"):
+        Store(tmp_path, BIG)
+    store.close()
+    Store(tmp_path, BIG).close()
+
+
+def test_what_a_crash_left_is_swept(tmp_path: Path) -> None:
+    filled(tmp_path)[0].close()
+    (tmp_path / "x.safetensors.tmp").write_bytes(b"half")
+    (tmp_path / "somebody's.txt").write_text("not ours")
+    store, prefixes = reopened(tmp_path)
+    assert not (tmp_path / "x.safetensors.tmp").exists()
+    assert (tmp_path / "somebody's.txt").exists()
+    assert prefixes.find((9, 1)).node.position == 1
+    store.close()
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="give another --state-dir"):
+        Store(tmp_path / "file" / "states", BIG)
