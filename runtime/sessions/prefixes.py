@@ -2,7 +2,7 @@
 
 Promises to hold at most so many bytes in memory: what was used longest ago goes first, leaves before what they
 continue; what a store keeps on disk is only let go of, and read again when it is asked for. A prefix can be continued
-from where a snapshot is and nowhere else, so where prompts part is told, as worth one. Knows tokens; not what a chat is.
+from where a snapshot is and nowhere else, so where prompts part is told, as worth one. Knows tokens, but no chat.
 """
 
 from collections.abc import Iterator, Sequence
