@@ -157,20 +157,19 @@ class Engine:
         """A session at position 0."""
         return Session(self, self._decoder, State(self.model, self.backend, self.context))
 
-    def extend(self, given: Sequence[tuple["Session", Sequence[int]]]) -> list[Floats]:
-        """Give sessions more tokens, all at once: of each the logits after its last token, float32 [vocab].
+    def extend(self, turns: Sequence["Turn"]) -> list[Floats]:
+        """Give sessions more tokens, all at once: of each the logits that it wants, float32 [wanted, vocab].
 
         Every expert that any token wants is read once for all of them, and logits are those that each session alone
         would get; on Metal but for last bits. All tokens together are at most memory.chunk, which is the caller's care,
         and no session comes twice: ValueError. Raises as Session.extend does; an error of reading ends all of them.
         """
-        sessions = [session for session, _ in given]
-        if len(set(map(id, sessions))) < len(sessions) or sum(len(tokens) for _, tokens in given) > self.memory.chunk:
+        sessions = {id(turn.session) for turn in turns}
+        if len(sessions) < len(turns) or sum(len(turn.tokens) for turn in turns) > self.memory.chunk:
             raise ValueError(f"at most {self.memory.chunk} tokens of sessions that differ can be computed at once")
-        for session, tokens in given:
-            session.check(tokens)
-        found = advance(self._decoder, [(session, tokens, 1) for session, tokens in given])
-        return [logits[0] for logits in found]
+        for turn in turns:
+            turn.session.check(turn.tokens)
+        return advance(self._decoder, turns)
 
     def close(self) -> None:
         """End the engine's threads, and close the pack if the engine opened it; its sessions end too."""
@@ -221,7 +220,7 @@ class Session:
 
     def _advance(self, tokens: Sequence[int], *, wanted: int) -> Floats:
         """One chunk: the logits after its last `wanted` tokens."""
-        return advance(self._decoder, [(self, tokens, wanted)])[0]
+        return advance(self._decoder, [Turn(self, tokens, wanted)])[0]
 
     def snapshot(self, first: int) -> Snapshot:
         """A copy of what its positions from `first` on left behind. Raises UsageError after an error."""
@@ -267,14 +266,23 @@ class Session:
             raise UsageError("this session was ended by an error; start a new one")
 
 
-def advance(decoder: TextModel, given: Sequence[tuple[Session, Sequence[int], int]]) -> list[Floats]:
-    """One chunk of tokens of sessions that were checked: each one's logits after the last so many of its tokens."""
-    for session, _, _ in given:
-        session.failed = True
-    logits = decoder.logits([Given(tokens, session.state, wanted) for session, tokens, wanted in given])
-    for session, tokens, _ in given:
-        session.state.position += len(tokens)
-        session.failed = False
+@dataclass(frozen=True)
+class Turn:
+    """Tokens that a session is given, at least one; logits are `wanted` after the last so many of them."""
+
+    session: Session
+    tokens: Sequence[int]
+    wanted: int = 1
+
+
+def advance(decoder: TextModel, turns: Sequence[Turn]) -> list[Floats]:
+    """One chunk of turns that were checked: the logits of each."""
+    for turn in turns:
+        turn.session.failed = True
+    logits = decoder.logits([Given(turn.tokens, turn.session.state, turn.wanted) for turn in turns])
+    for turn in turns:
+        turn.session.state.position += len(turn.tokens)
+        turn.session.failed = False
     return logits
 
 

@@ -13,6 +13,7 @@ from .snapshot import Snapshot
 from .store import ROOT, Store, key_of
 
 Tokens = tuple[int, ...]
+_NO_TOKEN = -1
 
 
 @dataclass(eq=False)
@@ -78,6 +79,10 @@ class Prefixes:
             snapshots = self._loaded(node)
             if snapshots is not None:
                 return Known(node, snapshots, parts)
+
+    def deepest(self, tokens: Sequence[int]) -> Node:
+        """The node after which something of these tokens, all of them computed, is left to be remembered."""
+        return self._deepest([*tokens, _NO_TOKEN])[0]
 
     def add(self, node: Node, tokens: Sequence[int], snapshot: Snapshot) -> Node:
         """Remember a stretch after `node`; returns the node of its end.

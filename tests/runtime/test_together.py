@@ -1,5 +1,6 @@
 """Several sequences at once: each gets the logits that it would get alone, bit for bit, whoever is beside it."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from packs import build_pack
 
 from moepack.manifests.errors import MismatchError, UsageError
-from moepack.runtime.engine import Engine, EngineOptions, Session
+from moepack.runtime.engine import Engine, EngineOptions, Session, Turn
 
 CASES = {
     "tiny": (Variant(TINY), "affine2-g64", "source"),
@@ -54,9 +55,9 @@ def test_eight_streams_are_those_of_eight_solo_runs(packs: dict[str, Path], case
         sessions = [engine.new_session() for _ in prompts]
         found = [[session.extend(prompt)] for session, prompt in zip(sessions, prompts, strict=True)]
         for step in range(6):
-            asked = [(session, [answer[step]]) for session, answer in zip(sessions, answers, strict=True)]
+            asked = [Turn(session, [answer[step]]) for session, answer in zip(sessions, answers, strict=True)]
             for stream, logits in zip(found, engine.extend(asked), strict=True):
-                stream.append(logits)
+                stream.append(logits[0])
     assert np.array_equal(found, wanted)
 
 
@@ -77,9 +78,9 @@ def test_prompts_and_answers_mixed_in_any_way_change_no_bit(
         while any(len(done) < 3 for done in found):
             turn += 1
             here = [i for i, done in enumerate(found) if len(done) < 3 and (turn + i + seed) % 3]
-            asked = [(sessions[i], pieces[i][len(found[i])]) for i in here]
+            asked = [Turn(sessions[i], pieces[i][len(found[i])]) for i in here]
             for i, logits in zip(here, engine.extend(asked) if asked else [], strict=True):
-                found[i].append(logits)
+                found[i].append(logits[0])
     assert np.array_equal(found, wanted)
 
 
@@ -89,7 +90,7 @@ def test_an_expert_is_read_once_for_all(packs: dict[str, Path]) -> None:
         for session in sessions:
             session.extend([5, 7])
         before = engine.stats.records_read
-        engine.extend([(session, [9]) for session in sessions])
+        engine.extend([Turn(session, [9]) for session in sessions])
         together = engine.stats.records_read - before
         for session in sessions:
             session.extend([9])
@@ -101,18 +102,16 @@ def test_what_cannot_be_computed_at_once_is_refused(packs: dict[str, Path]) -> N
     with opened(packs["tiny"]) as engine:
         one, other = engine.new_session(), engine.new_session()
         with pytest.raises(ValueError, match="at most 48 tokens"):
-            engine.extend([(one, [1] * 40), (other, [1] * 9)])
+            engine.extend([Turn(one, [1] * 40), Turn(other, [1] * 9)])
         with pytest.raises(ValueError, match="that differ"):
-            engine.extend([(one, [1]), (one, [1])])
+            engine.extend([Turn(one, [1]), Turn(one, [1])])
         with pytest.raises(UsageError, match="outside the model's vocabulary"):
-            engine.extend([(one, [1]), (other, [10**6])])
+            engine.extend([Turn(one, [1]), Turn(other, [10**6])])
         assert one.position == other.position == 0
-        assert np.array_equal(engine.extend([(one, [1]), (other, [2])])[0], alone(engine, [[1]])[0])
+        assert np.array_equal(engine.extend([Turn(one, [1]), Turn(other, [2])])[0][0], alone(engine, [[1]])[0])
 
 
 def test_damage_ends_all_that_were_computed_with_it_and_no_other(packs: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
-
     path = tmp_path / "pack"
     shutil.copytree(packs["tiny"], path)
     with opened(path, slots=1) as engine:
@@ -125,7 +124,7 @@ def test_damage_ends_all_that_were_computed_with_it_and_no_other(packs: dict[str
         files[1].chmod(0o644)
         files[1].write_bytes(bytes(byte ^ 1 for byte in kept))
         with pytest.raises(MismatchError):
-            engine.extend([(one, [3]), (other, [4])])
+            engine.extend([Turn(one, [3]), Turn(other, [4])])
         files[1].write_bytes(kept)
         for session in (one, other):
             with pytest.raises(UsageError, match="ended by an error"):
@@ -142,4 +141,4 @@ def test_a_session_of_a_closed_engine_is_refused_in_company_too(packs: dict[str,
     with opened(packs["tiny"]) as engine:
         session: Session = engine.new_session()
     with pytest.raises(UsageError, match="closed"):
-        engine.extend([(session, [1])])
+        engine.extend([Turn(session, [1])])

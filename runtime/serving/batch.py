@@ -1,0 +1,165 @@
+"""Continuous batching: in every step each answer gets a token, and prompts as many as there is room for.
+
+All rows of a step go through a layer together, so an expert that several of them want is read once. Prompts continue
+from the longest beginning that is remembered, and are remembered themselves: at their marks, where they part from
+others, at their end, and with their answer. On CPUs no request's logits depend on who else is there. Single-threaded.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..engine import Engine, Session, Turn
+from ..sessions.prefixes import Prefixes
+from .request import Request
+
+BESIDE_ANSWERS = 256  # prompt tokens of a step that others wait for with their next token
+
+
+@dataclass
+class Counts:
+    """Totals since the batch was made."""
+
+    steps: int = 0
+    prompt_tokens: int = 0  # computed
+    cached_tokens: int = 0  # of prompts, found remembered
+    answer_tokens: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+@dataclass(eq=False)
+class _Running:
+    """A request that has a session, in which are the first of its `tokens`."""
+
+    request: Request
+    session: Session
+    tokens: list[int]
+    stops: deque[int]  # positions in the prompt to remember, ascending
+
+    @property
+    def left(self) -> int:
+        """Tokens that are not in the session yet."""
+        return len(self.tokens) - self.session.position
+
+    @property
+    def answering(self) -> bool:
+        """Whether its prompt is done with."""
+        return len(self.tokens) > len(self.request.prompt)
+
+
+class Batch:
+    """At most as many requests as the engine's memory was planned for sessions; see `admit` and `step`."""
+
+    def __init__(self, engine: Engine, prefixes: Prefixes) -> None:
+        self.counts = Counts()
+        self._engine, self._prefixes = engine, prefixes
+        self._idle = [engine.new_session() for _ in range(engine.options.sessions)]
+        self._running: list[_Running] = []
+
+    @property
+    def free(self) -> int:
+        """How many requests could be admitted."""
+        return len(self._idle)
+
+    @property
+    def running(self) -> int:
+        """How many are under way."""
+        return len(self._running)
+
+    def admit(self, request: Request) -> None:
+        """Begin with a request, which fits the context; there must be a free session."""
+        known = self._prefixes.find(request.prompt)
+        session = self._idle.pop()
+        session.restore(known.snapshots)
+        marks = {*request.marks, known.parts, len(request.prompt)}
+        stops = deque(sorted(mark for mark in marks if session.position < mark <= len(request.prompt)))
+        self._running.append(_Running(request, session, list(request.prompt), stops))
+        self.counts.cached_tokens += session.position
+        request.answer.begin(session.position)
+
+    def step(self) -> None:
+        """Compute one step of all requests, tell each what came of it, and let go of those that ended."""
+        for running in [each for each in self._running if each.request.cancelled]:
+            self.counts.cancelled += 1
+            self._release(running)
+        turns = list(self._turns())
+        if not turns:
+            return
+        try:
+            found = self._engine.extend([turn for _, turn in turns])
+        except Exception as error:
+            for running, _ in turns:
+                self._fail(running, error)
+            return
+        self.counts.steps += 1
+        for (running, turn), logits in zip(turns, found, strict=True):
+            self._count(running, turn)
+            self._remember(running)
+            if turn.wanted:
+                self._answer(running, logits[-1])
+
+    def end(self, error: Exception) -> None:
+        """Fail all that is under way."""
+        for running in list(self._running):
+            self._fail(running, error)
+
+    def _turns(self) -> Iterator[tuple[_Running, Turn]]:
+        """What each request is given in this step: answers one token, then prompts what room there is."""
+        answering = [running for running in self._running if running.answering]
+        prompts = [running for running in self._running if not running.answering]
+        room = self._engine.memory.chunk - len(answering)
+        if answering:
+            room = min(room, BESIDE_ANSWERS)
+        for running in answering:
+            yield running, Turn(running.session, running.tokens[-1:], 1)
+        for index, running in enumerate(prompts):
+            share = -(-room // (len(prompts) - index))
+            count = min(running.left, share, running.stops[0] - running.session.position)
+            if count > 0:
+                room -= count
+                first = running.session.position
+                done = first + count == len(running.tokens)
+                yield running, Turn(running.session, running.tokens[first : first + count], int(done))
+
+    def _count(self, running: _Running, turn: Turn) -> None:
+        if running.answering:
+            self.counts.answer_tokens += 1
+        else:
+            self.counts.prompt_tokens += len(turn.tokens)
+
+    def _remember(self, running: _Running) -> None:
+        """A snapshot where one is worth it."""
+        if running.stops and running.session.position == running.stops[0]:
+            running.stops.popleft()
+            self._add(running)
+
+    def _add(self, running: _Running) -> None:
+        """All that is in the session, after what is remembered of it: others may have added or dropped some by now."""
+        tokens = running.tokens[: running.session.position]
+        node = self._prefixes.deepest(tokens)
+        if node.position < len(tokens):
+            self._prefixes.add(node, tokens[node.position :], running.session.snapshot(node.position))
+
+    def _answer(self, running: _Running, logits: Sequence[float]) -> None:
+        try:
+            token = running.request.answer.next(logits)  # type: ignore[arg-type]
+        except Exception as error:
+            self._fail(running, error)
+            return
+        if token is not None and running.session.position < self._engine.context:
+            running.tokens.append(token)
+            return
+        self.counts.finished += 1
+        self._add(running)
+        self._release(running)
+
+    def _fail(self, running: _Running, error: Exception) -> None:
+        self.counts.failed += 1
+        self._release(running)
+        running.request.answer.fail(error)
+
+    def _release(self, running: _Running) -> None:
+        self._running.remove(running)
+        self._idle.append(running.session)

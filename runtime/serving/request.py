@@ -1,0 +1,39 @@
+"""One request as the batch sees it: tokens to begin with, and something that makes a token of logits.
+
+Knows no text and no client; whoever answers does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..backends.base import Floats
+
+
+class Answering(Protocol):
+    """Whom an answer goes to, token by token. Called by the thread that computes, which waits meanwhile."""
+
+    def begin(self, cached: int) -> None:
+        """Computing begins; so many tokens of the prompt need not be computed."""
+
+    def next(self, logits: Floats) -> int | None:
+        """The next token for float32 logits [vocab]; None if the answer has ended, which was told to whom it concerns.
+
+        What it raises ends this request alone, and is given to `fail`.
+        """
+
+    def fail(self, error: Exception) -> None:
+        """No more tokens will be asked for, because of this."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt of at least one token, and its answer. `marks`: positions in the prompt that are worth remembering.
+
+    Whoever asked may set `cancelled` at any time: then it ends before its next token.
+    """
+
+    prompt: Sequence[int]
+    answer: Answering
+    marks: frozenset[int] = field(default_factory=frozenset)
+    cancelled: bool = False

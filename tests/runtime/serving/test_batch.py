@@ -1,0 +1,167 @@
+"""Requests in a batch: each answers as it would alone, whatever comes and goes beside it."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import ODD, CheckpointMaker, Variant
+from packs import build_pack
+
+from moepack.manifests.errors import MoepackError, UsageError
+from moepack.runtime.engine import Engine, EngineOptions
+from moepack.runtime.serving.batch import Batch
+from moepack.runtime.serving.request import Request
+from moepack.runtime.sessions.prefixes import Prefixes
+
+NOTHING, PLENTY = 0, 10**9
+
+
+@pytest.fixture(scope="module")
+def pack(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packs") / "odd"
+    build_pack(make_checkpoint(Variant(ODD)), path, expert_format="affine4-g64", trunk="affine8-g64")
+    return path
+
+
+@pytest.fixture
+def engine(pack: Path) -> Iterator[Engine]:
+    with Engine.open(pack, EngineOptions(threads=2, chunk=40, sessions=3, context=200)) as engine:
+        yield engine
+
+
+class Greedy:
+    """An answer of so many likeliest tokens."""
+
+    def __init__(self, count: int, fails_at: int | None = None) -> None:
+        self.tokens: list[int] = []
+        self.cached: int | None = None
+        self.error: Exception | None = None
+        self.ended = False
+        self._count, self._fails_at = count, fails_at
+
+    def begin(self, cached: int) -> None:
+        self.cached = cached
+
+    def next(self, logits: np.ndarray) -> int | None:
+        if len(self.tokens) == self._fails_at:
+            raise UsageError("no such token")
+        self.tokens.append(int(np.argmax(logits)))
+        self.ended = len(self.tokens) == self._count
+        return None if self.ended else self.tokens[-1]
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+
+
+def prompt(engine: Engine, size: int, seed: int) -> list[int]:
+    return list(map(int, np.random.default_rng(seed).integers(0, engine.model.vocab_size, size)))
+
+
+def solo(engine: Engine, tokens: list[int], count: int) -> list[int]:
+    session, found = engine.new_session(), list[int]()
+    logits = session.extend(tokens)
+    while True:
+        found.append(int(np.argmax(logits)))
+        if len(found) == count:
+            return found
+        logits = session.extend(found[-1:])
+
+
+def run(batch: Batch, waiting: list[Request]) -> None:
+    while waiting or batch.running:
+        while waiting and batch.free:
+            batch.admit(waiting.pop(0))
+        batch.step()
+
+
+@pytest.mark.parametrize("remembered", [NOTHING, 60_000, PLENTY])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_answer_is_that_of_a_solo_run(engine: Engine, seed: int, remembered: int) -> None:
+    order = random.Random(seed)
+    system = prompt(engine, 30, 99)
+    prompts = [
+        system[: order.randrange(31)] + prompt(engine, order.randrange(1, 60), 7 * seed + index) for index in range(9)
+    ]
+    prompts.append(prompts[3])
+    answers = [Greedy(order.randrange(1, 12)) for _ in prompts]
+    prefixes = Prefixes(remembered)
+    batch = Batch(engine, prefixes)
+    run(batch, [Request(*both) for both in zip(prompts, answers, strict=True)])
+    for tokens, answer in zip(prompts, answers, strict=True):
+        assert answer.tokens == solo(engine, tokens, len(answer.tokens))
+        assert answer.ended
+    assert batch.counts.finished == len(prompts)
+    assert batch.counts.prompt_tokens + batch.counts.cached_tokens == sum(map(len, prompts))
+    assert (batch.counts.cached_tokens > 0) == (remembered == PLENTY) or remembered == 60_000
+    assert prefixes.size <= remembered
+
+
+def test_a_conversation_goes_on_from_where_it_was(engine: Engine) -> None:
+    batch, tokens = Batch(engine, Prefixes(PLENTY)), prompt(engine, 70, 1)
+    first = Greedy(5)
+    run(batch, [Request(tokens, first)])
+    more = [*tokens, *first.tokens, *prompt(engine, 4, 2)]
+    second = Greedy(3)
+    run(batch, [Request(more, second)])
+    assert second.tokens == solo(engine, more, 3)
+    assert second.cached == 74  # the last token of an answer was never computed with
+
+
+def test_a_mark_and_a_parting_are_remembered(engine: Engine) -> None:
+    batch, system = Batch(engine, Prefixes(PLENTY)), prompt(engine, 50, 3)
+    answers = [Greedy(2) for _ in range(5)]
+    endings = [prompt(engine, 9, 10 + index) for index in range(5)]
+    for index, answer in enumerate(answers):
+        marks = frozenset({20}) if index == 0 else frozenset[int]()
+        run(batch, [Request([*system, *endings[index]], answer, marks)])
+    assert [answer.cached for answer in answers] == [0, 20, 50, 50, 50]
+
+
+def test_who_goes_away_makes_room_and_disturbs_nobody(engine: Engine) -> None:
+    batch = Batch(engine, Prefixes(PLENTY))
+    stays, goes = Greedy(8), Greedy(10**6)
+    one, other = Request(prompt(engine, 9, 4), stays), Request(prompt(engine, 12, 5), goes)
+    batch.admit(one)
+    batch.admit(other)
+    for _ in range(4):
+        batch.step()
+    other.cancelled = True
+    run(batch, [])
+    assert (batch.free, batch.counts.cancelled) == (3, 1)
+    assert stays.tokens == solo(engine, list(one.prompt), 8)
+    assert not goes.ended
+
+
+def test_an_answer_that_fails_fails_alone(engine: Engine) -> None:
+    batch, good, bad = Batch(engine, Prefixes(PLENTY)), Greedy(6), Greedy(6, fails_at=2)
+    tokens = prompt(engine, 9, 6)
+    run(batch, [Request(tokens, good), Request(prompt(engine, 5, 7), bad)])
+    assert isinstance(bad.error, UsageError)
+    assert good.tokens == solo(engine, tokens, 6)
+    assert batch.counts.failed == 1
+
+
+def test_damage_fails_all_of_a_step_and_nobody_after_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, answers = Batch(engine, Prefixes(PLENTY)), [Greedy(6) for _ in range(3)]
+    tokens = [prompt(engine, 9, 20 + index) for index in range(3)]
+    for index in range(2):
+        batch.admit(Request(tokens[index], answers[index]))
+    batch.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "extend", _damaged)
+        batch.step()
+    assert [type(answer.error) for answer in answers] == [MoepackError, MoepackError, type(None)]
+    run(batch, [Request(tokens[2], answers[2])])
+    assert answers[2].tokens == solo(engine, tokens[2], 6)
+
+
+def _damaged(*_: object) -> None:
+    raise MoepackError("layer 3 is damaged")
+
+
+def test_an_answer_ends_where_the_context_does(engine: Engine) -> None:
+    batch, answer, tokens = Batch(engine, Prefixes(NOTHING)), Greedy(10**6), prompt(engine, 190, 8)
+    run(batch, [Request(tokens, answer)])
+    assert answer.tokens == solo(engine, tokens, 11)
