@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ...manifests.errors import UsageError
 from ..engine import Engine, Session, Turn
 from ..sessions.prefixes import Prefixes
 from .request import Request
@@ -148,12 +149,14 @@ class Batch:
         except Exception as error:
             self._fail(running, error)
             return
-        if token is not None and running.session.position < self._engine.context:
+        if token is None:
+            self.counts.finished += 1
+            self._add(running)
+            self._release(running)
+        elif running.session.position < self._engine.context:
             running.tokens.append(token)
-            return
-        self.counts.finished += 1
-        self._add(running)
-        self._release(running)
+        else:  # whoever answers counts tokens, and should have known
+            self._fail(running, UsageError(f"the context of {self._engine.context} tokens is full"))
 
     def _fail(self, running: _Running, error: Exception) -> None:
         self.counts.failed += 1

@@ -161,7 +161,8 @@ def _damaged(*_: object) -> None:
     raise MoepackError("layer 3 is damaged")
 
 
-def test_an_answer_ends_where_the_context_does(engine: Engine) -> None:
+def test_an_answer_that_does_not_end_with_the_context_fails_alone(engine: Engine) -> None:
     batch, answer, tokens = Batch(engine, Prefixes(NOTHING)), Greedy(10**6), prompt(engine, 190, 8)
     run(batch, [Request(tokens, answer)])
     assert answer.tokens == solo(engine, tokens, 11)
+    assert "the context of 200 tokens is full" in str(answer.error)

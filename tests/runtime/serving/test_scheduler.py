@@ -1,0 +1,127 @@
+"""The thread that computes: a bounded queue in order, and everybody is told how it ended."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from checkpoints import ODD, CheckpointMaker, Variant
+from packs import build_pack
+
+from moepack.manifests.errors import UsageError
+from moepack.runtime.engine import Engine, EngineOptions
+from moepack.runtime.serving.request import Request
+from moepack.runtime.serving.scheduler import BusyError, Scheduler
+from moepack.runtime.sessions.prefixes import Prefixes
+
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def engine(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    path = tmp_path_factory.mktemp("packs") / "odd"
+    build_pack(make_checkpoint(Variant(ODD)), path, expert_format="affine4-g64", trunk="affine8-g64")
+    with Engine.open(path, EngineOptions(threads=1, chunk=40, sessions=2, context=100)) as engine:
+        yield engine
+
+
+class Waited:
+    """An answer of so many likeliest tokens, which stops at `gate` if there is one."""
+
+    def __init__(self, count: int, gate: threading.Event | None = None) -> None:
+        self.tokens: list[int] = []
+        self.error: Exception | None = None
+        self.begun, self.over = threading.Event(), threading.Event()
+        self._count, self._gate = count, gate
+
+    def begin(self, cached: int) -> None:
+        self.begun.set()
+
+    def next(self, logits: np.ndarray) -> int | None:
+        if self._gate is not None:
+            assert self._gate.wait(PATIENCE)
+        self.tokens.append(int(np.argmax(logits)))
+        if len(self.tokens) < self._count:
+            return self.tokens[-1]
+        self.over.set()
+        return None
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.over.set()
+
+
+def test_requests_of_many_threads_are_answered(engine: Engine) -> None:
+    answers = [Waited(5) for _ in range(12)]
+    with Scheduler(engine, Prefixes(10**8), 12) as scheduler:
+        threads = [
+            threading.Thread(target=scheduler.submit, args=(Request([index + 1, 3], answer),))
+            for index, answer in enumerate(answers)
+        ]
+        for thread in threads:
+            thread.start()
+        assert all(answer.over.wait(PATIENCE) for answer in answers)
+        for thread in threads:
+            thread.join()
+    for index, answer in enumerate(answers):
+        session = engine.new_session()
+        assert answer.tokens[0] == int(np.argmax(session.extend([index + 1, 3])))
+    assert [answer.error for answer in answers] == [None] * 12
+
+
+def test_a_full_queue_says_when_to_try_again(engine: Engine) -> None:
+    gate = threading.Event()
+    with Scheduler(engine, Prefixes(0), 2) as scheduler:
+        running = Waited(2, gate)
+        scheduler.submit(Request([1, 2], running))
+        assert running.begun.wait(PATIENCE)
+        waiting = [Waited(1) for _ in range(2)]
+        for answer in waiting:
+            scheduler.submit(Request([1, 2], answer))
+        with pytest.raises(BusyError, match="2 requests are waiting already") as busy:
+            scheduler.submit(Request([1, 2], Waited(1)))
+        assert busy.value.seconds >= 1
+        gate.set()
+        assert all(answer.over.wait(PATIENCE) for answer in (running, *waiting))
+
+
+def test_one_who_left_the_queue_is_never_begun(engine: Engine) -> None:
+    gate = threading.Event()
+    with Scheduler(engine, Prefixes(0), 4) as scheduler:
+        running = [Waited(2, gate) for _ in range(2)]
+        for answer in running:
+            scheduler.submit(Request([1, 2], answer))
+        left, after = Waited(1), Waited(1)
+        leaving = Request([1, 2], left)
+        scheduler.submit(leaving)
+        scheduler.submit(Request([1, 2], after))
+        scheduler.cancel(leaving)
+        gate.set()
+        assert after.over.wait(PATIENCE)
+    assert not left.begun.is_set()
+    assert not left.over.is_set()
+
+
+def test_at_the_end_everybody_is_told(engine: Engine) -> None:
+    gate = threading.Event()
+    scheduler = Scheduler(engine, Prefixes(0), 4)
+    with scheduler:
+        answers = [Waited(90, gate) for _ in range(4)]
+        for answer in answers:
+            scheduler.submit(Request([1, 2], answer))
+        assert answers[0].begun.wait(PATIENCE)
+        ending = threading.Thread(target=scheduler.close)
+        ending.start()
+        while not scheduler.closed:
+            pass
+        gate.set()
+        ending.join()
+    assert [type(answer.error) for answer in answers] == [UsageError] * 4
+    with pytest.raises(UsageError, match="about to end"):
+        scheduler.submit(Request([1], Waited(1)))
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 100])
+def test_what_can_never_be_computed_is_refused_at_once(engine: Engine, prompt: list[int]) -> None:
+    with pytest.raises(UsageError, match=r"empty|no answer fits"):
+        Scheduler(engine, Prefixes(0), 4).submit(Request(prompt, Waited(1)))
