@@ -41,7 +41,7 @@ class EngineOptions:
     model's. `chunk`: most prompt tokens computed together. `context`: the longest sequence. `check_digests`: compare
     the trunk with the pack's digest, and every record before logits that came of it are given. `exact`: products see
     activations as float32, where otherwise those with quantized matrices see them rounded to fifteen bits.
-    `sessions`: sequences that memory is planned for.
+    `sessions`: sequences that memory is planned for. `prefix_bytes`: memory that is left to remembered prompts.
     `access`: read experts around the page cache or through it; by default whichever disk.tune finds better.
     `backend`: what computes; "auto" is Metal on a Mac and the CPU elsewhere.
     """
@@ -57,6 +57,7 @@ class EngineOptions:
     access: Access | None = None
     backend: choice.Kind = "auto"
     sessions: int = 1
+    prefix_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -294,9 +295,13 @@ def plan_run(pack: Pack, options: EngineOptions) -> MemoryPlan:
     choice.check_threads(options.threads)
     if options.chunk is not None and options.chunk < 1:
         raise UsageError(f"chunks of {options.chunk} tokens: they must be of at least 1")
+    if options.chunk is not None and options.chunk < options.sessions:
+        raise UsageError(f"chunks of {options.chunk} tokens are too few for {options.sessions} sequences at once")
     needs = choice.needs_of(options.backend, pack, _experts_per_token(pack.model, options))
     sizes = {"slots": options.slots, "context": options.context, "chunk": options.chunk}
-    return plan(pack, memory=options.memory, sessions=options.sessions, needs=needs, **sizes)
+    return plan(
+        pack, memory=options.memory, sessions=options.sessions, prefixes=options.prefix_bytes, needs=needs, **sizes
+    )
 
 
 def tuning(pack: Pack, access: Access | None) -> Tuning:

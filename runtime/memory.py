@@ -53,17 +53,19 @@ class MemoryPlan:
     context: int
     chunk: int
     reason: str = ""
+    prefixes: int = 0
 
     @property
     def total(self) -> int:
         """All parts together."""
-        return self.process + self.trunk + self.state + self.scratch + self.slots * self.slot_bytes
+        return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
         """Bytes by part, as shown to the user."""
         experts = self.slots * self.slot_bytes
         fixed = {"process": self.process, "trunk": self.trunk, "state": self.state, "scratch": self.scratch}
-        return {**fixed, "experts": experts}
+        kept = {"prefixes": self.prefixes} if self.prefixes else {}
+        return {**fixed, **kept, "experts": experts}
 
 
 class Needs(Protocol):
@@ -135,6 +137,7 @@ def plan(
     context: int | None = None,
     chunk: int | None = None,
     sessions: int = 1,
+    prefixes: int = 0,
     needs: Needs | None = None,
 ) -> MemoryPlan:
     """Divide `memory` bytes (by default a share of what is available) by what a backend `needs`, by default the CPU's.
@@ -146,7 +149,7 @@ def plan(
     and for a context or number of slots outside the model's range.
     """
     budget = default_budget() if memory is None else Budget(memory)
-    return _Division(pack, budget, needs or HostNeeds(pack), slots, context, chunk, sessions).plan()
+    return _Division(pack, budget, needs or HostNeeds(pack), slots, context, chunk, sessions, prefixes).plan()
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ class _Division:
         context: int | None,
         chunk: int | None,
         sessions: int,
+        prefixes: int,
     ) -> None:
         model = pack.model
         if context is not None and not 1 <= context <= model.max_position_embeddings:
@@ -183,6 +187,7 @@ class _Division:
         if slots is not None and slots < fewest:
             raise UsageError(f"{slots} expert slots are too few; streaming needs at least {fewest} here")
         self._model, self._needs, self._sessions = model, needs, sessions
+        self._prefixes = prefixes
         self._slots, self._context, self._chunk = slots, context, chunk
         self._records = min(model.num_layers * model.num_experts, needs.slots.stop - 1)
         self._pitch = slot_pitch(pack)
@@ -202,6 +207,7 @@ class _Division:
             process=self._process,
             trunk=self._trunk,
             state=self._state(context),
+            prefixes=self._prefixes,
             scratch=self._needs.scratch(chunk),
             slots=min(self._records, self._slots or room),
             slot_bytes=self._pitch,
@@ -233,7 +239,7 @@ class _Division:
 
     def _before_slots(self, context: int, chunk: int) -> int:
         """All parts but the slots, whose first one may lie up to a huge page into its memory."""
-        fixed = self._process + self._trunk + HUGE_PAGE
+        fixed = self._process + self._trunk + self._prefixes + HUGE_PAGE
         return fixed + self._state(context) + self._needs.scratch(chunk)
 
     def _state(self, context: int) -> int:
@@ -241,7 +247,7 @@ class _Division:
 
     def _chosen_context(self) -> int:
         most = min(self._model.max_position_embeddings, DEFAULT_CONTEXT)
-        room = self._budget.size - self._process - self._trunk
+        room = self._budget.size - self._process - self._trunk - self._prefixes
 
         def fits(context: int) -> bool:
             state, chunk = self._state(context), min(context, self._chunk or LEAST_CHUNK)
@@ -250,7 +256,7 @@ class _Division:
         return _halved(most, LEAST_CONTEXT, fits)
 
     def _chosen_chunk(self, context: int) -> int:
-        room = self._budget.size - self._process - self._trunk - self._state(context)
+        room = self._budget.size - self._process - self._trunk - self._prefixes - self._state(context)
 
         def fits(chunk: int) -> bool:
             scratch = self._needs.scratch(chunk)

@@ -137,6 +137,21 @@ def test_memory_is_planned_for_all_sessions(packs: dict[str, Path]) -> None:
         assert five.memory.state == 5 * one.memory.state
 
 
+def test_a_chunk_holds_a_token_of_each_session(packs: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="too few for 49 sequences"):
+        opened(packs["tiny"], sessions=49)
+
+
+def test_memory_is_left_to_remembered_prompts(packs: dict[str, Path]) -> None:
+    budget = {"memory": 10**9, "context": 64}
+    with opened(packs["tiny"], **budget) as one, opened(packs["tiny"], **budget, prefix_bytes=10**8) as other:
+        assert other.memory.parts()["prefixes"] == 10**8
+        assert other.memory.total <= 10**9
+        assert "prefixes" not in one.memory.parts()
+    with pytest.raises(UsageError, match="too few: give --memory"):
+        opened(packs["tiny"], **budget, prefix_bytes=10**9)
+
+
 def test_a_session_of_a_closed_engine_is_refused_in_company_too(packs: dict[str, Path]) -> None:
     with opened(packs["tiny"]) as engine:
         session: Session = engine.new_session()
