@@ -109,7 +109,8 @@ class Engine:
         """
         with ExitStack() as resources:
             engine = cls.of(resources.enter_context(Pack.open(path)), options)
-            engine._resources.push(resources.pop_all())
+            own, engine._resources = engine._resources, resources.pop_all()
+            engine._resources.push(own)  # the pack is closed last
             return engine
 
     @classmethod

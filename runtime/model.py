@@ -65,14 +65,17 @@ class TextModel:
         for all of them. Raises what the experts raise: then the states are of no use. All is computed while the records
         of earlier layers are still being checked, and nothing leaves here before they were found good.
         """
+        self._decoding.abandon()  # what interrupts of an interrupt may have left
         try:
             with self._backend.forward():
                 logits = self._logits(given)
             self.stages.turn("reads")
             self._experts.confirm()
         except BaseException:
-            self._decoding.abandon()
-            self._experts.abandon()
+            try:
+                self._decoding.abandon()
+            finally:
+                self._experts.abandon()
             raise
         finally:
             self.stages.turn(None)

@@ -26,10 +26,13 @@ from moepack.manifests.errors import (
 from moepack.runtime.arena import HUGE_PAGE
 from moepack.runtime.backends.metal import sources
 from moepack.runtime.backends.metal.backend import MetalBackend
+from moepack.runtime.backends.metal.decoding import DevicePaced
 from moepack.runtime.backends.metal.device import Commands, Device
+from moepack.runtime.backends.metal.work import Work
 from moepack.runtime.doctor import diagnose
 from moepack.runtime.engine import Engine, EngineOptions, plan_run
 from moepack.runtime.experts import ExpertStream
+from moepack.runtime.model import TextModel
 from moepack.runtime.report import diagnosis_lines
 
 TOKENS = [5, 99, 17, 250, 3, 41, 7]
@@ -108,7 +111,7 @@ def test_buffers_too_small_for_a_tokens_experts_or_for_a_matrix_are_refused(
     fake.configure(max_buffer_length=16384 * 18)
     sentence = refusal(packs["odd"], DeviceError)
     assert "bytes in one buffer" in sentence
-    assert sentence.endswith("ask for a smaller --chunk or --context, or run with --backend cpu")
+    assert sentence.endswith("; run with --backend cpu")
 
 
 def test_a_kernel_that_does_not_compile_names_the_line(
@@ -303,6 +306,65 @@ def test_an_engine_is_closed_only_once_the_gpu_is_done_whatever_was_interrupted(
         patch.undo()
         engine.close()
         assert work.under_way == 0
+
+
+@pytest.mark.parametrize("prompt", [TOKENS, TOKENS[:1]], ids=["prompt", "token"])
+@pytest.mark.parametrize("mode", ["async", "lazy"])
+def test_an_interrupt_of_an_interrupt_leaves_the_next_session_right(
+    fake: ModuleType, packs: dict[str, Path], mode: str, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes where the first one's pass would be dropped, a third where its thread would be waited for."""
+    fake.configure(mode=mode)
+    with on_metal(packs["odd"]) as engine:
+        wanted = engine.new_session().extend(prompt)
+        session, third = engine.new_session(), engine.new_session()
+        session.extend(TOKENS)
+
+        with monkeypatch.context() as patch:
+
+            def interrupted(*_: object) -> None:
+                patch.setattr(Work, "drop", again)
+                patch.setattr(DevicePaced, "abandon", again)
+                raise KeyboardInterrupt
+
+            def again(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(MetalBackend, "combine", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.extend([1])
+            assert backend_of(engine).work.encoding
+        assert np.array_equal(third.extend(prompt), wanted)
+        assert np.array_equal(engine.new_session().extend(prompt), wanted)
+    assert {report.kind for report in fake.found()} <= {"encoding"}  # the host still had that encoder, and ended it
+
+
+def test_whatever_ends_a_pass_encoding_has_ended(
+    fake: ModuleType, packs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metal ends the process where an encoder goes away that was never told so."""
+    with on_metal(packs["odd"]) as engine, monkeypatch.context() as patch:
+
+        def refused(*_: object) -> None:
+            raise StorageError("layer_00.bin cannot be read")
+
+        patch.setattr(MetalBackend, "combine", refused)
+        patch.setattr(ExpertStream, "records", refused)
+        for prompt in (TOKENS, TOKENS[:1]):
+            with pytest.raises(StorageError):
+                engine.new_session().extend(prompt)
+    assert not fake.found()
+
+
+def test_the_pack_is_closed_after_all_that_reads_it(packs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    for kind in (TextModel, ExpertStream, Pack):
+        close = kind.close
+        patched = lambda each, kind=kind, close=close: (closed.append(kind.__name__), close(each))  # noqa: E731
+        monkeypatch.setattr(kind, "close", patched)
+    on_cpu_engine = Engine.open(packs["odd"], EngineOptions(threads=1, memory=MEMORY, backend="cpu"))
+    on_cpu_engine.close()
+    assert closed == ["TextModel", "ExpertStream", "Pack"]
 
 
 def test_a_failed_token_keeps_nothing_that_was_lent_to_it(

@@ -168,7 +168,8 @@ class MetalBackend:
         return out
 
     def state(self, *shape: int) -> Tensor:
-        """A buffer of its own, which a later session may get."""
+        """A buffer of its own, which a later session may get; nothing that interrupts left may be working on it."""
+        self.work.drop()
         region = self._spares.region(4 * prod(shape), "state")
         region.buffer.bytes[:] = 0
         return Tensor(region, shape[0], prod(shape[1:]))

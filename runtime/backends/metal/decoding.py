@@ -123,6 +123,8 @@ class _Answers:
             self._thread.join()
 
     def _run(self) -> None:
+        if self._given_up:  # before it began: later tokens may have raised the event further
+            return
         with self._device.pool():
             try:
                 if all(self._answered(layer, turn) for layer, turn in enumerate(self._turns)):

@@ -3,7 +3,8 @@
 It has never run on Apple hardware: it has met the stand-in of tests/metal/fake, which is held to PyObjC's metadata.
 Promises that what Metal refuses becomes one sentence of ours, and that nobody else needs PyObjC. Knows no kernel and
 no model. PyObjC retains what `new...` methods return once too often (12.2.2 and before), so buffers, libraries,
-pipelines and events are made once and kept; what a token needs beyond is autoreleased, in a pool of its own.
+pipelines and events are made once and kept; what a token needs beyond, a descriptor for each command buffer apart, is
+autoreleased, in a pool of its own.
 Whatever is asked of Metal is counted here, in the device's tally.
 """
 
@@ -148,6 +149,10 @@ class Commands:
         self._buffer.commit()
         self._tally.command_buffers += 1
 
+    def discard(self) -> None:
+        """It will never be committed; Metal wants encoding to have ended all the same."""
+        self._end()
+
     def end(self) -> None:
         """Wait until the GPU is done, or has failed; there is nothing to wait for in what an interrupt kept from it."""
         if self._buffer.status() >= self._metal.MTLCommandBufferStatusCommitted:
@@ -280,8 +285,8 @@ class Device:
     def _admit(self, size: int, label: str) -> None:
         if size > self.most_in_buffer:
             raise DeviceError(
-                f"{label} needs {size} bytes in one buffer, and {self.name} allows {self.most_in_buffer}; ask for a"
-                " smaller --chunk or --context, or run with --backend cpu"
+                f"{label} needs {size} bytes in one buffer, and {self.name} allows {self.most_in_buffer};"
+                " run with --backend cpu"
             )
 
 

@@ -26,6 +26,7 @@ class Work:
     @contextmanager
     def forward(self) -> Iterator[None]:
         """The context of a pass: with its own autorelease pool, and nothing of it under way at its end."""
+        self.drop()  # what interrupts of an interrupt may have left
         self._label = FORWARD
         with self._device.pool():
             try:
@@ -60,6 +61,11 @@ class Work:
         self._section = None
 
     @property
+    def encoding(self) -> bool:
+        """Whether there is what was enqueued and not committed."""
+        return self._commands is not None
+
+    @property
     def under_way(self) -> int:
         """Command buffers that nobody has waited for."""
         return len(self._running)
@@ -83,6 +89,8 @@ class Work:
 
     def drop(self) -> None:
         """Forget what was not committed, and wait for the rest, whatever becomes of it."""
+        if self._commands is not None:
+            self._commands.discard()
         self._commands, self._section = None, None
         while self._running:
             self._running[0].end()

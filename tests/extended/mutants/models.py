@@ -34,6 +34,8 @@ CONFIRMED = _failing("nothing_leaves_before_records_are_found_good")
 INTERRUPTS = _failing("an_interrupt_leaves_nothing_under_way")
 CLOSED = _failing("an_engine_is_closed_only_once_the_gpu_is_done_whatever_was_interrupted")
 KEPT = _failing("a_failed_token_keeps_nothing_that_was_lent_to_it")
+AGAIN = _failing("an_interrupt_of_an_interrupt_leaves_the_next_session_right")
+ENDED = _failing("whatever_ends_a_pass_encoding_has_ended")
 AT_THE_END = _failing("a_gpu_that_fails_at_a_tokens_end_is_told_so")
 FAILURES = _failing("a_gpu_that_fails_in_a_token_is_told_by_section_and_the_engine_goes_on")
 
@@ -396,6 +398,8 @@ MUTANTS = [
     _model(
         "a token that failed is not abandoned", Kind.MISSING, "            self._decoding.abandon()\n", "", INTERRUPTS
     ),
+    _work("what was left is not dropped", Kind.MISSING, "        self.drop()  # what", "        # what", AGAIN),
+    _work("encoding is not ended", Kind.MISSING, "            self._commands.discard()", "            pass", ENDED),
     _backend("closing does not wait", Kind.WAIT, "        self.work.drop()", "        pass", CLOSED),
     _model("closing does not reach the backend", Kind.MISSING, "        self._backend.close()", "        pass", CLOSED),
     _decoding(

@@ -22,7 +22,9 @@ class autorelease_pool:  # noqa: N801 (PyObjC's name)
         _stack().append([])
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        _stack().pop()
+        for thing in _stack().pop():
+            if (release := getattr(thing, "_release", None)) is not None:
+                release()
 
 
 def autoreleased(thing: Thing) -> Thing:

@@ -11,7 +11,7 @@ from .accounts import account
 from .bridge import Labelled, selector
 from .constants import ENUMS
 from .event import MTLFence
-from .faults import MetalAssertion, need
+from .faults import MetalAssertion, need, reports
 from .library import MTLComputePipelineState, exact_grid, whole_grid
 from .order import Resource
 from .work import Bound, Command, Copy, Dispatch, Fill, Pass
@@ -49,6 +49,11 @@ class _Encoder(Labelled):
         self._open()
         account.count("passes")
         self._command_buffer._encoder = None
+
+    def _release(self) -> None:
+        """Its pool has ended: Metal ends the process where an encoder goes away that was not told to end."""
+        if self._command_buffer._encoder is self:
+            reports.add("encoding", f"encoder {self._name} was released without endEncoding")
 
     def _open(self) -> None:
         need(self._command_buffer._encoder is self, f"encoder {self._name} has ended")

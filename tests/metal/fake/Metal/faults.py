@@ -21,7 +21,7 @@ def need(condition: object, sentence: str) -> None:
 
 @dataclass(frozen=True)
 class Report:
-    """One finding. `kind` is one of: hazard, kernel, host access, released memory, event, handler."""
+    """One finding. `kind` is one of: hazard, kernel, host access, released memory, event, handler, encoding."""
 
     kind: str
     sentence: str
