@@ -400,7 +400,13 @@ MUTANTS = [
     ),
     _work("what was left is not dropped", Kind.MISSING, "        self.drop()  # what", "        # what", AGAIN),
     _work("encoding is not ended", Kind.MISSING, "            self._commands.discard()", "            pass", ENDED),
-    _backend("closing does not wait", Kind.WAIT, "        self.work.drop()", "        pass", CLOSED),
+    _backend(
+        "closing does not wait",
+        Kind.WAIT,
+        '        """See Backend.close."""\n        self.work.drop()',
+        '        """See Backend.close."""',
+        CLOSED,
+    ),
     _model("closing does not reach the backend", Kind.MISSING, "        self._backend.close()", "        pass", CLOSED),
     _decoding(
         "an error is kept with its token",
