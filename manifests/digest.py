@@ -1,7 +1,7 @@
 """Digests of buffers, of whole files and of expert records, computed at disk speed.
 
-BLAKE3 is what a pack is made of; SHA-256 stands beside it for whole files, since that is what others list. The digest of
-a record binds its place: the same bytes have another digest in another layer or as another expert (FORMAT.md, P3).
+BLAKE3 is what a pack is made of; SHA-256 stands beside it for whole files, since that is what others list. The digest
+of a record binds its place: the same bytes have another digest in another layer or as another expert (FORMAT.md, P3).
 """
 
 import os

@@ -1,7 +1,7 @@
 """Where a record belongs: its digest binds its place, so a record that lies elsewhere is tried at other places.
 
-Promises to recognise a record anywhere in the pack, as long as few in a layer are strange; of many, only those that kept
-their layer or their number are looked for, which all exchanges of whole files or neighbours do.
+Promises to recognise a record anywhere in the pack, as long as few in a layer are strange; of many, only those that
+kept their layer or their number, as in exchanges of whole files or within one, are recognised.
 """
 
 from collections.abc import Iterator

@@ -14,7 +14,8 @@ import pytest
 from tinypack import FORMATS, Content, build, tiny_model, tiny_plan, tree, write_layer, write_missing
 
 from moepack.layout import atomic
-from moepack.layout.plan import PackPlan, TensorSpec
+from moepack.layout.journal import SourceDone
+from moepack.layout.plan import BLANK, PackPlan, TensorSpec
 from moepack.layout.reader import Pack
 from moepack.layout.writer import PackWriter
 from moepack.manifests import digest
@@ -207,6 +208,16 @@ def test_a_layer_without_all_its_experts_is_not_published(tmp_path: Path, plan: 
 def test_an_incomplete_pack_is_not_committed(tmp_path: Path, plan: PackPlan) -> None:
     with PackWriter.open(tmp_path / "pack", plan) as writer, pytest.raises(ValueError, match="all of its units"):
         writer.commit()
+
+
+def test_a_pack_whose_source_is_not_hashed_is_not_committed(tmp_path: Path, plan: PackPlan) -> None:
+    files = [SourceFile("model.safetensors", 1, "ab" * 32, BLANK)]
+    unhashed = dataclasses.replace(plan, source=Source("mlx", None, None, files))
+    with PackWriter.open(tmp_path / "pack", unhashed) as writer:
+        with pytest.raises(ValueError, match="all of its units"):
+            write_missing(writer, Content(unhashed))
+        writer.source_hashed(SourceDone("model.safetensors", 1, 2, "ef" * 32))
+        assert writer.commit().source.files[0].sha256 == "ef" * 32
 
 
 def test_files_are_written_back_while_they_grow(
