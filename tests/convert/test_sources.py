@@ -21,6 +21,7 @@ from moepack.layout.journal import JOURNAL_FILE, SourceDone, read_entries
 from moepack.layout.plan import BLANK
 from moepack.layout.sinks import LayerSink
 from moepack.layout.tensorfile import TensorFile
+from moepack.manifests.digest import of_bytes
 from moepack.manifests.errors import CorruptInputError, StorageError
 from moepack.manifests.files import pieces
 from moepack.manifests.manifest import pack_digest, read_manifest
@@ -41,11 +42,15 @@ def recorded(pack: Path) -> dict[str, str]:
 def test_the_manifest_has_the_sha_256_of_every_weight_file(
     variant: Variant, make_checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
+    """W3"""
     checkpoint = make_checkpoint(variant)
     packing = build_pack(checkpoint, tmp_path / "pack")
     expected = {path.name: sha256(path.read_bytes()).hexdigest() for path in weight_files(checkpoint)}
     assert recorded(tmp_path / "pack") == expected
     assert packing.plan.unhashed_sources == expected.keys()
+    copied = {file.name: file.blake3 for file in read_manifest(tmp_path / "pack").files}
+    for name in ("config.json", "tokenizer.json"):
+        assert copied[name] == of_bytes((checkpoint / name).read_bytes()).hex()
     assert packing.plan.manifest_bytes == (tmp_path / "pack/manifest.json").stat().st_size
     assert BLANK not in (tmp_path / "pack/manifest.json").read_text()
 
@@ -184,6 +189,7 @@ def test_a_build_that_fails_does_not_wait_for_the_hashing(
 def test_the_config_that_is_copied_is_the_one_that_was_understood(
     make_checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
+    """W3"""
     directory = make_checkpoint.copy(Variant(), tmp_path / "checkpoint")
     with Checkpoint.open(str(directory)) as checkpoint:
         source = understand(checkpoint)

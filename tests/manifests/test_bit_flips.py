@@ -1,9 +1,9 @@
 """No single flipped bit goes unnoticed in a micro pack of one layer.
 
 Through `verify`: every bit of manifest.json, SHA256SUMS, digests.bin, the trunk and a copied file; of the layer file
-(two experts) every bit of the second expert's bytes at the edges of its components and its padding. Through `layers.scan` and
-`layers.findings`, which are what `verify` does with a layer file once it is open: every bit of every byte of a layer
-file of one expert (all of `verify` for each would take minutes).
+(two experts) every bit of the second expert's bytes at the edges of its components and its padding. Through
+`layers.scan` and `layers.findings`, which are what `verify` does with a layer file once it is open: every bit of every
+byte of a layer file of one expert (all of `verify` for each would take minutes).
 """
 
 import dataclasses
