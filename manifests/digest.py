@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from struct import Struct
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -17,7 +18,8 @@ from blake3 import blake3
 from .files import open_regular, pieces
 
 DIGEST_BYTES = 32
-RECORD_ROLE = b"moepack expert record".ljust(24, b"\0")
+RECORD_ROLE = b"moepack expert record"
+RECORD_SUFFIX = Struct("<24sII")  # the role, padded with zeros, the layer and the expert
 PARALLEL_BYTES = 256 * 1024  # below this, handing work to another thread costs more than hashing
 
 
@@ -66,7 +68,7 @@ class RecordHasher:
     def digest(self, layer: int, expert: int) -> bytes:
         """The 32-byte digest of the bytes so far as a record at this place."""
         placed = self._hasher.copy()
-        placed.update(RECORD_ROLE + layer.to_bytes(4, "little") + expert.to_bytes(4, "little"))
+        placed.update(RECORD_SUFFIX.pack(RECORD_ROLE, layer, expert))
         return placed.digest()
 
 

@@ -322,6 +322,12 @@ def test_a_record_moved_to_another_layer_and_number_is_recognised(pack: Path) ->
     assert sentences(pack) == [f"{LAYER}: layer 1, expert 0 holds the record of layer 0, expert 2"]
 
 
+def test_a_record_s_digest_is_what_the_specification_says() -> None:
+    """P3: spelt out, for whoever writes a second implementation."""
+    suffix = b"moepack expert record\0\0\0" + bytes([1, 0, 0, 0]) + bytes([0x02, 0x01, 0, 0])
+    assert of_record(b"abc" * 100, 1, 258) == of_bytes(b"abc" * 100 + suffix)
+
+
 def exchanged(first: bytes, second: bytes) -> tuple[bytes, bytes]:
     return second, first
 
