@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..layout.plan import BLANK
 from ..layout.tensorfile import TensorEntry, TensorFile
 from ..manifests.errors import CorruptInputError, UsageError
 from ..manifests.schema import SourceFile
@@ -74,10 +75,8 @@ class Checkpoint:
 
     @property
     def source_files(self) -> list[SourceFile]:
-        """What a manifest records of each weight file."""
-        return [
-            SourceFile(name=file.path.name, size=file.size, header_blake3=file.header_blake3) for file in self.files
-        ]
+        """What a manifest records of each weight file, as far as it is known before the file is read."""
+        return [SourceFile(file.path.name, file.size, file.header_blake3, BLANK) for file in self.files]
 
     def home(self, name: str) -> Path:
         """The file in which a tensor lies."""

@@ -71,7 +71,8 @@ def estimate(packing: Packing, jobs: int, folder: Path) -> Estimate:
     files, left_out = packing.source.checkpoint.files, packing.source.left_out
     reading = reading_rate(max(files, key=lambda file: file.size).path)
     writing = writing_rate(folder, packing.plan.total_bytes)
-    disk = (sum(file.size for file in files) - sum(part.size for part in left_out)) / max(reading, 1.0)
+    read = 2 * sum(file.size for file in files) - sum(part.size for part in left_out)  # the second time for its SHA-256
+    disk = read / max(reading, 1.0)
     disk += packing.plan.total_bytes / writing if writing else 0.0
     return Estimate(jobs, rate, quantizing / jobs, reading, writing, disk)
 

@@ -53,6 +53,7 @@ def of_plan(packing: Packing, choice: Choice | None, estimate: Estimate, where: 
         "experts": _of_experts(packing),
         "trunk": {"tensors": len(plan.trunk), "quantized": len(plan.trunk_formats), "bytes": plan.trunk_bytes},
         "digests_bytes": plan.digest_bytes,
+        "sums_bytes": plan.sums_bytes,
         "copied_bytes": plan.copied_bytes,
         "total_bytes": plan.total_bytes,
         "bits_per_weight": plan.bits_per_weight,

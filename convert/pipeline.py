@@ -1,19 +1,21 @@
 """The pipeline: from an opened checkpoint to a committed pack, layer by layer, resumable at any moment."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..layout.journal import SourceDone
 from ..layout.writer import PackWriter
 from ..manifests.errors import CorruptInputError
 from ..manifests.progress import Progress, Task
 from .experts import ExpertPacker, Taken
 from .fingerprint import fingerprint
 from .plan import Packing
+from .sources import SourceHashing, is_current
 from .trunk import Blocks, trunk_blocks
 
 
@@ -35,18 +37,25 @@ def build(packing: Packing, target: Path, *, jobs: int, progress: Progress) -> B
     checkpoint = packing.source.checkpoint
     begun = fingerprint(checkpoint)
     with PackWriter.open(target, packing.plan, progress, fingerprint=begun, jobs=jobs) as writer:
-        layers = writer.missing_layers()
-        with progress.task("packing", _total(packing), _total(packing) - _missing(packing, writer)) as task:
-            if writer.trunk_missing:
-                task.note("trunk")
-                _write_trunk(packing, writer, jobs, task)
-            taken = _write_layers(packing, writer, layers, jobs, task)
-        if fingerprint(checkpoint) != begun:
-            raise CorruptInputError(
-                f"{checkpoint.origin.directory} changed while it was read; remove {writer.partial} and build again"
-            )
+        layers, remedy = writer.missing_layers(), f"remove {writer.partial} and build again"
+        with SourceHashing(checkpoint.files, writer.hashed_sources, remedy) as hashing:
+            with progress.task("packing", _total(packing), _total(packing) - _missing(packing, writer)) as task:
+                if writer.trunk_missing:
+                    task.note("trunk")
+                    _write_trunk(packing, writer, jobs, task)
+                taken = _write_layers(packing, writer, layers, jobs, task, hashing)
+            _note_hashed(writer, hashing.rest(progress))
+        hashed = writer.hashed_sources
+        unchanged = all(is_current(file, hashed[file.path.name]) for file in checkpoint.files)
+        if not unchanged or fingerprint(checkpoint) != begun:
+            raise CorruptInputError(f"{checkpoint.origin.directory} changed while it was read; {remedy}")
         writer.commit()
         return Built(len(layers), taken)
+
+
+def _note_hashed(writer: PackWriter, files: Iterable[SourceDone]) -> None:
+    for file in files:
+        writer.source_hashed(file)
 
 
 def _total(packing: Packing) -> int:
@@ -58,7 +67,9 @@ def _missing(packing: Packing, writer: PackWriter) -> int:
     return trunk + sum(map(packing.plan.layer_bytes, writer.missing_layers()))
 
 
-def _write_layers(packing: Packing, writer: PackWriter, layers: list[int], jobs: int, task: Task) -> Counter[Taken]:
+def _write_layers(
+    packing: Packing, writer: PackWriter, layers: list[int], jobs: int, task: Task, hashing: SourceHashing
+) -> Counter[Taken]:
     taken: Counter[Taken] = Counter()
     packer: ExpertPacker | None = None
     for layer in layers:
@@ -68,6 +79,7 @@ def _write_layers(packing: Packing, writer: PackWriter, layers: list[int], jobs:
         if packer is None or (packer.layout, packer.methods) != (layout, methods):
             packer = ExpertPacker(packing.source.checkpoint, layout, methods, jobs)
         taken += _write_layer(packing, writer, packer, layer, task)
+        _note_hashed(writer, hashing.done())
     return taken
 
 

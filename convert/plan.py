@@ -10,12 +10,12 @@ from ..layout.formats import Format
 from ..layout.plan import PackPlan, expert_shape, told_bytes
 from ..layout.record import PROJECTIONS, RecordLayout
 from ..manifests import schema
-from ..manifests.errors import StorageError, UsageError
+from ..manifests.errors import CorruptInputError, StorageError, UsageError
 from ..quantize.methods import instruction_set
 from . import huggingface, mlx
 from .calibration.file import CalibrationFile
 from .calibration.matching import recorded, require_calibration
-from .checkpoint import Checkpoint
+from .checkpoint import CONFIG, Checkpoint, read_json
 from .families import find_family
 from .recipe import Coding, Codings, Recipe, of_manifest, passes_through
 from .tensors import Encoding, Source
@@ -81,9 +81,10 @@ def plan_pack(source: Source, recipe: Recipe, calibration: CalibrationFile | Non
     """Plan a pack. The calibration must be one of this very checkpoint, see `matching.require_same`.
 
     Raises UsageError if the recipe does not fit the model, if its methods and the calibration do not fit each other,
-    or MOEPACK_ISA does not fit this machine.
+    or MOEPACK_ISA does not fit this machine; CorruptInputError if config.json is no longer what was understood.
     """
     packing = lay_out(source, recipe, calibration)
+    _require_config_as_read(source.checkpoint)
     methods = dict.fromkeys(coding.method for layer in packing.codings for coding in layer.values())
     require_calibration(calibration, methods)
     return packing
@@ -142,6 +143,13 @@ def require_outside(target: Path, checkpoint: Checkpoint) -> None:
     """Raise UsageError if `target` lies inside the checkpoint's directory, whose files would then not be its own."""
     if checkpoint.origin.directory.resolve() in target.resolve().parents:
         raise UsageError(f"{target} lies inside the checkpoint; choose an output elsewhere")
+
+
+def _require_config_as_read(checkpoint: Checkpoint) -> None:
+    # The writer copies the file as it was when the plan was made, so that is the one which must be the one understood.
+    file = checkpoint.origin.directory / CONFIG
+    if read_json(file) != checkpoint.config:
+        raise CorruptInputError(f"{file} changed while it was read; run the same command again")
 
 
 def _require_instruction_set() -> None:

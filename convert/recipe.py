@@ -16,7 +16,7 @@ from ..layout.plan import expert_shape
 from ..layout.record import PROJECTIONS, ExpertShape
 from ..manifests import schema
 from ..manifests.errors import UsageError
-from ..quantize.methods import CALIBRATED_METHODS, METHODS, require_suited
+from ..quantize.methods import ARITHMETIC, CALIBRATED_METHODS, METHODS, require_suited
 from .families.family import Role
 from .tensors import Affine, Encoding, format_of
 
@@ -143,7 +143,7 @@ def of_manifest(codings: Codings, trunk_format: str) -> schema.Recipe:
         for one in recipe.overrides
     ]
     coding = recipe.coding
-    return schema.Recipe(coding.format.name, coding.method, trunk_format, overrides or msgspec.UNSET)
+    return schema.Recipe(coding.format.name, coding.method, trunk_format, ARITHMETIC, overrides or msgspec.UNSET)
 
 
 def passes_through(encoding: Encoding, format: Format) -> bool:

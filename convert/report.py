@@ -91,7 +91,7 @@ def _plan_table(facts: dict[str, Any]) -> Text:
         *_common_rows(facts),
         ("experts", f"{amount(experts['bytes'])}, {experts['bits_per_weight']:.2f} bits per weight{_origin(facts)}"),
         ("trunk", _trunk(facts["trunk"])),
-        ("other files", amount(facts["digests_bytes"] + facts["copied_bytes"])),
+        ("other files", amount(sum(facts[f"{part}_bytes"] for part in ("digests", "sums", "copied")))),
         ("total", f"{amount(facts['total_bytes'])} and a manifest, {facts['bits_per_weight']:.2f} bits per weight"),
         ("free", f"{amount(disk['free_bytes'])} at {disk['path']}: {'enough' if disk['fits'] else 'NOT ENOUGH'}"),
         ("time", _time(facts["estimate"])),

@@ -1,7 +1,7 @@
 """The journal of a pack under construction: which units are finished, with the digests to check that by.
 
 Append-only JSON lines, each made durable before the next step. A line that was torn by a crash is cut off; nothing a
-journal says is believed before the unit has been hashed again.
+journal says of the pack is believed before the unit has been hashed again.
 """
 
 import errno
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..manifests import digest
 from .atomic import Reporting, sync, sync_directory
 
 JOURNAL_FILE = "journal.jsonl"
@@ -42,7 +43,25 @@ class TrunkDone(msgspec.Struct, frozen=True, tag="trunk"):
     blake3: str
 
 
-Entry = Begun | Running | LayerDone | TrunkDone
+class SourceDone(msgspec.Struct, frozen=True, tag="source"):
+    """A weight file of the checkpoint was hashed when it had this size and time of change (nanoseconds).
+
+    Nobody hashes it again, so the line has a `seal` against damage of its own.
+    """
+
+    name: str
+    size: int
+    modified: int
+    sha256: str
+    seal: str = ""
+
+    def sealed(self) -> "SourceDone":
+        """The same with the seal that belongs to it."""
+        unsealed = msgspec.structs.replace(self, seal="")
+        return msgspec.structs.replace(self, seal=digest.of_bytes(msgspec.json.encode(unsealed)).hex())
+
+
+Entry = Begun | Running | LayerDone | TrunkDone | SourceDone
 _DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 
 

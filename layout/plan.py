@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from ..manifests import canonical, digest, names, schema
+from msgspec.structs import replace
+
+from ..manifests import canonical, digest, names, schema, sums
 from ..manifests.errors import MoepackError, UnsupportedError
 from ..manifests.manifest import parse_manifest, seal
 from .formats import AffineFormat
@@ -91,6 +94,12 @@ class PackPlan:
         return digest.DIGEST_BYTES * self.model.num_experts * self.model.num_layers
 
     @cached_property
+    def sums_bytes(self) -> int:
+        """Bytes of the list of SHA-256 digests."""
+        layers = map(self.layer_file, range(self.model.num_layers))
+        return sums.size((*layers, names.TRUNK_FILE, names.DIGESTS_FILE, *self.copied_files))
+
+    @cached_property
     def copied_bytes(self) -> int:
         """Bytes of the files that are copied."""
         return sum(file.size for file in self.copied_files.values())
@@ -98,7 +107,7 @@ class PackPlan:
     @cached_property
     def total_bytes(self) -> int:
         """Bytes of the whole pack but its manifest."""
-        return self.expert_bytes + self.trunk_bytes + self.digest_bytes + self.copied_bytes
+        return self.expert_bytes + self.trunk_bytes + self.digest_bytes + self.sums_bytes + self.copied_bytes
 
     @cached_property
     def manifest_bytes(self) -> int:
@@ -137,16 +146,30 @@ class PackPlan:
         }
         return digest.of_bytes(canonical.encode(facts)).hex()
 
-    def manifest(self, components: Mapping[int, Mapping[str, str]], files: Mapping[str, str]) -> schema.Manifest:
-        """The manifest, given each layer's component digests and each other file's digest, both by name."""
+    @cached_property
+    def unhashed_sources(self) -> frozenset[str]:
+        """The names of the checkpoint's weight files whose SHA-256 is not known yet."""
+        return frozenset(file.name for file in self.source.files if file.sha256 == BLANK)
+
+    def manifest(
+        self,
+        components: Mapping[int, Mapping[str, str]],
+        files: Mapping[str, str],
+        sources: Mapping[str, str] = MappingProxyType({}),
+    ) -> schema.Manifest:
+        """The manifest, given each layer's component digests and each other file's digest, both by name.
+
+        `sources` gives the SHA-256 of those weight files of the checkpoint of which it was not known before.
+        """
         sizes = {names.TRUNK_FILE: self.trunk_bytes, names.DIGESTS_FILE: self.digest_bytes}
+        sizes |= {names.SUMS_FILE: self.sums_bytes}
         sizes |= {file.name: file.size for file in self.copied_files.values()}
         unsealed = schema.Manifest(
             format="moepack",
             version=1,
             requires=[],
             model=self.model,
-            source=self.source,
+            source=self._hashed_source(sources),
             recipe=self.recipe,
             layers=[self.layer(index, components[index]) for index in range(self.model.num_layers)],
             trunk=schema.Trunk(names.TRUNK_FILE, dict(self.trunk_formats)),
@@ -160,11 +183,15 @@ class PackPlan:
         """What the manifest says about layer `index`, given its component digests by name."""
         return _expert_layer(index, self.records[index], digests)
 
+    def _hashed_source(self, sources: Mapping[str, str]) -> schema.Source:
+        files = [replace(file, sha256=sources.get(file.name, file.sha256)) for file in self.source.files]
+        return replace(self.source, files=files)
+
     @cached_property
     def _blank_manifest(self) -> bytes:
         """The manifest if all digests were zero."""
         components = {index: _blank_digests(layout) for index, layout in enumerate(self.records)}
-        files = dict.fromkeys((names.TRUNK_FILE, names.DIGESTS_FILE, *self.copied_files), BLANK)
+        files = dict.fromkeys((names.TRUNK_FILE, names.DIGESTS_FILE, names.SUMS_FILE, *self.copied_files), BLANK)
         return canonical.encode(self.manifest(components, files))
 
     def _check_manifest(self) -> None:

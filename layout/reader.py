@@ -80,7 +80,7 @@ class Pack:
         return RecordAddress(self._descriptors[layer], self._checked(expert) * stride, stride)
 
     def record_digest(self, layer: int, expert: int) -> bytes:
-        """The 32-byte BLAKE3 digest that the record must have."""
+        """The 32-byte digest that the record must have; see `digest.of_record`."""
         start = (layer * self.model.num_experts + self._checked(expert)) * digest.DIGEST_BYTES
         return self._digests[start : start + digest.DIGEST_BYTES]
 
@@ -90,7 +90,7 @@ class Pack:
         file = self.path / self.manifest.layers[layer].file
         record = np.empty(address.size, np.uint8)
         read_exactly(address.fd, record.data, address.offset, file)
-        if digest.of_bytes(record.data) != self.record_digest(layer, expert):
+        if digest.of_record(record.data, layer, expert) != self.record_digest(layer, expert):
             raise MismatchError(
                 f"{file}: expert {expert} (bytes {address.offset}+{address.size}) is damaged;"
                 f" `moe-pack verify {self.path}` names every damaged part (P3)"

@@ -8,17 +8,22 @@ from ..manifests import digest, inventory, layers, names
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress, Task
 from .atomic import Reporting
-from .journal import JOURNAL_FILE, Begun, Entry, Journal, LayerDone, TrunkDone, read_entries
+from .journal import JOURNAL_FILE, Begun, Entry, Journal, LayerDone, SourceDone, TrunkDone, read_entries
 from .plan import PackPlan
 
 
 @dataclass
 class Finished:
-    """The units that are on the disk: layers with their component and record digests, and the trunk's digest."""
+    """The units that are on the disk: layers with their component and record digests and SHA-256, the trunk's digests.
+
+    `sources` are the weight files of the checkpoint that have been hashed, by name.
+    """
 
     components: dict[int, dict[str, str]] = field(default_factory=dict)
     records: dict[int, bytes] = field(default_factory=dict)
-    trunk: str | None = None
+    sums: dict[int, str] = field(default_factory=dict)
+    trunk: digest.Digests | None = None
+    sources: dict[str, SourceDone] = field(default_factory=dict)
 
     def size(self, plan: PackPlan) -> int:
         """Bytes of all finished units."""
@@ -72,17 +77,19 @@ def finished_units(partial: Path, plan: PackPlan, journal: Journal, progress: Pr
     """What the journal claims and the bytes confirm, hashed on `jobs` threads; `progress` shows it."""
     claims = {entry.index: entry for entry in journal.entries if isinstance(entry, LayerDone) and _fits(entry, plan)}
     trunks = [entry.blake3 for entry in journal.entries if isinstance(entry, TrunkDone)]
-    finished = Finished()
+    sources = [entry for entry in journal.entries if isinstance(entry, SourceDone) and entry == entry.sealed()]
+    finished = Finished(sources={entry.name: entry for entry in sources})
     total = sum(map(plan.layer_bytes, claims)) + (plan.trunk_bytes if trunks else 0)
     if not total:
         return finished
     with progress.task("Checking what is already packed", total) as task, ThreadPoolExecutor(jobs) as pool:
-        confirmed = pool.map(lambda entry: _confirmed_records(partial, plan, entry, task), claims.values())
-        for (index, entry), records in zip(claims.items(), confirmed, strict=True):
-            if records is not None:
-                finished.records[index], finished.components[index] = records, entry.components
-        if trunks and _confirmed_trunk(partial, plan, trunks[-1], task):
-            finished.trunk = trunks[-1]
+        confirmed = pool.map(lambda entry: _confirmed_layer(partial, plan, entry, task), claims.values())
+        for index, scan in zip(claims, confirmed, strict=True):
+            if scan is not None:
+                finished.records[index], finished.components[index] = _joined(scan), scan.columns
+                finished.sums[index] = scan.sha256
+        if trunks:
+            finished.trunk = _confirmed_trunk(partial, plan, trunks[-1], task)
     return finished
 
 
@@ -92,20 +99,25 @@ def _fits(entry: LayerDone, plan: PackPlan) -> bool:
     return entry.components.keys() == {component.name for component in plan.records[entry.index].components}
 
 
-def _confirmed_records(partial: Path, plan: PackPlan, entry: LayerDone, task: Task) -> bytes | None:
+def _confirmed_layer(partial: Path, plan: PackPlan, entry: LayerDone, task: Task) -> layers.LayerScan | None:
     claimed = plan.layer(entry.index, entry.components)
     if inventory.fault(partial, claimed.file, plan.layer_bytes(entry.index)):
         return None
-    scan = layers.scan(partial / claimed.file, claimed, plan.model.num_experts, task.advance)
-    records = b"".join(record for record in scan.records if record is not None)
+    scan = layers.scan(partial / claimed.file, entry.index, claimed, plan.model.num_experts, task.advance)
     # `columns` is empty if a record could not be read.
-    return records if scan.columns == entry.components and digest.of_bytes(records).hex() == entry.records else None
+    sound = scan.columns == entry.components and digest.of_bytes(_joined(scan)).hex() == entry.records
+    return scan if sound else None
 
 
-def _confirmed_trunk(partial: Path, plan: PackPlan, claimed: str, task: Task) -> bool:
+def _joined(scan: layers.LayerScan) -> bytes:
+    return b"".join(record for record in scan.records if record is not None)
+
+
+def _confirmed_trunk(partial: Path, plan: PackPlan, claimed: str, task: Task) -> digest.Digests | None:
     if inventory.fault(partial, names.TRUNK_FILE, plan.trunk_bytes):
-        return False
-    return digest.of_file(partial / names.TRUNK_FILE, advance=task.advance) == claimed
+        return None
+    found = digest.both_of_file(partial / names.TRUNK_FILE, advance=task.advance)
+    return found if found.blake3 == claimed else None
 
 
 def _of_another_build(partial: Path) -> UsageError:

@@ -2,22 +2,23 @@
 
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from hashlib import sha256
 
 from blake3 import blake3
 
+from ..manifests.digest import PARALLEL_BYTES, Digests, DoubleHasher, of_record
 from .atomic import AtomicFile
 from .record import RecordLayout
 from .tensorfile import Array, TensorFileWriter, TensorSpec, byte_view
 
-PARALLEL_BYTES = 256 * 1024  # below this, handing work to another thread costs more than hashing
-
 
 class LayerSink:
-    """Takes the records of one layer in the order of experts."""
+    """Takes the records of layer `index` in the order of experts."""
 
-    def __init__(self, file: AtomicFile, layout: RecordLayout, pool: Executor) -> None:
-        self._file, self._layout, self._pool = file, layout, pool
+    def __init__(self, file: AtomicFile, index: int, layout: RecordLayout, pool: Executor) -> None:
+        self._file, self._index, self._layout, self._pool = file, index, layout, pool
         self._digests: list[bytes] = []
+        self._sha256 = sha256()
         self._columns = {component.name: blake3() for component in layout.components}
 
     def append(self, record: memoryview | Array) -> None:
@@ -28,17 +29,18 @@ class LayerSink:
         view = record.cast("B") if isinstance(record, memoryview) else byte_view(record)
         if len(view) != self._layout.stride or any(view[self._layout.size :]):
             raise ValueError(f"a record has {self._layout.stride} bytes and zeros after byte {self._layout.size}")
+        works = (self._hash_record, self._hash_columns, self._sha256.update)
         if len(view) < PARALLEL_BYTES:
-            self._hash_record(view)
-            self._hash_columns(view)
+            for work in works:
+                work(view)
             self._file.write(view)
             return
-        hashing = [self._pool.submit(self._hash_record, view), self._pool.submit(self._hash_columns, view)]
+        hashing = [self._pool.submit(work, view) for work in works]
         try:
             self._file.write(view)
         finally:
-            for work in hashing:
-                work.result()
+            for hashed in hashing:
+                hashed.result()
 
     @property
     def record_digests(self) -> bytes:
@@ -50,8 +52,13 @@ class LayerSink:
         """Of each component, the digest over the records so far."""
         return {name: hasher.hexdigest() for name, hasher in self._columns.items()}
 
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the records so far, joined."""
+        return self._sha256.hexdigest()
+
     def _hash_record(self, view: memoryview) -> None:
-        self._digests.append(blake3(view).digest())
+        self._digests.append(of_record(view, self._index, len(self._digests)))
 
     def _hash_columns(self, view: memoryview) -> None:
         for component in self._layout.components:
@@ -61,8 +68,8 @@ class LayerSink:
 class TrunkSink:
     """Takes the trunk's tensors in the plan's order."""
 
-    def __init__(self, file: AtomicFile, tensors: tuple[TensorSpec, ...]) -> None:
-        self._hashing = HashingSink(file)
+    def __init__(self, file: AtomicFile, tensors: tuple[TensorSpec, ...], pool: Executor) -> None:
+        self._hashing = HashingSink(file, pool)
         self._writer = TensorFileWriter(self._hashing, tensors)
 
     def write_blocks(self, name: str, blocks: Iterable[Array]) -> None:
@@ -72,24 +79,24 @@ class TrunkSink:
         """
         self._writer.write_blocks(name, blocks)
 
-    def finish(self) -> str:
-        """The file's digest. Raises ValueError if a tensor is missing."""
+    def finish(self) -> Digests:
+        """The file's digests. Raises ValueError if a tensor is missing."""
         self._writer.finish()
-        return self._hashing.hexdigest()
+        return self._hashing.digests()
 
 
 class HashingSink:
     """Passes bytes on to a file and hashes them."""
 
-    def __init__(self, file: AtomicFile) -> None:
+    def __init__(self, file: AtomicFile, pool: Executor) -> None:
         self._file = file
-        self._hasher = blake3(max_threads=blake3.AUTO)
+        self._hasher = DoubleHasher(pool)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`."""
-        self._hasher.update(data)
-        self._file.write(data)
+        with self._hasher.updating(data):
+            self._file.write(data)
 
-    def hexdigest(self) -> str:
-        """The digest of all that was written."""
-        return self._hasher.hexdigest()
+    def digests(self) -> Digests:
+        """Both digests of all that was written."""
+        return self._hasher.digests()

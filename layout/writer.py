@@ -6,17 +6,17 @@ each finished unit is journaled, the manifest comes last, and one rename turns t
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..manifests import canonical, digest, names, schema
+from ..manifests import canonical, digest, names, schema, sums
 from ..manifests.errors import CorruptInputError, StorageError, UsageError
 from ..manifests.files import gigabytes
 from ..manifests.progress import Progress, Silent
 from .atomic import AtomicFile, Reporting, sync_directory
-from .journal import Journal, LayerDone, Running, TrunkDone
+from .journal import Journal, LayerDone, Running, SourceDone, TrunkDone
 from .lock import LockedDirectory
 from .plan import PackPlan
 from .reader import Pack
@@ -24,7 +24,7 @@ from .resume import Finished, finished_units, open_journal, set_aside
 from .sinks import HashingSink, LayerSink, TrunkSink
 
 COPY_BYTES = 4 * 1024 * 1024
-HASHING_THREADS = 2  # one for record digests, one for component digests
+HASHING_THREADS = 3  # one for record digests, one for component digests, one for SHA-256
 
 
 class PackWriter:
@@ -81,35 +81,48 @@ class PackWriter:
         """Write layer `index`: append every expert's record in the block; published when the block ends well."""
         path = self.partial / self.plan.layer_file(index)
         with AtomicFile(path, self.plan.layer_bytes(index)) as file:
-            sink = LayerSink(file, self.plan.records[index], self._pool)
+            sink = LayerSink(file, index, self.plan.records[index], self._pool)
             yield sink
         records, components = sink.record_digests, sink.component_digests
         self._journal.append(LayerDone(index, digest.of_bytes(records).hex(), components))
         self._finished.records[index], self._finished.components[index] = records, components
+        self._finished.sums[index] = sink.sha256
 
     @contextmanager
     def trunk(self) -> Iterator[TrunkSink]:
         """Write the trunk: every tensor in the plan's order; published when the block ends well."""
         with AtomicFile(self.partial / names.TRUNK_FILE, self.plan.trunk_bytes) as file:
-            sink = TrunkSink(file, self.plan.trunk)
+            sink = TrunkSink(file, self.plan.trunk, self._pool)
             yield sink
             trunk = sink.finish()
-        self._journal.append(TrunkDone(trunk))
+        self._journal.append(TrunkDone(trunk.blake3))
         self._finished.trunk = trunk
 
+    @property
+    def hashed_sources(self) -> Mapping[str, SourceDone]:
+        """The checkpoint's weight files that are hashed already, by name."""
+        return self._finished.sources
+
+    def source_hashed(self, file: SourceDone) -> None:
+        """A weight file of the checkpoint has been hashed; the next run need not do it again."""
+        self._journal.append(file.sealed())
+        self._finished.sources[file.name] = file
+
     def commit(self) -> schema.Manifest:
-        """Add the copied files, the record digests and the manifest, and give the pack its name.
+        """Add the copied files, the record digests, SHA256SUMS and the manifest, and give the pack its name.
 
         Raises ValueError if a unit is missing, CorruptInputError if a file to copy has changed since it was planned.
         """
-        if self.missing_layers() or self._finished.trunk is None:
+        sources = {name: file.sha256 for name, file in self._finished.sources.items()}
+        if self.missing_layers() or self._finished.trunk is None or self.plan.unhashed_sources - sources.keys():
             raise ValueError("a pack is committed only when all of its units are written")
         records = b"".join(self._finished.records[index] for index in range(self.plan.model.num_layers))
-        files = {names.TRUNK_FILE: self._finished.trunk, names.DIGESTS_FILE: digest.of_bytes(records).hex()}
-        for path in self.plan.copied:
-            files[path.name] = self._copy(path)
-        self._publish(names.DIGESTS_FILE, records)
-        manifest = self.plan.manifest(self._finished.components, files)
+        files = {path.name: self._copy(path) for path in self.plan.copied}
+        files[names.TRUNK_FILE] = self._finished.trunk
+        files[names.DIGESTS_FILE] = self._publish(names.DIGESTS_FILE, records)
+        files[names.SUMS_FILE] = self._publish(names.SUMS_FILE, self._sums(files))
+        listed = {name: found.blake3 for name, found in files.items()}
+        manifest = self.plan.manifest(self._finished.components, listed, sources)
         self._publish(names.MANIFEST_FILE, canonical.encode(manifest))
         Pack.open(self.partial).close()  # what our own reader refuses never gets a pack's name
         self._promote()
@@ -125,18 +138,23 @@ class PackWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _publish(self, name: str, content: bytes) -> None:
+    def _publish(self, name: str, content: bytes) -> digest.Digests:
         with AtomicFile(self.partial / name, len(content)) as file:
             file.write(content)
+        return digest.both_of_bytes(content)
 
-    def _copy(self, path: Path) -> str:
+    def _sums(self, files: Mapping[str, digest.Digests]) -> bytes:
+        layers = {self.plan.layer_file(index): found for index, found in self._finished.sums.items()}
+        return sums.render(layers | {name: found.sha256 for name, found in files.items()})
+
+    def _copy(self, path: Path) -> digest.Digests:
         planned = self.plan.copied_files[path.name]
         with path.open("rb") as source, AtomicFile(self.partial / path.name, planned.size) as file:
-            sink = HashingSink(file)
+            sink = HashingSink(file, self._pool)
             while chunk := source.read(COPY_BYTES):
                 sink.write(chunk)
-            copied = sink.hexdigest()
-            if copied != planned.blake3:
+            copied = sink.digests()
+            if copied.blake3 != planned.blake3:
                 raise CorruptInputError(f"{path} changed while it was being packed; run the same command again")
         return copied
 

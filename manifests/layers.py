@@ -5,89 +5,116 @@ and where they cross it lies.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from blake3 import blake3
 
-from .digest import DIGEST_BYTES, Advance, of_bytes, opened
+from .digest import Advance, RecordHasher, opened
 from .errors import StorageError
 from .files import read_exactly
+from .places import SOUGHT_EVERYWHERE, Place, Places
 from .report import Finding
 from .rules import used_bytes
 from .schema import ExpertLayer
 
-Owners = Mapping[bytes, tuple[int, int]]
 
-
-@dataclass(frozen=True)
+@dataclass
 class LayerScan:
     """A layer file as it is: per expert its digest (None if unreadable, with the reason) and whether it is padded.
 
-    `columns` are the components' digests, by name; empty when a record is missing.
+    `columns` are the components' digests, by name, and `sha256` is the file's; both are empty when a record is missing.
+    `strange` are the experts whose records are not what digests.bin promises, `homes` where some of them belong.
     """
 
-    records: list[bytes | None]
-    unreadable: dict[int, str]
-    badly_padded: set[int]
-    columns: dict[str, str]
+    records: list[bytes | None] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
+    badly_padded: set[int] = field(default_factory=set)
+    columns: dict[str, str] = field(default_factory=dict)
+    sha256: str = ""
+    strange: set[int] = field(default_factory=set)
+    homes: dict[int, Place] = field(default_factory=dict)
 
 
-def scan(path: Path, layer: ExpertLayer, experts: int, advance: Advance) -> LayerScan:
-    """Read the whole layer file at `path`. Raises StorageError or CorruptInputError if it cannot even be opened."""
-    columns = {component.name: blake3() for component in layer.components}
-    result = LayerScan([], {}, set(), {})
+def scan(
+    path: Path, index: int, layer: ExpertLayer, experts: int, advance: Advance, places: Places | None = None
+) -> LayerScan:
+    """Read the whole file of layer `index` at `path`, and compare its records with what `places` promises, if given.
+
+    Raises StorageError or CorruptInputError if it cannot even be opened.
+    """
+    scanning = _Scanning(index, layer, places)
     buffer = memoryview(bytearray(layer.stride))
     with opened(path) as descriptor:
         for expert in range(experts):
             try:
                 read_exactly(descriptor, buffer, expert * layer.stride, path)
             except StorageError as error:
-                result.records.append(None)
-                result.unreadable[expert] = str(error)
+                scanning.miss(expert, str(error))
                 continue
-            result.records.append(of_bytes(buffer))
-            for part in layer.components:
-                columns[part.name].update(buffer[part.offset : part.offset + part.size])
-            if any(buffer[used_bytes(layer) :]):
-                result.badly_padded.add(expert)
+            scanning.add(expert, buffer)
             advance(layer.stride)
-    if not result.unreadable:
-        result.columns.update({name: hasher.hexdigest() for name, hasher in columns.items()})
-    return result
+    return scanning.finish()
 
 
-def findings(
-    index: int, layer: ExpertLayer, found: LayerScan, expected: bytes | None, owners: Owners
-) -> Iterator[Finding]:
-    """What is wrong in layer `index`; `expected` are its record digests joined, None if they are lost.
+class _Scanning:
+    """A scan under way: takes the records of one layer in the order of experts."""
 
-    `owners` tells which layer and expert a record digest belongs to, so that what was moved is recognised.
-    """
+    def __init__(self, index: int, layer: ExpertLayer, places: Places | None) -> None:
+        self._index, self._layer, self._places = index, layer, places
+        self._columns = {component.name: blake3() for component in layer.components}
+        self._file = sha256()
+        self._result = LayerScan()
+
+    def add(self, expert: int, record: memoryview) -> None:
+        for part in self._layer.components:
+            self._columns[part.name].update(record[part.offset : part.offset + part.size])
+        self._file.update(record)
+        if any(record[used_bytes(self._layer) :]):
+            self._result.badly_padded.add(expert)
+        hasher = RecordHasher()
+        hasher.update(record)
+        self._result.records.append(hasher.digest(self._index, expert))
+        if self._places is not None and self._result.records[-1] != self._places.promised(self._index, expert):
+            self._wonder(expert, hasher, self._places)
+
+    def miss(self, expert: int, reason: str) -> None:
+        self._result.records.append(None)
+        self._result.unreadable[expert] = reason
+
+    def finish(self) -> LayerScan:
+        if not self._result.unreadable:
+            self._result.columns = {name: hasher.hexdigest() for name, hasher in self._columns.items()}
+            self._result.sha256 = self._file.hexdigest()
+        return self._result
+
+    def _wonder(self, expert: int, hasher: RecordHasher, places: Places) -> None:
+        everywhere = len(self._result.strange) < SOUGHT_EVERYWHERE
+        self._result.strange.add(expert)
+        home = places.home(hasher, (self._index, expert), everywhere=everywhere)
+        if home is not None:
+            self._result.homes[expert] = home
+
+
+def findings(index: int, layer: ExpertLayer, found: LayerScan, places: Places | None) -> Iterator[Finding]:
+    """What is wrong in layer `index`, scanned with the same `places`: None if the record digests are lost."""
     for expert, reason in found.unreadable.items():
         yield Finding(layer.file, f"cannot be read: {reason}", index, expert, kind="unreadable")
     for expert in sorted(found.badly_padded):
         yield Finding(layer.file, "is not zero", index, expert, "padding")
     spoiled = [part.name for part in layer.components if found.columns.get(part.name, part.blake3) != part.blake3]
-    if expected is None:
+    if places is None:
         yield from (Finding(layer.file, "is damaged in some expert", index, None, name) for name in spoiled)
         return
-    damaged = _damaged_rows(found, expected)
-    if spoiled and not damaged:
+    if spoiled and not found.strange:
         contradiction = "differs from the manifest, though every record agrees with digests.bin"
         yield from (Finding(layer.file, contradiction, index, None, name) for name in spoiled)
-    moved = {expert: owners[digest] for expert, digest in damaged.items() if digest in owners}
-    yield from _moved(index, layer, moved, len(found.records))
-    rows = damaged.keys() - moved.keys()
+    yield from _moved(index, layer, found.homes, len(found.records))
+    rows = found.strange - found.homes.keys()
     # A row with bad padding is explained by that, unless no other row accounts for the spoiled components.
     rows = (rows - found.badly_padded) or (rows if spoiled else set())
     yield from _crossings(index, layer, sorted(rows), spoiled, found)
-
-
-def _damaged_rows(found: LayerScan, expected: bytes) -> dict[int, bytes]:
-    promised = (expected[i : i + DIGEST_BYTES] for i in range(0, len(expected), DIGEST_BYTES))
-    pairs = enumerate(zip(found.records, promised, strict=True))
-    return {expert: actual for expert, (actual, wanted) in pairs if actual is not None and actual != wanted}
 
 
 def _moved(index: int, layer: ExpertLayer, moved: Mapping[int, tuple[int, int]], experts: int) -> Iterator[Finding]:

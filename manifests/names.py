@@ -5,8 +5,9 @@ import re
 MANIFEST_FILE = "manifest.json"
 DIGESTS_FILE = "digests.bin"
 TRUNK_FILE = "trunk.safetensors"
+SUMS_FILE = "SHA256SUMS"
 EXPERTS_FOLDER = "experts"
-OWN_FILES = (MANIFEST_FILE, DIGESTS_FILE, TRUNK_FILE, EXPERTS_FOLDER)
+OWN_FILES = (MANIFEST_FILE, DIGESTS_FILE, TRUNK_FILE, SUMS_FILE, EXPERTS_FOLDER)
 
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)

@@ -10,7 +10,7 @@ from itertools import accumulate, product
 
 from msgspec import UNSET
 
-from . import names
+from . import names, sums
 from .digest import DIGEST_BYTES
 from .errors import CorruptInputError
 from .schema import ExpertLayer, Manifest, Projection
@@ -140,12 +140,16 @@ def _distinct_names(manifest: Manifest) -> Iterator[str]:
 
 def _own_files(manifest: Manifest) -> Iterator[str]:
     sizes = {file.name: file.size for file in manifest.files}
-    for name in (names.TRUNK_FILE, names.DIGESTS_FILE):
+    for name in (names.TRUNK_FILE, names.DIGESTS_FILE, names.SUMS_FILE):
         if name not in sizes:
             yield f"{name!r} is not among the files"
-    expected = DIGEST_BYTES * manifest.model.num_layers * manifest.model.num_experts
-    if sizes.get(names.DIGESTS_FILE, expected) != expected:
-        yield f"{names.DIGESTS_FILE!r} has {sizes[names.DIGESTS_FILE]} bytes instead of {expected}"
+    told = {
+        names.DIGESTS_FILE: DIGEST_BYTES * manifest.model.num_layers * manifest.model.num_experts,
+        names.SUMS_FILE: sums.size(sums.listed_names(manifest)),
+    }
+    for name, expected in told.items():
+        if sizes.get(name, expected) != expected:
+            yield f"{name!r} has {sizes[name]} bytes instead of {expected}"
 
 
 def _overrides(manifest: Manifest) -> Iterator[str]:

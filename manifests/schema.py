@@ -71,11 +71,12 @@ class Model(Record, frozen=True, forbid_unknown_fields=True):
 
 
 class SourceFile(Record, frozen=True, forbid_unknown_fields=True):
-    """One weight file of the checkpoint: its size and the BLAKE3 digest of its safetensors header."""
+    """One weight file of the checkpoint: its size, its SHA-256, and the BLAKE3 digest of its safetensors header."""
 
     name: SourceName
     size: Size
     header_blake3: Digest
+    sha256: Digest
 
 
 class Source(Record, frozen=True, forbid_unknown_fields=True):
@@ -107,12 +108,14 @@ class Calibration(Record, frozen=True, forbid_unknown_fields=True):
 class Recipe(Record, frozen=True, forbid_unknown_fields=True):
     """What was asked of the packer: format and method of the experts, format of the trunk.
 
-    `overrides` is absent if all expert matrices are alike, `calibration` if no method needed one.
+    `arithmetic` is the version of the code that chose the bytes. `overrides` is absent if all expert matrices are
+    alike, `calibration` if no method needed one.
     """
 
     expert_format: Name
     method: Name
     trunk_format: Name
+    arithmetic: Count
     overrides: Annotated[list[Override], Meta(min_length=1, max_length=12288)] | UnsetType = UNSET
     calibration: Calibration | UnsetType = UNSET
 

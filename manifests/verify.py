@@ -6,16 +6,16 @@ nothing else could be judged.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import digest, inventory, layers
-from .digest import DIGEST_BYTES
+from . import digest, inventory, layers, names, sums
 from .errors import CorruptInputError, StorageError
 from .files import read_small
 from .manifest import pack_digest, read_manifest
+from .places import Places
 from .progress import Progress, Task
 from .report import Finding, Report
 from .schema import ExpertLayer, File, Manifest
@@ -61,56 +61,62 @@ class _Verification:
     def findings(self) -> Iterator[Finding]:
         for name in inventory.extra_names(self.path, self.manifest):
             yield Finding(name, "does not belong to the pack; remove it", kind="stray")
+        listed: Mapping[str, str] = {}
+        try:
+            listed = sums.read(self.path, self.manifest) or {}
+        except CorruptInputError as error:
+            yield Finding(names.SUMS_FILE, str(error))
         for file in self.manifest.files:
-            yield from self._file(file)
-        yield from self._layers(self._record_digests())
+            yield from self._file(file, listed)
+        yield from self._layers(self._record_digests(), listed)
 
-    def _file(self, file: File) -> Iterator[Finding]:
+    def _file(self, file: File, listed: Mapping[str, str]) -> Iterator[Finding]:
         problem = inventory.fault(self.path, file.name, file.size)
         if problem is not None:
             yield Finding(file.name, problem)
             return
         try:
-            actual = digest.of_file(self.path / file.name, advance=self.meter.advance)
+            actual = digest.both_of_file(self.path / file.name, advance=self.meter.advance)
         except (CorruptInputError, StorageError) as error:
             yield Finding(file.name, f"cannot be read: {error}", kind="unreadable")
             return
-        if actual != file.blake3:
+        if actual.blake3 != file.blake3:
             yield Finding(file.name, "is damaged")
+        else:
+            yield from sums.disagreements(listed, file.name, actual.sha256)
 
-    def _record_digests(self) -> bytes | None:
+    def _record_digests(self) -> Places | None:
         listed = next(file for file in self.manifest.files if file.name == self.manifest.digests)
         try:
             content = read_small(self.path / listed.name, listed.size)
         except (CorruptInputError, StorageError):
             return None
-        return content if digest.of_bytes(content).hex() == listed.blake3 else None
+        if digest.of_bytes(content).hex() != listed.blake3:
+            return None
+        return Places(content, self.manifest.model.num_experts)
 
-    def _layers(self, digests: bytes | None) -> Iterator[Finding]:
-        experts = self.manifest.model.num_experts
-        rows = range(0, len(digests or b""), DIGEST_BYTES)
-        owners = {digests[at : at + DIGEST_BYTES]: divmod(n, experts) for n, at in enumerate(rows)} if digests else {}
-
+    def _layers(self, places: Places | None, listed: Mapping[str, str]) -> Iterator[Finding]:
         def judge(index: int) -> list[Finding]:
-            size = experts * DIGEST_BYTES
-            expected = digests[index * size : (index + 1) * size] if digests else None
-            return list(self._layer(index, self.manifest.layers[index], expected, owners))
+            return list(self._layer(index, self.manifest.layers[index], places, listed))
 
         with ThreadPoolExecutor(self.threads) as pool:
             for found in pool.map(judge, range(len(self.manifest.layers))):
                 yield from found
 
     def _layer(
-        self, index: int, layer: ExpertLayer, expected: bytes | None, owners: layers.Owners
+        self, index: int, layer: ExpertLayer, places: Places | None, listed: Mapping[str, str]
     ) -> Iterator[Finding]:
         experts = self.manifest.model.num_experts
         problem = inventory.fault(self.path, layer.file, layer.stride * experts)
         if problem is not None:
             yield Finding(layer.file, problem, index)
         try:
-            scan = layers.scan(self.path / layer.file, layer, experts, self.meter.advance)
+            scan = layers.scan(self.path / layer.file, index, layer, experts, self.meter.advance, places)
         except (CorruptInputError, StorageError) as error:
             if problem is None:
                 yield Finding(layer.file, f"cannot be read: {error}", index, kind="unreadable")
             return
-        yield from layers.findings(index, layer, scan, expected, owners)
+        found = list(layers.findings(index, layer, scan, places))
+        yield from found
+        if problem is None and not found:
+            yield from sums.disagreements(listed, layer.file, scan.sha256)

@@ -45,6 +45,8 @@ from .gptq import Choice, choose
 from .grids import GridMatrix, Matrix, native_grids
 from .moments import Floats
 
+# A manifest's `recipe.arithmetic`: raised by every change, here or in how weights are read, that changes any byte.
+ARITHMETIC = 1
 DATA_FREE_METHODS = ("minmax", "mse")
 CALIBRATED_METHODS = ("imatrix", "gptq")  # those that need statistics of a matrix's inputs
 METHODS = (*DATA_FREE_METHODS, *CALIBRATED_METHODS)

@@ -16,6 +16,8 @@ from moepack.layout.plan import PackPlan
 from moepack.layout.reader import Pack
 from moepack.layout.record import RecordLayout
 from moepack.layout.writer import PackWriter
+from moepack.manifests import schema
+from moepack.manifests.manifest import read_manifest
 from moepack.manifests.progress import Progress, Silent
 
 PLAIN = ("--expert-format", "affine2-g64")  # to the command line what build_pack does unless told otherwise
@@ -51,7 +53,7 @@ def with_random_experts(pack: Path, plan: PackPlan, target: Path, formats: Mappi
     random = np.random.default_rng(0)
     with (
         Pack.open(pack) as source,
-        PackWriter.open(target, replace(plan, records=(layout,) * len(plan.records))) as writer,
+        PackWriter.open(target, replace(plan, records=(layout,) * len(plan.records), source=hashed(pack))) as writer,
     ):
         with writer.trunk() as trunk:
             for spec in plan.trunk:
@@ -61,6 +63,11 @@ def with_random_experts(pack: Path, plan: PackPlan, target: Path, formats: Mappi
                 for _ in range(plan.model.num_experts):
                     sink.append(random_record(random, layout))
         writer.commit()
+
+
+def hashed(pack: Path) -> schema.Source:
+    """What the manifest of `pack` says of its checkpoint, with every digest."""
+    return read_manifest(pack).source
 
 
 def random_record(random: np.random.Generator, layout: RecordLayout) -> np.ndarray:

@@ -57,8 +57,8 @@ def tiny_plan(folder: Path, model: schema.Model | None = None, formats: dict[str
         trunk=TRUNK,
         trunk_formats={"lm_head": "affine4-g32"},
         copied=(config,),
-        recipe=schema.Recipe("affine2-g32", "minmax", "source"),
-        source=schema.Source("mlx", None, None, [schema.SourceFile("model.safetensors", 1234, "ab" * 32)]),
+        recipe=schema.Recipe("affine2-g32", "minmax", "source", 1),
+        source=schema.Source("mlx", None, None, [schema.SourceFile("model.safetensors", 1234, "ab" * 32, "cd" * 32)]),
     )
 
 

@@ -14,9 +14,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import ParamSpec, Protocol, TypeAlias
 
-from blake3 import blake3
-
 from ...layout.reader import Pack
+from ...manifests.digest import RecordHasher
 from ...manifests.errors import MismatchError, StorageError
 from .cache import Key
 from .files import LayerFiles
@@ -232,20 +231,20 @@ class Arrivals:
 
     def _damage(self, key: Key, slot: Bytes) -> MismatchError | None:
         """How a whole record differs from what the pack states, or None."""
-        if self._digest(slot[: self._pack.records[key[0]].stride]) == self._pack.record_digest(*key):
+        if self._digest(key, slot[: self._pack.records[key[0]].stride]) == self._pack.record_digest(*key):
             return None
         return MismatchError(
             f"{self._place(key)} is damaged: its bytes differ from the pack's digest;"
             f" `moe-pack verify {self._pack.path}` names every damaged part"
         )
 
-    def _digest(self, record: Bytes) -> bytes:
-        """BLAKE3 of a record, computed when there is leave to."""
-        hasher = blake3()
+    def _digest(self, key: Key, record: Bytes) -> bytes:
+        """The digest of a record in its place, computed when there is leave to."""
+        hasher = RecordHasher()
         for first in range(0, len(record), CHECKED_AT_ONCE):
             self._leave.await_it()
             hasher.update(record[first : first + CHECKED_AT_ONCE].data)
-        return hasher.digest()
+        return hasher.digest(*key)
 
     def _place(self, key: Key) -> str:
         layer, expert = key

@@ -27,10 +27,12 @@ from moepack.convert.checkpoint import Checkpoint
 from moepack.convert.experts import ExpertPacker
 from moepack.convert.plan import Packing, plan_pack, understand
 from moepack.convert.recipe import Recipe
+from moepack.convert.sources import SourceHashing
 from moepack.convert.trunk import trunk_blocks
 from moepack.layout.reader import Pack
 from moepack.layout.record import RecordLayout
 from moepack.layout.writer import PackWriter
+from moepack.manifests.progress import Silent
 from moepack.runtime.engine import Engine, EngineStats
 
 standin.install()
@@ -89,6 +91,9 @@ def make_pack() -> None:
             write_trunk(packing, writer)
             for layer in range(WIDTH.layers):
                 write_layer(packing, writer, layer)
+            with SourceHashing(checkpoint.files, {}, "start again") as hashing:
+                for file in hashing.rest(Silent()):
+                    writer.source_hashed(file)
             writer.commit()
     shutil.rmtree(PLACE / "checkpoint")
 

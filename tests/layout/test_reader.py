@@ -118,7 +118,14 @@ def test_altered_record_digests_are_a_mismatch(pack: Path) -> None:
     refused(pack, MismatchError, r"digests.bin was altered.*\(P5\)")
 
 
-FILES = ["digests.bin", "trunk.safetensors", "experts/layer_00.bin", "experts/layer_01.bin", "config.json"]
+FILES = [
+    "SHA256SUMS",
+    "digests.bin",
+    "trunk.safetensors",
+    "experts/layer_00.bin",
+    "experts/layer_01.bin",
+    "config.json",
+]
 
 
 def make_pipe(path: Path) -> None:

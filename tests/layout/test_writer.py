@@ -14,7 +14,8 @@ import pytest
 from tinypack import FORMATS, Content, build, tiny_model, tiny_plan, tree, write_layer, write_missing
 
 from moepack.layout import atomic
-from moepack.layout.plan import PackPlan, TensorSpec
+from moepack.layout.journal import SourceDone
+from moepack.layout.plan import BLANK, PackPlan, TensorSpec
 from moepack.layout.reader import Pack
 from moepack.layout.writer import PackWriter
 from moepack.manifests import digest
@@ -37,7 +38,7 @@ def test_a_pack_reads_back_as_it_was_written(tmp_path: Path, plan: PackPlan) -> 
             for expert in range(3):
                 record = content.record(layer, expert)
                 assert (pack.read_record(layer, expert) == record).all()
-                assert pack.record_digest(layer, expert) == digest.of_bytes(record.data)
+                assert pack.record_digest(layer, expert) == digest.of_record(record.data, layer, expert)
                 address = pack.address(layer, expert)
                 assert os.pread(address.fd, address.size, address.offset) == record.tobytes()
         for spec in plan.trunk:
@@ -135,7 +136,7 @@ def test_somebody_elses_directory_is_not_touched(tmp_path: Path, plan: PackPlan,
 def test_another_plans_work_is_not_mixed_in(tmp_path: Path, plan: PackPlan) -> None:
     with PackWriter.open(tmp_path / "pack", plan) as writer:
         write_layer(writer, Content(plan), 0)
-    other = dataclasses.replace(plan, recipe=Recipe("affine2-g32", "mse", "source"))
+    other = dataclasses.replace(plan, recipe=Recipe("affine2-g32", "mse", "source", 1))
     with pytest.raises(UsageError, match="begun by another build"):
         PackWriter.open(tmp_path / "pack", other)
     build(tmp_path / "pack", plan)
@@ -209,6 +210,16 @@ def test_an_incomplete_pack_is_not_committed(tmp_path: Path, plan: PackPlan) -> 
         writer.commit()
 
 
+def test_a_pack_whose_source_is_not_hashed_is_not_committed(tmp_path: Path, plan: PackPlan) -> None:
+    files = [SourceFile("model.safetensors", 1, "ab" * 32, BLANK)]
+    unhashed = dataclasses.replace(plan, source=Source("mlx", None, None, files))
+    with PackWriter.open(tmp_path / "pack", unhashed) as writer:
+        with pytest.raises(ValueError, match="all of its units"):
+            write_missing(writer, Content(unhashed))
+        writer.source_hashed(SourceDone("model.safetensors", 1, 2, "ef" * 32))
+        assert writer.commit().source.files[0].sha256 == "ef" * 32
+
+
 def test_files_are_written_back_while_they_grow(
     tmp_path: Path, plan: PackPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +252,7 @@ def test_big_records_are_hashed_in_parallel_to_the_same_digests(tmp_path: Path) 
     build(tmp_path / "pack", plan)
     content = Content(plan)
     with Pack.open(tmp_path / "pack") as pack:
-        assert pack.record_digest(1, 2) == digest.of_bytes(content.record(1, 2).data)
+        assert pack.record_digest(1, 2) == digest.of_record(content.record(1, 2).data, 1, 2)
         part = plan.records[1]["up.scales"]
         joined = b"".join(content.record(1, e)[part.offset : part.offset + part.size].tobytes() for e in range(3))
         listed = next(c for c in pack.manifest.layers[1].components if c.name == "up.scales")
@@ -249,14 +260,14 @@ def test_big_records_are_hashed_in_parallel_to_the_same_digests(tmp_path: Path) 
 
 
 def source_of(name: str) -> Source:
-    return Source("mlx", None, None, [SourceFile(name, 1, "ab" * 32)])
+    return Source("mlx", None, None, [SourceFile(name, 1, "ab" * 32, "cd" * 32)])
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"source": source_of("m" * 256)}, r"does not fit into a pack: manifest.json: .*length <= 255.* \(M3\)"),
-        ({"recipe": Recipe("x" * 257, "mse", "source")}, r"length <= 256.* \(M3\)"),
+        ({"recipe": Recipe("x" * 257, "mse", "source", 1)}, r"length <= 256.* \(M3\)"),
         ({"source": source_of("model-\udcff.safetensors")}, "does not fit into a pack: .*non-UTF-8"),
     ],
 )
@@ -292,9 +303,9 @@ def test_a_copied_file_that_changes_between_its_check_and_the_manifest(
     original = plan.copied[0].read_bytes()
     publish = PackWriter._publish
 
-    def changing(writer: PackWriter, name: str, content: bytes) -> None:
+    def changing(writer: PackWriter, name: str, content: bytes) -> digest.Digests:
         plan.copied[0].write_text("another size")
-        publish(writer, name, content)
+        return publish(writer, name, content)
 
     monkeypatch.setattr(PackWriter, "_publish", changing)
     manifest = build(tmp_path / "pack", plan)

@@ -1,9 +1,9 @@
 """No single flipped bit goes unnoticed in a micro pack of one layer.
 
-Through `verify`: every bit of manifest.json, digests.bin, the trunk and a copied file; of the layer file (two experts)
-every bit of the second expert's bytes at the edges of its components and its padding. Through `layers.scan` and
-`layers.findings`, which are what `verify` does with a layer file once it is open: every bit of every byte of a layer
-file of one expert (all of `verify` for each would take minutes).
+Through `verify`: every bit of manifest.json, SHA256SUMS, digests.bin, the trunk and a copied file; of the layer file
+(two experts) every bit of the second expert's bytes at the edges of its components and its padding. Through
+`layers.scan` and `layers.findings`, which are what `verify` does with a layer file once it is open: every bit of every
+byte of a layer file of one expert (all of `verify` for each would take minutes).
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from moepack.layout.plan import TensorSpec
 from moepack.manifests import layers
 from moepack.manifests.errors import CorruptInputError, MismatchError, UnsupportedError
 from moepack.manifests.manifest import read_manifest
+from moepack.manifests.places import Places
 from moepack.manifests.progress import Silent
 from moepack.manifests.schema import Manifest
 from moepack.manifests.verify import verify
@@ -64,7 +65,7 @@ def culprit(pack: Path) -> str:
     return found[0].file
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "digests.bin", "trunk.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "digests.bin", "trunk.safetensors", "config.json"])
 def test_every_bit_outside_the_layer_files(micro: tuple[Path, Manifest], name: str) -> None:
     pack, _ = micro
     with opened(pack / name) as descriptor:
@@ -93,15 +94,15 @@ def test_every_bit_at_the_edges_of_components(micro: tuple[Path, Manifest]) -> N
 def test_every_bit_of_a_layer_file(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path, msgspec.structs.replace(tiny_model(layers=1, experts=1), num_experts_per_tok=1))
     layer, pack = build(tmp_path / "pack", plan).layers[0], tmp_path / "pack"
-    digests = (pack / "digests.bin").read_bytes()
+    places = Places((pack / "digests.bin").read_bytes(), 1)
     (pack / LAYER).chmod(0o644)
     with opened(pack / LAYER) as descriptor:
         for offset in range(STRIDE):
             part = next((c.name for c in layer.components if c.offset <= offset < c.offset + c.size), "padding")
             for bit in range(8):
                 with flipped(descriptor, offset, bit):
-                    scan = layers.scan(pack / LAYER, layer, 1, lambda size: None)
-                found = [(f.expert, f.component) for f in layers.findings(0, layer, scan, digests, {})]
+                    scan = layers.scan(pack / LAYER, 0, layer, 1, lambda size: None, places)
+                found = [(f.expert, f.component) for f in layers.findings(0, layer, scan, places)]
                 assert found == [(0, part)], (offset, bit)
     assert verify(pack, threads=1, progress=Silent()).ok
 

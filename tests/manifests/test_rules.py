@@ -38,13 +38,23 @@ def put(path: str, value: Any) -> Callable[[Any], None]:
 
 def swap(name: str) -> Callable[[Any], None]:
     def edit(fields: Any) -> None:
-        fields["files"][0]["name"] = name
+        resize_sums(fields, len(name) - len(fields["files"][1]["name"]))
+        fields["files"][1]["name"] = name
+        fields["files"].sort(key=lambda file: file["name"])
 
     return edit
 
 
+def resize_sums(fields: Any, by: int) -> None:
+    fields["files"][0]["size"] += by
+
+
+def without_config(fields: Any) -> None:
+    resize_sums(fields, -(64 + 2 + len(fields["files"].pop(1)["name"]) + 1))
+
+
 def twin(fields: Any) -> None:
-    fields["files"].append({**fields["files"][0], "name": fields["files"][0]["name"].upper()})
+    fields["files"].append({**fields["files"][1], "name": fields["files"][1]["name"].upper()})
     fields["files"].sort(key=lambda file: file["name"])
 
 
@@ -108,9 +118,12 @@ BROKEN: list[tuple[str, Callable[[Any], Any], str]] = [
     ("M18", lambda m: m["files"].append(m["files"][-1]), "'trunk.safetensors' is listed twice"),
     ("M18", twin, "'config.json' is listed twice"),
     ("M18", lambda m: m["files"].reverse(), "not in the order of their names"),
-    ("M19", lambda m: m["files"].pop(1), "'digests.bin' is not among the files"),
-    ("M19", lambda m: m["files"].pop(2), "'trunk.safetensors' is not among the files"),
-    ("M19", put("files.1.size", 191), "'digests.bin' has 191 bytes instead of 192"),
+    ("M19", lambda m: m["files"].pop(2), "'digests.bin' is not among the files"),
+    ("M19", lambda m: m["files"].pop(3), "'trunk.safetensors' is not among the files"),
+    ("M19", lambda m: m["files"].pop(0), "'SHA256SUMS' is not among the files"),
+    ("M19", put("files.2.size", 191), "'digests.bin' has 191 bytes instead of 192"),
+    ("M19", lambda m: resize_sums(m, 1), r"'SHA256SUMS' has \d+ bytes instead of \d+"),
+    ("M19", lambda m: m["files"].pop(1), r"'SHA256SUMS' has \d+ bytes instead of \d+"),
     ("M20", overriding([2], ["gate"]), "the recipe overrides layer 2 of a model of 2 layers"),
     ("M20", overriding([0, 1, 0], ["gate"]), "the recipe overrides gate of layer 0 twice"),
     ("M20", overriding([0], ["up", "down"], [1, 0], ["gate", "down"]), "overrides down of layer 0 twice"),
@@ -134,7 +147,7 @@ NEAR_MISSES: list[Callable[[Any], Any]] = [
     swap("_"),
     swap("console.json"),
     swap("a" * 64),
-    lambda m: m["files"].pop(0),
+    without_config,
     parts_of("gate", "weight", "grids", "scales"),
     parts_of("down", "weight", "grids", "scales"),
     overriding([0, 1], ["gate"], [1], ["up", "down"]),

@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from tinypack import FORMATS, Content, build, edit_manifest, replace_file, tiny_model, tiny_plan, tree
 
 from moepack.manifests.canonical import encode
-from moepack.manifests.digest import of_bytes
+from moepack.manifests.digest import of_bytes, of_record
 from moepack.manifests.errors import CorruptInputError, MismatchError
 from moepack.manifests.manifest import pack_digest
 from moepack.manifests.progress import Silent
@@ -129,10 +132,27 @@ def test_padding_that_was_dirty_when_the_pack_was_sealed_is_found(pack: Path) ->
 
 
 def seal_again(pack: Path) -> None:
+    """Give the pack the record digests and the SHA-256 that its bytes have."""
     layers = [(pack / name).read_bytes() for name in ("experts/layer_00.bin", LAYER)]
-    records = b"".join(of_bytes(layer[at : at + STRIDE]) for layer in layers for at in range(0, len(layer), STRIDE))
-    replace_file(pack / "digests.bin", records)
-    edit_manifest(pack, lambda fields: fields["files"][1].update(blake3=of_bytes(records).hex()))
+    records = [
+        of_record(layer[at : at + STRIDE], index, at // STRIDE)
+        for index, layer in enumerate(layers)
+        for at in range(0, len(layer), STRIDE)
+    ]
+    replace_listed(pack, "digests.bin", b"".join(records))
+    sums = (sha256sums(pack, name) for name in tree(pack) if name not in ("manifest.json", "SHA256SUMS"))
+    replace_listed(pack, "SHA256SUMS", b"".join(sorted(sums, key=lambda line: line[66:])))
+
+
+def sha256sums(pack: Path, name: str) -> bytes:
+    return f"{sha256((pack / name).read_bytes()).hexdigest()}  {name}\n".encode()
+
+
+def replace_listed(pack: Path, name: str, content: bytes) -> None:
+    """Give a file other bytes and list them in the manifest, which is sealed again."""
+    replace_file(pack / name, content)
+    facts = {"size": len(content), "blake3": of_bytes(content).hex()}
+    edit_manifest(pack, lambda fields: [file.update(facts) for file in fields["files"] if file["name"] == name])
 
 
 def test_component_digests_are_checked_even_when_every_record_agrees(pack: Path) -> None:
@@ -146,13 +166,15 @@ def test_record_digests_are_checked_even_when_every_component_agrees(pack: Path)
     """P3"""
     records = bytearray((pack / "digests.bin").read_bytes())
     records[0] ^= 1
-    replace_file(pack / "digests.bin", records)
-    edit_manifest(pack, lambda fields: fields["files"][1].update(blake3=of_bytes(bytes(records)).hex()))
+    replace_listed(pack, "digests.bin", bytes(records))
     expected = "layer 0, expert 0 differs from digests.bin, though its components are as the manifest says"
-    assert sentences(pack) == [f"experts/layer_00.bin: {expected}"]
+    assert sentences(pack) == [
+        "SHA256SUMS gives digests.bin another SHA-256 than it has",
+        f"experts/layer_00.bin: {expected}",
+    ]
 
 
-@pytest.mark.parametrize("name", ["config.json", "digests.bin", "trunk.safetensors"])
+@pytest.mark.parametrize("name", ["SHA256SUMS", "config.json", "digests.bin", "trunk.safetensors"])
 def test_damaged_files_are_named(pack: Path, name: str) -> None:
     """P5"""
     flip(pack / name, 3)
@@ -226,7 +248,7 @@ def test_an_io_error_is_a_finding_and_the_rest_is_checked(pack: Path, monkeypatc
     assert "Input/output error" in found[0].problem
 
 
-@pytest.mark.parametrize("name", ["trunk.safetensors", "config.json", "digests.bin"])
+@pytest.mark.parametrize("name", ["trunk.safetensors", "config.json", "digests.bin", "SHA256SUMS"])
 def test_an_io_error_is_not_called_damage(pack: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_reading(monkeypatch, pack / name)
     (found,) = findings(pack)
@@ -291,6 +313,125 @@ def test_swapped_records_are_recognised(pack: Path) -> None:
         f"{LAYER}: layer 1, expert 0 holds the record of layer 1, expert 2",
         f"{LAYER}: layer 1, expert 2 holds the record of layer 1, expert 0",
     ]
+
+
+def test_a_record_moved_to_another_layer_and_number_is_recognised(pack: Path) -> None:
+    content = bytearray((pack / LAYER).read_bytes())
+    content[:STRIDE] = (pack / "experts/layer_00.bin").read_bytes()[2 * STRIDE :]
+    replace_file(pack / LAYER, content)
+    assert sentences(pack) == [f"{LAYER}: layer 1, expert 0 holds the record of layer 0, expert 2"]
+
+
+def test_a_record_s_digest_is_what_the_specification_says() -> None:
+    """P3: spelt out, for whoever writes a second implementation."""
+    suffix = b"moepack expert record\0\0\0" + bytes([1, 0, 0, 0]) + bytes([0x02, 0x01, 0, 0])
+    assert of_record(b"abc" * 100, 1, 258) == of_bytes(b"abc" * 100 + suffix)
+
+
+def exchanged(first: bytes, second: bytes) -> tuple[bytes, bytes]:
+    return second, first
+
+
+def duplicated(first: bytes, second: bytes) -> tuple[bytes, bytes]:
+    return first, first
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"), [(exchanged, {0: 2, 2: 0}), (duplicated, {2: 0})], ids=["exchanged", "duplicated"]
+)
+def test_a_record_out_of_place_is_found_though_its_digest_moved_with_it(
+    tmp_path: Path, change: Callable[[bytes, bytes], tuple[bytes, bytes]], moved: dict[int, int]
+) -> None:
+    """P3"""
+    pack = tmp_path / "pack"
+    build(pack, tiny_plan(tmp_path))
+    rearrange(pack / LAYER, STRIDE, 0, change)
+    rearrange(pack / "digests.bin", 32, 3, change)
+    seal_all_but_digests(tmp_path, pack)
+    assert sentences(pack) == [
+        f"{LAYER}: layer 1, expert {expert} holds the record of layer 1, expert {home}"
+        for expert, home in moved.items()
+    ]
+
+
+def rearrange(file: Path, size: int, first: int, change: Callable[[bytes, bytes], tuple[bytes, bytes]]) -> None:
+    """Change the first and the third of what a file holds `size` bytes each of, from number `first` on."""
+    content = bytearray(file.read_bytes())
+    a, b = (slice((first + n) * size, (first + n + 1) * size) for n in (0, 2))
+    content[a], content[b] = change(bytes(content[a]), bytes(content[b]))
+    replace_file(file, content)
+
+
+def seal_all_but_digests(folder: Path, pack: Path) -> None:
+    """Let manifest and SHA256SUMS say of all other bytes what they are: an attacker's pack, or a defective packer's."""
+    digests = (pack / "digests.bin").read_bytes()
+    content = (pack / LAYER).read_bytes()
+    seal_again(pack)
+    replace_listed(pack, "digests.bin", digests)
+
+    def describe(fields: dict[str, Any]) -> None:
+        for part in fields["layers"][1]["components"]:
+            starts = range(part["offset"], len(content), STRIDE)
+            part["blake3"] = of_bytes(b"".join(content[at : at + part["size"]] for at in starts)).hex()
+
+    edit_manifest(pack, describe)
+    lines = (pack / "SHA256SUMS").read_bytes().splitlines(keepends=True)
+    renewed = [sha256sums(pack, line[66:-1].decode()) for line in lines]
+    replace_listed(pack, "SHA256SUMS", b"".join(renewed))
+
+
+def test_what_nothing_recognises_is_sought_everywhere_only_a_few_times(tmp_path: Path) -> None:
+    """Where many records of a layer are strange, those that changed layer and number are just damaged."""
+    build(tmp_path / "pack", tiny_plan(tmp_path, tiny_model(experts=12)))
+    first, second = (tmp_path / "pack" / name for name in ("experts/layer_00.bin", LAYER))
+    donor = second.read_bytes()
+    replace_file(first, donor[STRIDE:] + donor[:STRIDE])
+    found = [finding.problem for finding in findings(tmp_path / "pack") if finding.component is None]
+    assert found == [f"holds the record of layer 1, expert {expert}" for expert in range(1, 9)]
+
+
+needs_sha256sum = pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no sha256sum here")
+
+
+@needs_sha256sum
+def test_sha256sum_agrees(pack: Path) -> None:
+    """P7"""
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    ran = subprocess.run(command, cwd=pack, capture_output=True, text=True, check=True)
+    assert [line.split(":")[0] for line in ran.stdout.splitlines()] == sorted(
+        tree(pack).keys() - {"SHA256SUMS", "manifest.json"}
+    )
+
+
+@pytest.mark.parametrize("line", range(5))
+def test_a_wrong_sha_256_is_found_though_the_pack_was_sealed_with_it(pack: Path, line: int) -> None:
+    """P7"""
+    content = bytearray((pack / "SHA256SUMS").read_bytes())
+    lines = bytes(content).splitlines(keepends=True)
+    at = sum(map(len, lines[:line]))
+    content[at] = ord("0") if content[at] != ord("0") else ord("1")
+    replace_listed(pack, "SHA256SUMS", bytes(content))
+    name = lines[line][66:-1].decode()
+    assert sentences(pack) == [f"SHA256SUMS gives {name} another SHA-256 than it has"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.upper(),
+        lambda text: text.replace(b"  ", b" *"),
+        lambda text: text.replace(b"config.json", b"konfig.json"),
+        lambda text: text[:-1] + b"\r",
+        lambda text: b"".join(reversed(text.splitlines(keepends=True))),
+        lambda text: text.replace(b"\n", b"\xff", 1),
+    ],
+    ids=["upper case", "binary marks", "another name", "no last newline", "not sorted", "not ASCII"],
+)
+def test_sums_of_another_form_are_found(pack: Path, edit: Callable[[bytes], bytes]) -> None:
+    """P7"""
+    replace_listed(pack, "SHA256SUMS", edit((pack / "SHA256SUMS").read_bytes()))
+    (sentence,) = sentences(pack)
+    assert sentence == "SHA256SUMS is not the sorted list of the pack's files with their SHA-256 (P7)"
 
 
 def test_all_is_reported_at_once(pack: Path) -> None:
