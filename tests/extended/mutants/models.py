@@ -396,7 +396,11 @@ MUTANTS = [
         "nobody waits until records are checked", Kind.CHECK, "            self._experts.confirm()\n", "", CONFIRMED
     ),
     _model(
-        "a token that failed is not abandoned", Kind.MISSING, "            self._decoding.abandon()\n", "", INTERRUPTS
+        "a token that failed is not abandoned",
+        Kind.MISSING,
+        "                self._decoding.abandon()\n            finally",
+        "                pass\n            finally",
+        INTERRUPTS,
     ),
     _work("what was left is not dropped", Kind.MISSING, "        self.drop()  # what", "        # what", AGAIN),
     _work("encoding is not ended", Kind.MISSING, "            self._commands.discard()", "            pass", ENDED),
