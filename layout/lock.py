@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from ..manifests.errors import StorageError, UsageError
+from .atomic import make_directory
 from .journal import JOURNAL_FILE, Running, read_entries
 
 
@@ -17,7 +18,7 @@ class LockedDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.mkdir(exist_ok=True)
+            make_directory(path)
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             raise UsageError(f"{path} cannot be made: {error.strerror}; choose another output") from error
@@ -36,6 +37,10 @@ class LockedDirectory:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StorageError(f"another moe-pack{self._owner()} is writing {self.path}") from error
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} cannot be locked: {error.strerror}; choose an output on a disk that knows locks"
+            ) from error
         # The former owner may have finished and renamed the directory between our open and our lock.
         if not self.path.is_dir() or not os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
             raise StorageError(f"another moe-pack has just finished {self.path}")

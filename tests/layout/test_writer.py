@@ -16,6 +16,7 @@ from tinypack import FORMATS, Content, build, tiny_model, tiny_plan, tree, write
 from moepack.layout import atomic
 from moepack.layout.plan import PackPlan, TensorSpec
 from moepack.layout.reader import Pack
+from moepack.layout import atomic, writer
 from moepack.layout.writer import PackWriter
 from moepack.manifests import digest
 from moepack.manifests.errors import CorruptInputError, StorageError, UnsupportedError, UsageError
@@ -290,13 +291,12 @@ def test_a_copied_file_that_changes_between_its_check_and_the_manifest(
     tmp_path: Path, plan: PackPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = plan.copied[0].read_bytes()
-    publish = PackWriter._publish
 
-    def changing(writer: PackWriter, name: str, content: bytes) -> None:
+    def changing(path: Path, content: bytes, mode: int = atomic.READ_ONLY) -> None:
         plan.copied[0].write_text("another size")
-        publish(writer, name, content)
+        atomic.publish(path, content, mode)
 
-    monkeypatch.setattr(PackWriter, "_publish", changing)
+    monkeypatch.setattr(writer, "publish", changing)
     manifest = build(tmp_path / "pack", plan)
     assert [file.size for file in manifest.files if file.name == "config.json"] == [len(original)]
     assert (tmp_path / "pack/config.json").read_bytes() == original
