@@ -234,7 +234,7 @@ def states(root: Path, calls: list[Call], draws: int, seed: int = 0) -> Iterator
         if call.name == "fsync" and call.done and call.path.name == "journal.jsonl":
             promised = disk.durable_bytes(call.path)
         for kind, tree in [("strict", disk.strict()), *(("drawn", disk.survivors(chance)) for _ in range(draws))]:
-            key = hash(tuple(tree.items()))
+            key = kind, hash(tuple(tree.items()))
             if key not in seen:
                 seen.add(key)
                 yield State(call.number, kind, tree, tuple(promised.splitlines()))

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "COLUMNS": "1000"}
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "NO_COLOR": "1",
+    "COLUMNS": "1000",
+    "TMPDIR": "/nonexistent",  # what is published must not have been somewhere else before
+}
 
 
 class Action(IntEnum):
@@ -116,6 +122,7 @@ class Machine:
         self, *arguments: object, fault: Fault = NONE, logged: bool = False, kill_after: float | None = None
     ) -> Run:
         """`moe-pack` with these arguments, to its end, or to where it stops."""
+        (self.folder / "err").unlink(missing_ok=True)
         request = {
             "arguments": list(map(str, arguments)),
             "folder": str(self.folder),
@@ -130,7 +137,7 @@ class Machine:
         return self._ask(request)
 
     def go_on(self, stopped: Run, number: int = signal.SIGCONT) -> Run:
-        """Send a signal to a stopped run; how it ended. Its output is lost if others ran meanwhile."""
+        """Send a signal to a stopped run; how it ended. No other may have run here meanwhile."""
         return self._ask({"goes_on": stopped.process, "signal": number})
 
     def _ask(self, request: dict[str, Any]) -> Run:
@@ -138,7 +145,8 @@ class Machine:
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         found = json.loads(self._server.stdout.readline())
-        return Run(found["process"], found["code"], (self.folder / "err").read_text())
+        err = self.folder / "err"  # a kill may come before there is any
+        return Run(found["process"], found["code"], err.read_text() if err.exists() else "")
 
 
 def run_executed(injector: Path, log: Path, *arguments: object) -> int:
