@@ -26,16 +26,17 @@ FLUSH_BYTES = 64 * 1024 * 1024  # measured: twice the rate of leaving all of a 2
 class AtomicFile:
     """A file of exactly `size` bytes that appears under its name when its `with` block ends well, or not at all.
 
-    `size` is None if it cannot be known before; `mode` is that of the finished file. Raises StorageError when the disk
-    is full or fails, ValueError when other than `size` bytes were written.
+    `size` is None if it cannot be known before; `mode` is that of the finished file; `apart` sets its temporary name
+    apart from other writers'. Raises StorageError when the disk is full or fails, ValueError when other than `size`
+    bytes were written.
     """
 
-    def __init__(self, path: Path, size: int | None, mode: int = READ_ONLY) -> None:
+    def __init__(self, path: Path, size: int | None, mode: int = READ_ONLY, *, apart: str = "") -> None:
         self.path = path
         self.size = size
         self.mode = mode
         self.written = 0
-        self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        self._temporary = path.with_name(path.name + apart + TEMPORARY_SUFFIX)
         self._descriptor = -1
 
     def __enter__(self) -> "AtomicFile":
@@ -91,6 +92,12 @@ class AtomicFile:
 def publish(path: Path, content: bytes | memoryview, mode: int = READ_ONLY) -> None:
     """Write a whole small file. Raises StorageError as AtomicFile does."""
     with AtomicFile(path, len(content), mode) as file:
+        file.write(content)
+
+
+def replace(path: Path, content: bytes | memoryview) -> None:
+    """Write a whole small file that belongs to no pack and may be there already, whoever else does so at once."""
+    with AtomicFile(path, len(content), REPLACEABLE, apart=f".{os.getpid()}") as file:
         file.write(content)
 
 
@@ -166,6 +173,14 @@ def make_directory(path: Path) -> None:
     except FileExistsError:
         return
     sync_directory(path.parent)
+
+
+def make_folders(path: Path) -> None:
+    """Make a directory, and those above it, where they are missing; not durably, since what goes in can be made again.
+
+    Raises OSError.
+    """
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def rename(old: Path, new: Path) -> None:

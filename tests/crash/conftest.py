@@ -1,4 +1,4 @@
-"""One site for all tests of crashes: its packs lie on a file system in memory where there is one, the checkpoint does not."""
+"""One site for all tests of crashes: its packs lie in memory where that is a file system, the checkpoint does not."""
 
 from collections.abc import Iterator
 from pathlib import Path

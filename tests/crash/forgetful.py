@@ -1,10 +1,10 @@
 """A file system that forgets: the states in which a loss of power may leave a disk, made from a log of calls.
 
-What is certain is only what a finished fsync has covered: a file's bytes and mode by its own, a name in a directory by
-that directory's. `strict` is the state with nothing else. `survivors` draws one in which everything else survived or not,
-each by itself and in any order: names made, removed and changed, the length of a file, each of its 4096-byte blocks, which
-otherwise is as it was, or zeros. A rename within a directory happens or does not; one between two directories is two
-changes, of which either may survive alone. No real file system forgets more; journaling ones forget far less.
+What is certain is only what a finished fsync has covered: a file's bytes by its own, a name in a directory by that
+directory's. `strict` is the state with nothing else. `survivors` draws one in which everything else survived or not,
+each by itself and in any order: names made, removed and changed, the length of a file, each of its 4096-byte blocks,
+which otherwise is as it was, or zeros. A rename within a directory happens or does not; one between two directories is
+two changes, of which either may survive alone. Journaling file systems forget far less.
 """
 
 import os
@@ -34,7 +34,8 @@ class File:
         length = chance.choice([len(old), len(new), chance.randint(min(len(old), len(new)), max(len(old), len(new)))])
         odds = chance.choice([0.1, 0.5, 0.9, 1])
         return b"".join(
-            _padded(new if chance.random() < odds else old, at, min(BLOCK, length - at)) for at in range(0, length, BLOCK)
+            _padded(new if chance.random() < odds else old, at, min(BLOCK, length - at))
+            for at in range(0, length, BLOCK)
         )
 
 

@@ -109,7 +109,8 @@ class Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._server.stdin and self._server.stdout
+        assert self._server.stdin
+        assert self._server.stdout
         self._server.stdin.close()
         self._server.wait()
         self._server.stdout.close()
@@ -141,7 +142,8 @@ class Machine:
         return self._ask({"goes_on": stopped.process, "signal": number})
 
     def _ask(self, request: dict[str, Any]) -> Run:
-        assert self._server.stdin and self._server.stdout
+        assert self._server.stdin
+        assert self._server.stdout
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         found = json.loads(self._server.stdout.readline())

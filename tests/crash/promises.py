@@ -1,7 +1,7 @@
-"""What must hold after anything was done to `moe-pack build`, and the rounds that do it: each gives how many cases it had.
+"""What must hold after anything was done to `moe-pack build`, and the rounds that do it: each tells its count of cases.
 
-After a fault there is no manifest under the pack's name, or a complete pack; an error was one sentence and exit code 4; the
-same command then succeeds, and the bytes are those of an undisturbed build.
+After a fault there is no manifest under the pack's name, or a complete pack; an error was one sentence and exit code 4;
+the same command then succeeds, and the bytes are those of an undisturbed build.
 """
 
 import errno
@@ -19,7 +19,7 @@ import msgspec
 from calls import Call, changes, read_log
 from checkpoints import Shape, Variant, save_huggingface
 from forgetful import State, states, write_tree
-from machine import Action, Fault, Machine, Run, build_injector
+from machine import NONE, Action, Fault, Machine, Run, build_injector
 from tinypack import tree
 
 TINIEST = Shape(
@@ -79,7 +79,7 @@ class Case:
     def target(self) -> Path:
         return self.folder / "pack"
 
-    def build(self, fault: Fault = Fault(), **options: object) -> Run:
+    def build(self, fault: Fault = NONE, **options: object) -> Run:
         """The command, always the same."""
         return self.machine.run("build", self.site.source, self.target, fault=fault, **options)  # type: ignore[arg-type]
 
@@ -259,7 +259,7 @@ def kills_of_resumes(site: Site, rounds: int, seed: int = 1) -> tuple[int, int]:
 
 
 def two_packers(site: Site, share: float = 1) -> tuple[int, int]:
-    """One build is stopped before each call, and another comes; how many pairs, and how often the second was refused."""
+    """One build is stopped before each call, and another comes; how many pairs, how often the second was refused."""
     refused = []
     with site.machine() as second:
 

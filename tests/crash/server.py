@@ -1,8 +1,8 @@
 """Runs `moe-pack` many times for one start of Python: everything is imported once, and each run is a fork.
 
-It is executed with the injector preloaded, takes one request a line on stdin (JSON) and answers each on stdout when the
-run has ended, or stopped. A forked run is the program from its `main` on; that an executed one makes the same calls is a
-test of its own (test_injector.py).
+It is executed with the injector preloaded, takes one request a line on stdin (JSON) and answers each on stdout when
+the run has ended, or stopped. A forked run is the program from its `main` on; that an executed one makes the same calls
+is a test of its own (test_injector.py).
 """
 
 import contextlib

@@ -31,7 +31,9 @@ def test_the_lock_of_a_packer_that_was_killed_holds_nobody(site: Site) -> None:
         with site.machine() as other:
             refused = Case(site, other, case.folder).build()
             assert refused.code == STORAGE
-            assert refused.sentence.startswith(f"another moe-pack (pid {held.process}) is writing {case.target}.partial")
+            assert refused.sentence.startswith(
+                f"another moe-pack (pid {held.process}) is writing {case.target}.partial"
+            )
             assert case.machine.go_on(held, signal.SIGKILL).killed
             assert Case(site, other, case.folder).build().code == 0
         assert case.whole_or_absent()

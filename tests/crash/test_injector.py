@@ -33,7 +33,9 @@ def test_strace_counts_the_same_calls(site: Site, tmp_path: Path) -> None:
     target, trace = site.folder / "traced/pack", tmp_path / "trace"
     target.parent.mkdir()
     program = Path(sys.executable).with_name("moe-pack")
-    watched = "write,pwrite64,writev,pwritev,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir"
+    watched = (
+        "write,pwrite64,writev,pwritev,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir"
+    )
     watched += ",mkdirat,rmdir,truncate,ftruncate,fchmod,fchmodat,chmod,flock,fallocate,sendfile,copy_file_range,msync"
     command = ["strace", "-f", "-y", "-o", trace, "-e", f"trace={watched}", program, "build", site.source, target]
     traced = subprocess.run(command, capture_output=True, text=True, check=False)

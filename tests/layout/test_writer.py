@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from tinypack import FORMATS, Content, build, tiny_model, tiny_plan, tree, write_layer, write_missing
 
-from moepack.layout import atomic
+from moepack.layout import atomic, writer
 from moepack.layout.plan import PackPlan, TensorSpec
 from moepack.layout.reader import Pack
-from moepack.layout import atomic, writer
 from moepack.layout.writer import PackWriter
 from moepack.manifests import digest
 from moepack.manifests.errors import CorruptInputError, StorageError, UnsupportedError, UsageError
