@@ -1,7 +1,7 @@
-"""What must hold after anything was done to `moe-pack build`, and the rounds that do it: each tells its count of cases.
+"""What must hold after anything was done to a `moe-pack` that writes, and the rounds that do it, with counts of cases.
 
 After a fault there is no manifest under the pack's name, or a complete pack; an error was one sentence and exit code 4;
-the same command then succeeds, and the bytes are those of an undisturbed build.
+the same command then succeeds, and the bytes are those of an undisturbed run.
 """
 
 import errno
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -31,9 +31,13 @@ STORAGE = 4
 
 @dataclass
 class Site:
-    """Where packs of one checkpoint are made again and again; `expected` is the undisturbed one, `calls` made it."""
+    """Where one thing is made again and again by one `command`, to which the target is added.
+
+    `expected` is the undisturbed one, as its files by name; `calls` made it.
+    """
 
     source: Path
+    command: tuple[object, ...]
     folder: Path
     machines: "SimpleQueue[Machine]"
     count: int
@@ -69,7 +73,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Case:
-    """One pack to be made in `folder`, on a machine of its own."""
+    """One thing to be made in `folder`, on a machine of its own."""
 
     site: Site
     machine: Machine
@@ -81,13 +85,13 @@ class Case:
 
     def build(self, fault: Fault = NONE, **options: object) -> Run:
         """The command, always the same."""
-        return self.machine.run("build", self.site.source, self.target, fault=fault, **options)  # type: ignore[arg-type]
+        return self.machine.run(*self.site.command, self.target, fault=fault, **options)  # type: ignore[arg-type]
 
     def whole_or_absent(self) -> bool:
-        """Whether there is a pack, which then is the expected one."""
+        """Whether the target is there, which then is the expected one."""
         if not self.target.exists():
             return False
-        assert tree(self.target) == self.site.expected
+        assert files_of(self.target) == self.site.expected
         return True
 
     def assert_ends_well(self, run: Run) -> None:
@@ -102,7 +106,8 @@ class Case:
             assert again.code == 0, again.err
             assert self.whole_or_absent()
             assert [path.name for path in self.folder.iterdir()] == [self.target.name]
-        assert not [path for path in self.target.rglob("*") if path.is_file() and path.stat().st_mode & 0o777 != 0o444]
+        made = [path for path in (self.target, *self.target.rglob("*")) if path.is_file()]
+        assert {path.stat().st_mode & 0o777 for path in made} == {0o444}
 
     def assert_is_a_sentence(self, run: Run) -> None:
         """It names a file and what to do."""
@@ -112,9 +117,18 @@ class Case:
         assert "verify it" not in sentence or self.whole_or_absent(), sentence
 
 
+def files_of(target: Path) -> dict[str, bytes]:
+    """A folder's files with their bytes, or the one file that it is."""
+    return tree(target) if target.is_dir() else {"": target.read_bytes()}
+
+
 @contextmanager
-def opened_site(root: Path, source: Path, folder: Path, count: int = 2) -> Iterator[Site]:
-    """A site that works in `folder` on `count` machines; what they need beside is in `root`."""
+def opened_site(root: Path, source: Path, folder: Path, *command: object, count: int = 2) -> Iterator[Site]:
+    """A site that works in `folder` on `count` machines; what they need beside is in `root`.
+
+    Without a `command` it builds packs of `source`.
+    """
+    command = command or ("build", source)
     injector = build_injector(root)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -124,9 +138,10 @@ def opened_site(root: Path, source: Path, folder: Path, count: int = 2) -> Itera
             machines.put(machine)
         folder.mkdir(exist_ok=True)
         (folder / "undisturbed").mkdir()
-        run = first[0].run("build", source, folder / "undisturbed/pack", logged=True)
+        run = first[0].run(*command, folder / "undisturbed/pack", logged=True)
         assert run.code == 0, run.err
-        yield Site(source, folder, machines, count, tree(folder / "undisturbed/pack"), read_log(first[0].log))
+        expected = files_of(folder / "undisturbed/pack")
+        yield Site(source, command, folder, machines, count, expected, read_log(first[0].log))
 
 
 def make_checkpoint(folder: Path) -> Path:
@@ -278,7 +293,7 @@ def two_packers(site: Site, share: float = 1) -> tuple[int, int]:
             assert case.whole_or_absent()
 
         with site.machine() as one:
-            alone = Site(site.source, site.folder, SimpleQueue(), 1, site.expected, site.calls)
+            alone = replace(site, machines=SimpleQueue(), count=1)
             alone.machines.put(one)
             count = alone.each(case, spaced(len(changes(site.calls)), share))
     return count, len(refused)
