@@ -91,12 +91,16 @@ class Opened:
 
 
 class ForgetfulDisk:
-    """The folder `root` as the calls change it, and as it may be found afterwards."""
+    """The folder `root` as the calls change it, and as it may be found afterwards; `tree` is durably there before."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tree: Tree | None = None) -> None:
         self.root = root
         self._top = Directory()
         self._opened: dict[int, Opened] = {}
+        for name, content in (tree or {}).items():
+            folder, last = self._place(root / name)
+            folder.names[last] = Directory() if content is None else File(content, content)
+            folder.sync()
 
     def apply(self, call: Call) -> None:
         """Do what a call did; one that failed did nothing."""
@@ -204,6 +208,12 @@ def _walk(directory: Directory, content, names, above: str = "") -> Iterator[tup
             yield from _walk(node, content, names, f"{path}/")
 
 
+def read_tree(folder: Path) -> Tree:
+    """The state that is there."""
+    paths = sorted(folder.rglob("*"))  # a folder comes before what is in it
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in paths}
+
+
 def write_tree(folder: Path, tree: Tree) -> None:
     """Make a state real."""
     folder.mkdir()
@@ -225,9 +235,12 @@ class State:
     promised: tuple[bytes, ...]
 
 
-def states(root: Path, calls: list[Call], draws: int, seed: int = 0) -> Iterator[State]:
-    """At every call: the strict state, and `draws` of those in which some of the rest survived; each state once."""
-    disk, chance, seen, promised = ForgetfulDisk(root), random.Random(seed), set(), b""
+def states(root: Path, calls: list[Call], draws: int, tree: Tree | None = None, seed: int = 0) -> Iterator[State]:
+    """At every call: the strict state, and `draws` of those in which some of the rest survived; each state once.
+
+    `tree` is what was durably there before the first call.
+    """
+    disk, chance, seen, promised = ForgetfulDisk(root, tree), random.Random(seed), set(), b""
     for call in calls:
         disk.apply(call)
         if call.name == LOOK:

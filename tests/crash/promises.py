@@ -18,7 +18,7 @@ from queue import SimpleQueue
 import msgspec
 from calls import Call, changes, read_log
 from checkpoints import Shape, Variant, save_huggingface
-from forgetful import State, states, write_tree
+from forgetful import State, read_tree, states, write_tree
 from machine import NONE, Action, Fault, Machine, Run, build_injector
 from tinypack import tree
 
@@ -196,8 +196,25 @@ def short_writes(site: Site, share: float) -> list[Call]:
 
 def losses_of_power(site: Site, draws: int, share: float = 1) -> tuple[int, int]:
     """Resume from what a loss of power may leave; how many states were strict, and how many drawn."""
-    root = site.folder / "undisturbed"
-    found = list(states(root, site.calls, draws))
+    return _resumed(site, list(states(site.folder / "undisturbed", site.calls, draws)), share)
+
+
+def losses_of_power_in_resumes(site: Site, draws: int, share: float = 1) -> tuple[int, int]:
+    """The same, while builds go on that were killed: at a share of their calls, each of the last five among them."""
+    last, found = len(changes(site.calls)), []
+
+    def case(case: Case) -> None:
+        assert case.build(Fault(Action.KILL, int(case.folder.name))).killed
+        before = read_tree(case.folder)
+        if not case.target.exists():
+            assert case.build(logged=True).code == 0
+            found.extend(states(case.folder, read_log(case.machine.log), draws, before))
+
+    site.each(case, sorted({*spaced(last, share), *range(last - 4, last + 1)}))
+    return _resumed(site, found, 1)
+
+
+def _resumed(site: Site, found: list[State], share: float) -> tuple[int, int]:
     chosen = [found[index - 1] for index in spaced(len(found), share)]
     by_name = {f"{state.kind}-{number}-after-{state.after}": state for number, state in enumerate(chosen)}
 

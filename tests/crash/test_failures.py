@@ -1,11 +1,21 @@
 """moe-pack build on a disk that fails, is full, forgets or is held by another: the same promises as after a kill."""
 
+import errno
 import signal
 
 import pytest
 from calls import changes
 from machine import Action, Fault
-from promises import STORAGE, Case, Site, failures, losses_of_power, one_fault_each, two_packers
+from promises import (
+    STORAGE,
+    Case,
+    Site,
+    failures,
+    losses_of_power,
+    losses_of_power_in_resumes,
+    one_fault_each,
+    two_packers,
+)
 
 
 def test_a_disk_that_fails_or_is_full_is_one_sentence_and_resumable(site: Site) -> None:
@@ -14,10 +24,28 @@ def test_a_disk_that_fails_or_is_full_is_one_sentence_and_resumable(site: Site) 
     assert one_fault_each(site, faults) == len(faults) > 70
 
 
+def test_what_fails_after_the_last_rename_is_told_of_a_complete_pack(site: Site) -> None:
+    def case(case: Case) -> None:
+        run = case.build(Fault(Action.FAIL, renamed + int(case.folder.name), errno.EIO))
+        assert run.code == STORAGE
+        assert run.sentence.startswith(f"{case.target} is complete, but the system failed")
+        assert case.whole_or_absent()
+
+    renamed = next(call.number for call in site.calls if call.name == "rename" and call.path.name == "pack.partial")
+    site.each(case, ["1", "2"])
+    assert renamed + 2 == len(changes(site.calls))
+
+
 def test_what_a_loss_of_power_leaves_can_be_gone_on_with(site: Site) -> None:
     strict, drawn = losses_of_power(site, draws=3, share=0.4)
     assert strict >= 5
     assert drawn >= 30
+
+
+def test_what_a_loss_of_power_leaves_of_a_resume_can_be_gone_on_with(site: Site) -> None:
+    strict, drawn = losses_of_power_in_resumes(site, draws=1, share=0.01)
+    assert strict >= 20
+    assert drawn >= 20
 
 
 def test_of_two_packers_on_one_target_the_second_leaves_at_once(site: Site) -> None:

@@ -32,6 +32,7 @@ def parts(site: Site, calibration: Site, root: Path) -> dict[str, Callable[[], s
         "kills": lambda: f"{promises.one_fault_each(site, promises.kills(site))} before calls and within writes",
         "failures": lambda: f"{promises.one_fault_each(site, promises.failures(site))} of EIO, ENOSPC, short writes",
         "power": lambda: "{} strict states, {} drawn ones".format(*promises.losses_of_power(site, DRAWS)),
+        "again": lambda: "{} strict and {} drawn in resumes".format(*promises.losses_of_power_in_resumes(site, 3, 0.1)),
         "random": lambda: f"{promises.random_kills(site, 200)} kills at random moments",
         "resumes": lambda: "{} builds, {} kills of resumes of resumes".format(*promises.kills_of_resumes(site, 40)),
         "packers": lambda: "{} pairs, {} times the second left at once".format(*promises.two_packers(site)),
