@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cp
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench emulated corpus mutants pipelines scale wide quality timeline clean
+.PHONY: help demo test lint type check bench emulated corpus crash mutants pipelines scale wide quality timeline clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bi
 
 corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for a GPU, and compare with MLX (fetches 45 MB)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_corpus.py
+
+crash: $(VENV)/ready-dev ## Every fault at every system call of a build and a calibration, losses of power, real disks (PARTS=names)
+	PYTHONPATH=tests $(BIN)/python tests/extended/crash.py
 
 mutants: $(VENV)/ready-dev ## Would the tests of the Metal backend notice faults? Some 330 are tried (MUTANTS=names, JOBS=2)
 	PYTHONPATH=tests $(BIN)/python tests/extended/mutants/run.py

@@ -1,7 +1,8 @@
-"""Publishing files so that a name either does not exist or holds complete, durable bytes.
+"""Everything that changes the disk: files appear under their names complete and durable, or not at all.
 
 Temporary name in the same directory, write, length check, fsync, rename, fsync of the directory: there is no other
-way into a pack. Promises nothing about a device that lies about fsync. Published files are read-only.
+way into a pack. Published files are read-only. No other module opens a file for writing or changes a name (a test
+says which few may, and why). Promises nothing about a device that lies about fsync.
 """
 
 import errno
@@ -10,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ..manifests.errors import StorageError
@@ -17,21 +19,24 @@ from ..manifests.files import OUT_OF_SPACE, gigabytes
 
 TEMPORARY_SUFFIX = ".tmp"
 READ_ONLY = 0o444
+REPLACEABLE = 0o644
 FLUSH_BYTES = 64 * 1024 * 1024  # measured: twice the rate of leaving all of a 2 GB file to the last fsync
 
 
 class AtomicFile:
     """A file of exactly `size` bytes that appears under its name when its `with` block ends well, or not at all.
 
-    `size` is None if it cannot be known before. Raises StorageError when the disk is full or fails, ValueError when
-    other than `size` bytes were written.
+    `size` is None if it cannot be known before; `mode` is that of the finished file; `apart` sets its temporary name
+    apart from other writers'. Raises StorageError when the disk is full or fails, ValueError when other than `size`
+    bytes were written.
     """
 
-    def __init__(self, path: Path, size: int | None) -> None:
+    def __init__(self, path: Path, size: int | None, mode: int = READ_ONLY, *, apart: str = "") -> None:
         self.path = path
         self.size = size
+        self.mode = mode
         self.written = 0
-        self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        self._temporary = path.with_name(path.name + apart + TEMPORARY_SUFFIX)
         self._descriptor = -1
 
     def __enter__(self) -> "AtomicFile":
@@ -60,7 +65,7 @@ class AtomicFile:
             self._behind.close()
             os.close(self._descriptor)
             if not published:
-                self._temporary.unlink(missing_ok=True)
+                self._discard()
 
     def _publish(self) -> None:
         if self.size is not None and self.written != self.size:
@@ -70,13 +75,65 @@ class AtomicFile:
             stored = os.fstat(self._descriptor).st_size
             if stored != self.written:
                 raise OSError(errno.EIO, f"the system stored {stored} of {self.written} bytes")
-            os.fchmod(self._descriptor, READ_ONLY)
+            os.fchmod(self._descriptor, self.mode)
             sync(self._descriptor)
             self._temporary.rename(self.path)
             sync_directory(self.path.parent)
 
+    def _discard(self) -> None:
+        # Where not even this works, the next run removes it; the error that led here is the one to tell.
+        with suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
     def _reporting(self) -> "Reporting":
         return Reporting(self.path, lambda: (self.size or self.written) - self.written)
+
+
+def publish(path: Path, content: bytes | memoryview, mode: int = READ_ONLY) -> None:
+    """Write a whole small file. Raises StorageError as AtomicFile does."""
+    with AtomicFile(path, len(content), mode) as file:
+        file.write(content)
+
+
+def replace(path: Path, content: bytes | memoryview) -> None:
+    """Write a whole small file that belongs to no pack and may be there already, whoever else does so at once."""
+    with AtomicFile(path, len(content), REPLACEABLE, apart=f".{os.getpid()}") as file:
+        file.write(content)
+
+
+class AppendedFile:
+    """A file that only grows, at `path`, created when missing; each addition is durable when `append` returns.
+
+    `content` is what it held when opened. Raises StorageError when the disk is full or fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        with Reporting(path):
+            self._descriptor = os.open(path, flags, REPLACEABLE)
+            try:
+                sync_directory(path.parent)
+                self.content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+
+    def append(self, data: bytes) -> None:
+        """Add `data` at the end."""
+        with Reporting(self.path, lambda: len(data)):
+            if os.write(self._descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(self._descriptor)
+
+    def cut(self, length: int) -> None:
+        """Drop everything from `length` on; durable with the next addition."""
+        with Reporting(self.path):
+            os.ftruncate(self._descriptor, length)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
 
 
 class WriteBehind:
@@ -109,6 +166,38 @@ class WriteBehind:
         self._pool.shutdown()
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, durably, unless it is there. Raises OSError."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return
+    sync_directory(path.parent)
+
+
+def make_folders(path: Path) -> None:
+    """Make a directory, and those above it, where they are missing; not durably, since what goes in can be made again.
+
+    Raises OSError.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file or directory another name, which is durable once its directory is synced. Raises OSError."""
+    old.rename(new)
+
+
+def remove(path: Path) -> None:
+    """Remove a file's name, if it is there. Raises OSError."""
+    path.unlink(missing_ok=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove an empty directory. Raises OSError."""
+    path.rmdir()
+
+
 class Reporting:
     """A `with` block whose OSErrors become StorageErrors about writing `path`; `needed` counts the bytes missing."""
 
@@ -121,6 +210,26 @@ class Reporting:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: object) -> None:
         if isinstance(error, OSError):
             raise storage_error(error, self._path, self._needed()) from error
+
+
+class Published:
+    """A `with` block for what is left to do once `path` has its name: an OSError in it is told as no failure of that.
+
+    The same command would refuse to overwrite `path`, so it is not what the StorageError advises.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            raise StorageError(
+                f"{self._path} is complete, but the system failed to make its name durable or to remove what is beside"
+                f" it: {error.strerror}; verify it, and remove {self._path.name}.partial* if that is left"
+            ) from error
 
 
 def storage_error(error: OSError, path: Path, needed: int) -> StorageError:

@@ -4,14 +4,12 @@ Append-only JSON lines, each made durable before the next step. A line that was 
 journal says of the pack is believed before the unit has been hashed again.
 """
 
-import errno
-import os
 from pathlib import Path
 
 import msgspec
 
 from ..manifests import digest
-from .atomic import Reporting, sync, sync_directory
+from .atomic import AppendedFile
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -70,29 +68,26 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with Reporting(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            sync_directory(path.parent)
+        self._file = AppendedFile(path)
+        try:
             self.entries = self._recover()
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, entry: Entry) -> None:
         """Add one line and make it durable."""
-        line = msgspec.json.encode(entry) + b"\n"
-        with Reporting(self.path, lambda: len(line)):
-            if os.write(self._descriptor, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            sync(self._descriptor)
+        self._file.append(msgspec.json.encode(entry) + b"\n")
         self.entries.append(entry)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        self._file.close()
 
     def _recover(self) -> list[Entry]:
-        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
-        whole = _whole_lines(content)
-        if len(whole) != len(content):
-            os.ftruncate(self._descriptor, len(whole))
+        whole = _whole_lines(self._file.content)
+        if len(whole) != len(self._file.content):
+            self._file.cut(len(whole))
         return _parse_all(whole)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..manifests import digest, inventory, layers, names
 from ..manifests.errors import UsageError
 from ..manifests.progress import Progress, Task
-from .atomic import Reporting
+from .atomic import REPLACEABLE, Reporting, publish, remove
 from .journal import JOURNAL_FILE, Begun, Entry, Journal, LayerDone, SourceDone, TrunkDone, read_entries
 from .plan import PackPlan
 
@@ -63,7 +63,8 @@ def _bring_back(journal: Path) -> None:
     aside = set_aside(journal)
     with Reporting(journal):
         if aside.is_file() and not journal.exists() and any(journal.parent.iterdir()):
-            aside.rename(journal)
+            publish(journal, aside.read_bytes(), REPLACEABLE)
+            remove(aside)
 
 
 def _check_begun(first: Entry, begun: Begun, partial: Path) -> None:

@@ -15,7 +15,17 @@ from ..manifests import canonical, digest, names, schema, sums
 from ..manifests.errors import CorruptInputError, StorageError, UsageError
 from ..manifests.files import gigabytes
 from ..manifests.progress import Progress, Silent
-from .atomic import AtomicFile, Reporting, sync_directory
+from .atomic import (
+    REPLACEABLE,
+    AtomicFile,
+    Published,
+    Reporting,
+    make_directory,
+    publish,
+    remove,
+    rename,
+    sync_directory,
+)
 from .journal import Journal, LayerDone, Running, SourceDone, TrunkDone
 from .lock import LockedDirectory
 from .plan import PackPlan
@@ -139,8 +149,7 @@ class PackWriter:
         self.close()
 
     def _publish(self, name: str, content: bytes) -> digest.Digests:
-        with AtomicFile(self.partial / name, len(content)) as file:
-            file.write(content)
+        publish(self.partial / name, content)
         return digest.both_of_bytes(content)
 
     def _sums(self, files: Mapping[str, digest.Digests]) -> bytes:
@@ -159,15 +168,16 @@ class PackWriter:
         return copied
 
     def _promote(self) -> None:
+        # The journal is copied, not moved: a file system that keeps no order could lose both of a moved one's names.
         aside = set_aside(self._journal.path)
+        publish(aside, self._journal.path.read_bytes(), REPLACEABLE)
         with Reporting(self.target):
-            aside.unlink(missing_ok=True)  # of two names of one file, which a crash may leave, rename would keep both
-            self._journal.path.rename(aside)
-            sync_directory(self.target.parent)
+            remove(self._journal.path)
             sync_directory(self.partial)
-            self.partial.rename(self.target)
+            rename(self.partial, self.target)
+        with Published(self.target):
             sync_directory(self.target.parent)
-            aside.unlink()
+            remove(aside)
 
 
 def partial_directory(target: Path) -> Path:
@@ -188,13 +198,13 @@ def sweep(partial: Path, keep: set[str]) -> None:
     experts = partial / names.EXPERTS_FOLDER
     if os.path.lexists(experts) and not is_directory(experts):
         raise UsageError(f"{experts} is not a directory; remove {partial} or choose another output")
-    experts.mkdir(exist_ok=True)
+    make_directory(experts)
     for path in [*partial.iterdir(), *experts.iterdir()]:
         if path == experts or str(path.relative_to(partial)) in keep:
             continue
         if is_directory(path):
             raise UsageError(f"{path} is a directory, which no pack has; remove it and run the same command again")
-        path.unlink()
+        remove(path)
     sync_directory(partial)
 
 

@@ -15,10 +15,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import msgspec
 
+from ..layout import atomic
 from ..layout.reader import Pack
 from ..manifests.errors import MoepackError, StorageError
 from ..manifests.files import read_small
@@ -178,9 +178,7 @@ def _remember(store: Path, disk: str, tuning: Tuning) -> None:
     """Add to the store, whole or not at all; without it the next run measures again."""
     content = msgspec.json.format(msgspec.json.encode({**_remembered(store), disk: tuning}))
     try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=store.parent, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(store)
-    except OSError:
+        atomic.make_folders(store.parent)
+        atomic.replace(store, content)
+    except (MoepackError, OSError):
         pass

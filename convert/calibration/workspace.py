@@ -16,7 +16,17 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
-from ...layout.atomic import TEMPORARY_SUFFIX, AtomicFile, Reporting, sync_directory
+from ...layout.atomic import (
+    TEMPORARY_SUFFIX,
+    AtomicFile,
+    Published,
+    Reporting,
+    publish,
+    remove,
+    remove_directory,
+    rename,
+    sync_directory,
+)
 from ...layout.lock import LockedDirectory
 from ...layout.writer import check_space, partial_directory, require_absent
 from ...manifests import digest
@@ -80,7 +90,7 @@ class Workspace:
         with AtomicFile(self._layer_file(layer), None) as opened:
             sections = LayerSections(opened, list(self._shape.sections(layer)))
             yield sections
-        self._publish(self._layer_index(layer), msgspec.json.encode(sections.written))
+        publish(self._layer_index(layer), msgspec.json.encode(sections.written))
         self._sections.append(sections.written)
 
     def keep(self, layer: int, rows: Floats) -> None:
@@ -90,7 +100,7 @@ class Workspace:
             with AtomicFile(self._states(layer), len(content) + digest.DIGEST_BYTES) as opened:
                 opened.write(content)
                 opened.write(_state_digest(layer, content))
-        self._states(layer - 1).unlink(missing_ok=True)
+        remove(self._states(layer - 1))
         self.finished = layer
 
     def commit(self, sensitivities: Sensitivities | None) -> str:
@@ -100,7 +110,8 @@ class Workspace:
         found = file.write(whole, self._plan.facts, sections, self._content(), sensitivities)
         require_absent(self.target)
         with Reporting(self.target):
-            whole.rename(self.target)
+            rename(whole, self.target)
+        with Published(self.target):
             sync_directory(self.target.parent)
             self._remove()
         return found
@@ -128,19 +139,15 @@ class Workspace:
     def _states(self, layer: int) -> Path:
         return self.partial / f"before_{layer:03}.states"
 
-    def _publish(self, path: Path, content: bytes) -> None:
-        with AtomicFile(path, len(content)) as opened:
-            opened.write(content)
-
     def _claim(self) -> None:
         """Make the folder ours, or find that it is."""
         path = self.partial / PLAN_FILE
         with Reporting(self.partial):
             for left in self.partial.glob(f"*{TEMPORARY_SUFFIX}"):
-                left.unlink()
+                remove(left)
             is_new = not any(self.partial.iterdir())
         if is_new:
-            self._publish(path, self._plan.identity)
+            publish(path, self._plan.identity)
         elif not path.is_file() or path.read_bytes() != self._plan.identity:
             raise UsageError(
                 f"{self.partial} was begun for another model, text, option or version;"
@@ -196,8 +203,8 @@ class Workspace:
     def _remove(self) -> None:
         plan = self.partial / PLAN_FILE
         for path in [*(path for path in self.partial.iterdir() if path != plan), plan]:
-            path.unlink()
-        self.partial.rmdir()
+            remove(path)
+        remove_directory(self.partial)
 
 
 class LayerSections:

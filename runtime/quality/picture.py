@@ -1,13 +1,15 @@
 """One picture of an evaluation: the divergence that each layer's experts cause, and SQNR per projection and layer."""
 
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...layout.atomic import replace
 from ...layout.record import PROJECTIONS
-from ...manifests.errors import StorageError, UsageError
+from ...manifests.errors import UsageError
 from .evaluation import Evaluation, WeightFacts
 
 SUFFIXES = (".svg", ".png")
@@ -22,7 +24,7 @@ def check(path: Path) -> None:
         raise UsageError(f"{path.parent} is not a folder to write into; make it or choose another")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is there and is no file; name another for the picture")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not all(os.access(place, os.W_OK) for place in (path.parent, path) if place.exists()):
         raise UsageError(f"{path} may not be written by you; name another for the picture")
     _matplotlib()
 
@@ -63,11 +65,9 @@ def _draw_noise(axes: Any, facts: WeightFacts, name: str, colour: str) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
-    try:
-        figure.savefig(path, dpi=150, metadata=metadata)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+    metadata, drawn = {"Date": None} if path.suffix == ".svg" else {}, BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=metadata)
+    replace(path, drawn.getbuffer())
 
 
 def _matplotlib() -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from ...layout.atomic import TEMPORARY_SUFFIX, AtomicFile
+from ...layout.atomic import TEMPORARY_SUFFIX, AtomicFile, make_folders, remove
 from ...layout.tensorfile import Array, TensorFile, TensorFileWriter, TensorSpec
 from ...manifests import digest
 from ...manifests.errors import MismatchError, MoepackError, StorageError
@@ -50,7 +50,7 @@ class Store:
         self.folder = folder
         self.limit = limit
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder)
             self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -115,7 +115,7 @@ class Store:
         """Remove a snapshot, and what continues it."""
         for other in [other for other, kept in self._kept.items() if kept.parent == key]:
             self.forget(other)
-        self._kept.pop(key).path.unlink(missing_ok=True)
+        remove(self._kept.pop(key).path)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -125,7 +125,7 @@ class Store:
         """The files of the folder that are whole as far as a header tells; what a crash left unfinished is removed."""
         for path in sorted(self.folder.iterdir()):
             if path.name.endswith(TEMPORARY_SUFFIX):
-                path.unlink(missing_ok=True)
+                remove(path)
             elif (name := _NAME.fullmatch(path.name)) is not None:
                 try:
                     with TensorFile.open(path) as file:

@@ -72,11 +72,11 @@ def test_a_crash_at_any_call_leaves_no_half_pack_and_resumes_to_the_same_bytes(
 
 
 def test_crashes_during_resumption_are_no_different(tmp_path: Path, plan: PackPlan, expected: dict[str, bytes]) -> None:
-    chance = random.Random(1)
+    chance, calls = random.Random(1), calls_of_a_build(tmp_path, plan)
     for round_ in range(12):
         target = tmp_path / f"round{round_}"
         while not target.exists():
-            crashed_build(target, plan, chance.randrange(1, 60))
+            crashed_build(target, plan, chance.randrange(1, calls))
             assert_whole_or_absent(target)
         assert tree(target) == expected
 

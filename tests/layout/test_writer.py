@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tinypack import FORMATS, Content, build, tiny_model, tiny_plan, tree, write_layer, write_missing
 
-from moepack.layout import atomic
+from moepack.layout import atomic, writer
 from moepack.layout.journal import SourceDone
 from moepack.layout.plan import BLANK, PackPlan, TensorSpec
 from moepack.layout.reader import Pack
@@ -301,13 +301,12 @@ def test_a_copied_file_that_changes_between_its_check_and_the_manifest(
     tmp_path: Path, plan: PackPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = plan.copied[0].read_bytes()
-    publish = PackWriter._publish
 
-    def changing(writer: PackWriter, name: str, content: bytes) -> digest.Digests:
+    def changing(path: Path, content: bytes, mode: int = atomic.READ_ONLY) -> None:
         plan.copied[0].write_text("another size")
-        return publish(writer, name, content)
+        atomic.publish(path, content, mode)
 
-    monkeypatch.setattr(PackWriter, "_publish", changing)
+    monkeypatch.setattr(writer, "publish", changing)
     manifest = build(tmp_path / "pack", plan)
     assert [file.size for file in manifest.files if file.name == "config.json"] == [len(original)]
     assert (tmp_path / "pack/config.json").read_bytes() == original
