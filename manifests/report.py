@@ -36,13 +36,21 @@ class Finding(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """The outcome of verifying one pack; `pack_digest` is the BLAKE3 of its manifest's bytes."""
+    """The outcome of verifying one pack; `pack_digest` is the BLAKE3 of its manifest's bytes.
+
+    `scope` says what was to be read. Of `bytes_checked`, an earlier run of the same work had checked `bytes_earlier`.
+    """
 
     ok: bool
     pack_digest: str
     findings: list[Finding]
     bytes_checked: int
     seconds: float
+    scope: str
+    bytes_total: int
+    records_checked: int
+    records_total: int
+    bytes_earlier: int = 0
 
 
 def require_intact(checked: Report, pack: Path) -> None:
@@ -51,7 +59,8 @@ def require_intact(checked: Report, pack: Path) -> None:
         return
     of_kind = Counter(finding.kind for finding in checked.findings)
     if of_kind["damage"]:
-        raise MismatchError(f"{pack} is damaged: {_findings(of_kind['damage'])}; pack the checkpoint again")
+        again = "repair it, or pack the checkpoint again"
+        raise MismatchError(f"{pack} is damaged: {_findings(of_kind['damage'])}; {again}")
     if of_kind["unreadable"]:
         raise StorageError(f"{pack} cannot be read: {_findings(of_kind['unreadable'])}; look after the disk")
     stray = [finding.file for finding in checked.findings]
