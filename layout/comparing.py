@@ -6,14 +6,15 @@ Of the trunk, the tensors; of records, the components, if several experts and se
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from msgspec import Struct
 
 from ..manifests import diff
 from ..manifests.diff import Difference, LayerChange
 from ..manifests.errors import MoepackError
-from ..manifests.files import read_exactly
 from .reader import Pack
-from .tensorfile import TensorFile
+from .record import RecordLayout
+from .tensorfile import Array, TensorFile
 
 MOST_LOCATED = 64  # records read of each pack; packs that differ everywhere need no more to tell that
 
@@ -85,18 +86,11 @@ def _count(layers: list[LayerChange]) -> int:
 
 
 def _components(layer: int, expert: int, a: Pack, b: Pack) -> list[str]:
-    one, other = (stored_record(pack, layer, expert) for pack in (a, b))
-    found = []
-    for part in a.records[layer].components:
-        place = slice(part.offset, part.offset + part.size)
-        if one[place] != other[place]:
-            found.append(part.name)
-    return found
+    return differing(a.records[layer], *(pack.stored_record(layer, expert) for pack in (a, b)))
 
 
-def stored_record(pack: Pack, layer: int, expert: int) -> bytearray:
-    """The bytes of a record as they are, whatever its digest. Raises StorageError if they cannot be read."""
-    address = pack.address(layer, expert)
-    record = bytearray(address.size)
-    read_exactly(address.fd, memoryview(record), address.offset, pack.path / pack.manifest.layers[layer].file)
-    return record
+def differing(layout: RecordLayout, one: Array, other: Array) -> list[str]:
+    """The components in which two records of a layout differ, and "padding"."""
+    ends = [(part.name, part.offset, part.offset + part.size) for part in layout.components]
+    ends.append(("padding", layout.size, layout.stride))
+    return [name for name, start, end in ends if not np.array_equal(one[start:end], other[start:end])]

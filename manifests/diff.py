@@ -77,9 +77,9 @@ def compare(a: Path, b: Path) -> Difference:
         digest_a=digests[0],
         digest_b=digests[1],
         meaning=[],
-        model=list(_changes(_plain(one.model), _plain(other.model))),
+        model=list(changes(_plain(one.model), _plain(other.model))),
         source=list(_source(one, other)),
-        recipe=list(_changes(_plain(one.recipe), _plain(other.recipe))),
+        recipe=list(changes(_plain(one.recipe), _plain(other.recipe))),
         layers=list(_layers(one, other, *records)),
         files=list(_files(one, other)),
         remarks=remarks,
@@ -107,12 +107,12 @@ def _plain(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def _changes(a: Any, b: Any, at: str = "") -> Iterator[Change]:
+def changes(a: Any, b: Any, at: str = "") -> Iterator[Change]:
     """The leaves in which two JSON values differ; lists are leaves."""
     if isinstance(a, dict) and isinstance(b, dict):
         for name in sorted(a.keys() | b.keys()):
             path = f"{at}.{name}" if at else name
-            yield from _changes(a.get(name, ABSENT), b.get(name, ABSENT), path)
+            yield from changes(a.get(name, ABSENT), b.get(name, ABSENT), path)
     elif a != b:
         yield Change(at, a, b)
 
@@ -122,7 +122,7 @@ def _source(a: Manifest, b: Manifest) -> Iterator[Change]:
     plain = [_plain(manifest.source) for manifest in (a, b)]
     for one in plain:
         one["files"] = {file.pop("name"): file for file in one["files"]}
-    yield from _changes(*plain)
+    yield from changes(*plain)
 
 
 def _files(a: Manifest, b: Manifest) -> Iterator[Change]:
@@ -161,7 +161,7 @@ def _layers(a: Manifest, b: Manifest, one: bytes | None, other: bytes | None) ->
             differing = [
                 at // DIGEST_BYTES for at in starts if first[at : at + DIGEST_BYTES] != second[at : at + DIGEST_BYTES]
             ]
-        formats = list(_changes(dict(x.formats), dict(y.formats)))
+        formats = list(changes(dict(x.formats), dict(y.formats)))
         components = _components(x, y)
         if formats or components or differing or components is None:
             yield LayerChange(index, x.file, formats, components, differing)

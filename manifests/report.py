@@ -8,15 +8,16 @@ from msgspec import Struct
 
 from .errors import MismatchError, StorageError
 
-Kind = Literal["damage", "stray", "unreadable"]
+Kind = Literal["damage", "stray", "unreadable", "other"]
 
 
 class Finding(Struct, frozen=True):
     """One thing that is wrong: in which file and, inside a layer file, in which layer, expert and component.
 
     `component` is a component's name, "padding", or several names joined by " or " when the digests cannot tell.
-    `kind` is "damage" when the file is not what it should be, "stray" when it should not be there at all, and
-    "unreadable" when the system failed to read it, so that nothing is known about its bytes.
+    `kind` is "damage" when the file is not what it should be, "stray" when it should not be there at all,
+    "unreadable" when the system failed to read it, so that nothing is known about its bytes, and "other" when it has
+    its digest, but its source and recipe give other bytes.
     """
 
     file: str
