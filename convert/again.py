@@ -42,7 +42,8 @@ def again(manifest: schema.Manifest, pack: Path, checkpoint: Checkpoint, calibra
         require_same(calibration, understood)
     for change in changes(msgspec.to_builtins(manifest.model), msgspec.to_builtins(understood.model)):
         where = checkpoint.origin.directory
-        raise MismatchError(f"{where} is another model than {pack}'s: {change.field} {change.b}, not {change.a}")
+        told = f"{change.field} is {change.b!s:.60}, not {change.a!s:.60}"
+        raise MismatchError(f"{where} is another model than {pack}'s: {told}")
     packing = plan_pack(understood, recipe_of(manifest.recipe, pack), calibration)
     _require_same_plan(manifest, pack, packing)
     return Again(packing, _source(manifest, checkpoint), _files(manifest, packing))

@@ -63,7 +63,13 @@ def diff_table(facts: dict[str, Any]) -> Text:
     found = facts["difference"]
     title = f"{facts['a']} and {facts['b']}"
     if found["identical"]:
-        return table(title, [("result", "identical: one digest, so the same bytes"), ("digest", found["digest_a"])])
+        return table(
+            title,
+            [
+                ("result", "identical, by their one digest; verify says whether their bytes are these"),
+                ("digest", found["digest_a"]),
+            ],
+        )
     rows = [("result", meanings(found["meaning"])), ("digest", found["digest_a"]), ("", found["digest_b"])]
     for name in ("model", "source", "recipe"):
         rows += _few([(name, f"{change['field']}: {change['a']} and {change['b']}") for change in found[name]])
@@ -140,11 +146,8 @@ def _mended(mended: dict[str, Any]) -> str:
     experts = mended["experts"]
     if experts is None:
         return f"{mended['file']}, made again"
-    return f"{mended['file']}, {_experts(experts)} made again, all other records kept"
-
-
-def _experts(experts: Sequence[int]) -> str:
-    return f"expert{'' if len(experts) == 1 else 's'} {runs(tuple(experts)) or 'none'}"
+    which = f"expert{'' if len(experts) == 1 else 's'} {runs(tuple(experts))} made again" if experts else "cut to size"
+    return f"{mended['file']}, {which}"
 
 
 def of_lock(lock: Lock) -> dict[str, Any]:

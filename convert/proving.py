@@ -11,6 +11,7 @@ import typer
 from ..layout.checking import check
 from ..layout.comparing import locate
 from ..layout.reader import Pack
+from ..layout.repair import remove_leftovers
 from ..manifests.console import ConsoleProgress, say
 from ..manifests.errors import MismatchError, UsageError
 from ..manifests.manifest import pack_digest, read_manifest
@@ -165,7 +166,9 @@ def repair(
     checked = verify_pack(pack, threads=jobs, progress=ConsoleProgress())
     damaged = damaged_files(checked)
     mended: list[Any] = []
-    if damaged:
+    if not damaged:
+        remove_leftovers(pack, manifest)
+    else:
         with Checkpoint.open(source) as checkpoint, opened(CalibrationFile.open, calibration) as calibrated:
             require_outside(pack, checkpoint)
             made = again(manifest, pack, checkpoint, calibrated)
@@ -196,7 +199,10 @@ def lock(
     jobs: JobsOption = JOBS,
     json: JsonOption = False,
 ) -> None:
-    """Write a small file for a repository to commit: build, verify and reproduce with --lock follow it."""
+    """Write a small file for a repository to commit: build, verify and reproduce with --lock follow it.
+
+    With --pack, a sample of the pack is made again first.
+    """
     require_new(out)
     wanted = None if budget is None else parse_size(budget)
     order = Order(expert_format, method, trunk, recipe, bits, wanted)
@@ -207,9 +213,11 @@ def lock(
             packing, _ = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
         else:
             made = again(read_manifest(pack), pack, checkpoint, calibrated)
-            for remark in proofs.source_remarks(made, source, pack):
-                raise MismatchError(remark)
             packing = made.packing
+            with Pack.open(pack) as sound:
+                picks = pick(sound.model, None, None, None)
+                found = reproduce_pack(sound, made, picks, trunk=False, jobs=jobs, progress=ConsoleProgress())
+                require_reproduced(found, sound, source)
         write_lock(out, packing, pack)
     show(proofs.of_lock(read_lock(out)), proofs.lock_table, json=json)
 

@@ -31,7 +31,7 @@ class PackRepair:
 
     def __init__(self, path: Path, manifest: schema.Manifest, plan: PackPlan, resources: ExitStack) -> None:
         self.path, self.manifest, self.plan = path, manifest, plan
-        self.staging = path.with_name(path.name + SUFFIX)
+        self.staging = _staging(path)
         self._made: list[str] = []
         self._pool = resources.enter_context(ThreadPoolExecutor(HASHING_THREADS))
         self._resources = resources
@@ -40,15 +40,14 @@ class PackRepair:
     def open(cls, path: Path, manifest: schema.Manifest, plan: PackPlan, needed: int) -> "PackRepair":
         """Begin; `needed` bytes will be written.
 
-        Raises UsageError if the pack has no name of its own or `<path>.repair` holds anything else, StorageError if
-        another process repairs it or the disk has too little room.
+        Raises UsageError if `<path>.repair` holds anything else, StorageError if another process repairs the pack or
+        the disk has too little room.
         """
-        path = path if path.name not in ("", "..") else path.resolve()
         _require_directories(path)
         with ExitStack() as resources:
             repair = cls(path, manifest, plan, resources)
             resources.callback(LockedDirectory(repair.staging).close)
-            _require_ours(repair.staging, manifest)
+            _require_ours(repair.staging, manifest)  # or it would be swept away
             with Reporting(repair.staging):
                 sweep(repair.staging, set())
             check_space(repair.staging, needed, "this repair")
@@ -92,18 +91,13 @@ class PackRepair:
             experts.mkdir(exist_ok=True)
             for name in self._made:
                 (self.staging / name).rename(self.path / name)
-            for folder in (experts, self.path):
-                self._forget_unfinished(folder)
+            for folder in (experts, self.path, self.staging / names.EXPERTS_FOLDER, self.staging):
                 sync_directory(folder)
 
     def close(self) -> None:
         """Remove what is left beside the pack, and let go of the lock."""
         try:
-            with Reporting(self.staging):
-                sweep(self.staging, set())
-                (self.staging / names.EXPERTS_FOLDER).rmdir()
-                self.staging.rmdir()
-                sync_directory(self.staging.parent)
+            _remove(self.staging)
         finally:
             self._resources.close()
 
@@ -123,12 +117,30 @@ class PackRepair:
                 " the calibration or this moepack is not what the pack was made with"
             )
 
-    def _forget_unfinished(self, folder: Path) -> None:
-        # Where a file is damaged because something else wrote it, its temporary may lie there too.
-        for name in self._made:
-            temporary = self.path / (name + TEMPORARY_SUFFIX)
-            if temporary.parent == folder and temporary.is_file():
-                temporary.unlink()
+
+def remove_leftovers(path: Path, manifest: schema.Manifest) -> None:
+    """Remove what an interrupted repair has left beside the pack at `path`. Raises as `PackRepair.open` does."""
+    staging = _staging(path)
+    if os.path.lexists(staging):
+        lock = LockedDirectory(staging)
+        try:
+            _require_ours(staging, manifest)
+            _remove(staging)
+        finally:
+            lock.close()
+
+
+def _staging(path: Path) -> Path:
+    whole = path.resolve()  # "." and "a/.." have a name too
+    return whole.with_name(whole.name + SUFFIX)
+
+
+def _remove(staging: Path) -> None:
+    with Reporting(staging):
+        sweep(staging, set())
+        (staging / names.EXPERTS_FOLDER).rmdir()
+        staging.rmdir()
+        sync_directory(staging.parent)
 
 
 def _require_directories(path: Path) -> None:
