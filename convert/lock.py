@@ -113,14 +113,19 @@ class Lock:
 
 def read_lock(path: Path) -> Lock:
     """The lock in a file. Raises UsageError naming it if it cannot be read, is malformed, or names what is not."""
-    if path.suffix != SUFFIX:
-        raise UsageError(f"{path} is no lock: its name does not end in {SUFFIX}")
+    require_lock_name(path)
     try:
         lock = msgspec.convert(decoded(path), _Lock)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path} is not a lock: {error}") from None
     calibration, pack = (None if named is None else named.digest for named in (lock.calibration, lock.pack))
     return Lock(path, recipe_in(lock.recipe, path), calibration, pack, lock.source)
+
+
+def require_lock_name(path: Path) -> None:
+    """Raise UsageError if a lock cannot be called like this."""
+    if path.suffix != SUFFIX:
+        raise UsageError(f"{path} is no name of a lock, which ends in {SUFFIX}")
 
 
 def write_lock(path: Path, packing: Packing, pack: Path | None) -> None:

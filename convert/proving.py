@@ -25,7 +25,7 @@ from . import facts, proofs
 from .again import again
 from .calibration.file import CalibrationFile
 from .checkpoint import Checkpoint
-from .lock import read_lock, write_lock
+from .lock import read_lock, require_lock_name, write_lock
 from .options import (
     BitsOption,
     BudgetOption,
@@ -204,6 +204,7 @@ def lock(
     With --pack, a sample of the pack is made again first.
     """
     require_new(out)
+    require_lock_name(out)
     wanted = None if budget is None else parse_size(budget)
     order = Order(expert_format, method, trunk, recipe, bits, wanted)
     if pack is not None and order != Order():

@@ -88,5 +88,5 @@ def parse_subset(text: str, seed: int | None) -> Slice | Share:
     if not 1 <= part <= parts <= MOST_SLICES:
         raise UsageError(f"{text!r} is no subset: of {parts} slices, the first is 1/{parts}, the last {parts}/{parts}")
     if seed is not None:
-        raise UsageError("a seed draws a share such as 5%; a slice such as 3/7 has none")
+        raise UsageError(f"{text} is drawn by no seed, as a share such as 5% is; leave --seed out")
     return Slice(part, parts)

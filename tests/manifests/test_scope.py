@@ -60,7 +60,7 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 
 
 def test_a_slice_has_no_seed() -> None:
-    with pytest.raises(UsageError, match="3/7 has none"):
+    with pytest.raises(UsageError, match="3/7 is drawn by no seed"):
         parse_subset("3/7", 1)
 
 
