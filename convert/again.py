@@ -91,7 +91,7 @@ def _require_same_plan(manifest: schema.Manifest, pack: Path, packing: Packing) 
 
 def _source(manifest: schema.Manifest, checkpoint: Checkpoint) -> list[Change]:
     def listed(files: list[schema.SourceFile]) -> dict[str, Any]:
-        return {file.name: msgspec.to_builtins(file) for file in files}
+        return {file.name: {"size": file.size, "header_blake3": file.header_blake3} for file in files}
 
     return list(changes(listed(manifest.source.files), listed(checkpoint.source_files)))
 

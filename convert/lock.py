@@ -24,7 +24,7 @@ from ..layout.atomic import AtomicFile
 from ..manifests.diff import changes
 from ..manifests.errors import MismatchError, UsageError
 from ..manifests.manifest import pack_digest
-from ..manifests.schema import Digest, Name, SourceFile, SourceName
+from ..manifests.schema import Digest, Name, Size, SourceName
 from .checkpoint import Checkpoint
 from .fingerprint import fingerprint
 from .plan import Packing
@@ -34,6 +34,12 @@ from .recipefile import decoded, recipe_in, written
 SUFFIX = ".toml"
 
 
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    name: SourceName
+    size: Size
+    header_blake3: Digest
+
+
 class _Copied(Struct, frozen=True, forbid_unknown_fields=True):
     name: SourceName
     blake3: Digest
@@ -41,7 +47,7 @@ class _Copied(Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Source(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     fingerprint: Digest
-    files: Annotated[list[SourceFile], Meta(min_length=1)]
+    files: Annotated[list[_File], Meta(min_length=1)]
     copied: list[_Copied]
     repository: Name | None = None
     revision: Name | None = None
@@ -146,7 +152,8 @@ def write_lock(path: Path, packing: Packing, pack: Path | None) -> None:
 def _source(checkpoint: Checkpoint, packing: Packing) -> _Source:
     origin = checkpoint.origin
     copied = [_Copied(file.name, file.blake3) for _, file in sorted(packing.plan.copied_files.items())]
-    return _Source(fingerprint(checkpoint), checkpoint.source_files, copied, origin.repository, origin.revision)
+    files = [_File(file.name, file.size, file.header_blake3) for file in checkpoint.source_files]
+    return _Source(fingerprint(checkpoint), files, copied, origin.repository, origin.revision)
 
 
 def _by_name(files: list[Any]) -> dict[str, Any]:
