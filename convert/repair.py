@@ -11,7 +11,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..layout.repair import PackRepair
-from ..manifests import digest, inventory, layers, schema
+from ..manifests import digest, inventory, layers, names, schema, sums
+from ..manifests.diff import MADE
 from ..manifests.digest import DIGEST_BYTES
 from ..manifests.errors import CorruptInputError, MismatchError, StorageError
 from ..manifests.files import read_exactly, read_small
@@ -81,6 +82,9 @@ class _Mending:
         if digests is None:
             self._record_digests(made)
             mended.append(Mended(self.manifest.digests))
+        if names.SUMS_FILE in self.damaged:
+            self._sums()
+            mended.append(Mended(names.SUMS_FILE))
         return mended
 
     def _digests(self) -> bytes | None:
@@ -92,7 +96,7 @@ class _Mending:
 
     def _copied(self, name: str) -> bool:
         """Take a file over from the checkpoint, if it is one of those."""
-        if name not in {file.name for file in self.manifest.files} - {self.manifest.trunk.file, self.manifest.digests}:
+        if name not in {file.name for file in self.manifest.files} - MADE:
             return False
         there = {path.name: path for path in self.made.packing.plan.copied}
         if name not in there:
@@ -116,7 +120,7 @@ class _Mending:
         layer, experts = self.manifest.layers[index], range(self.manifest.model.num_experts)
         size = len(experts) * DIGEST_BYTES
         promised = None if digests is None else digests[index * size : (index + 1) * size]
-        sound = self._sound(layer, promised)
+        sound = self._sound(index, layer, promised)
         missing = [expert for expert in experts if expert not in sound]
         with (
             self.staging.layer(index) as sink,
@@ -129,16 +133,26 @@ class _Mending:
             self._require(index, sink.record_digests, promised)
         return missing, sink.record_digests
 
-    def _sound(self, layer: schema.ExpertLayer, promised: bytes | None) -> set[int]:
+    def _sound(self, index: int, layer: schema.ExpertLayer, promised: bytes | None) -> set[int]:
         """The experts whose records are what was promised; none of them if nothing was, or the file is not there."""
         if promised is None:
             return set()
         try:
-            scan = layers.scan(self.path / layer.file, layer, self.manifest.model.num_experts, lambda size: None)
+            scan = self._scan(index, layer)
         except (CorruptInputError, StorageError):
             return set()
         pairs = zip(scan.records, _split(promised), strict=True)
         return {expert for expert, (found, wanted) in enumerate(pairs) if found == wanted}
+
+    def _scan(self, index: int, layer: schema.ExpertLayer) -> layers.LayerScan:
+        return layers.scan(self.path / layer.file, index, layer, self.manifest.model.num_experts, lambda size: None)
+
+    def _sums(self) -> None:
+        """Compute the SHA-256 of every other file, made or sound; so all are read once more."""
+        listed = sums.listed_names(self.manifest)
+        found = {name: digest.both_of_file(self.staging.place(name)).sha256 for name in listed}
+        with self.staging.file(names.SUMS_FILE) as sink:
+            sink.write(sums.render(found))
 
     def _require(self, index: int, found: bytes, promised: bytes | None) -> None:
         if promised is None or found == promised:
@@ -156,9 +170,7 @@ class _Mending:
         with self.staging.file(self.manifest.digests) as sink:
             for index, layer in enumerate(self.manifest.layers):
                 if index not in made:
-                    scan = layers.scan(
-                        self.path / layer.file, layer, self.manifest.model.num_experts, lambda size: None
-                    )
+                    scan = self._scan(index, layer)
                     made[index] = b"".join(record for record in scan.records if record is not None)
                 sink.write(made[index])
 

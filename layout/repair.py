@@ -59,7 +59,7 @@ class PackRepair:
         """Make layer `index`: append every expert's record in the block."""
         listed = self.manifest.layers[index]
         with AtomicFile(self.staging / listed.file, self.plan.layer_bytes(index)) as file:
-            sink = LayerSink(file, self.plan.records[index], self._pool)
+            sink = LayerSink(file, index, self.plan.records[index], self._pool)
             yield sink
             self._require(listed.file, sink.component_digests == {part.name: part.blake3 for part in listed.components})
         self._made.append(listed.file)
@@ -69,9 +69,9 @@ class PackRepair:
         """Make the trunk: every tensor in the plan's order."""
         listed = self._listed(self.manifest.trunk.file)
         with AtomicFile(self.staging / listed.name, self.plan.trunk_bytes) as file:
-            sink = TrunkSink(file, self.plan.trunk)
+            sink = TrunkSink(file, self.plan.trunk, self._pool)
             yield sink
-            self._require(listed.name, sink.finish() == listed.blake3)
+            self._require(listed.name, sink.finish().blake3 == listed.blake3)
         self._made.append(listed.name)
 
     @contextmanager
@@ -79,10 +79,14 @@ class PackRepair:
         """Make any other file: write all of it in the block."""
         listed = self._listed(name)
         with AtomicFile(self.staging / name, None) as file:
-            sink = HashingSink(file)
+            sink = HashingSink(file, self._pool)
             yield sink
-            self._require(name, sink.hexdigest() == listed.blake3)
+            self._require(name, sink.digests().blake3 == listed.blake3)
         self._made.append(name)
+
+    def place(self, name: str) -> Path:
+        """Where a file of the mended pack is now: beside the pack if it was made, in it otherwise."""
+        return (self.staging if name in self._made else self.path) / name
 
     def commit(self) -> None:
         """Put all that was made in its place. Raises StorageError if the system refuses."""

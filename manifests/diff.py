@@ -20,7 +20,7 @@ from .schema import ExpertLayer, File, Manifest
 Meaning = Literal["model", "source", "origin", "recipe", "files", "bytes", "form"]
 ABSENT = "absent"
 WEIGHTS = {names.TRUNK_FILE, names.DIGESTS_FILE}
-MADE = WEIGHTS | {"SHA256SUMS"}  # files that a packer makes; it copies the others
+MADE = WEIGHTS | {names.SUMS_FILE}  # files that a packer makes; it copies the others
 
 
 class Change(Struct, frozen=True):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -243,13 +244,15 @@ def damage(pack: Path, *kinds: str) -> None:
                 flip(pack / "trunk.safetensors", 70000)
             case "digests":
                 flip(pack / "digests.bin", 100)
+            case "sums":
+                flip(pack / "SHA256SUMS", 10)
             case "config":
                 (pack / "config.json").unlink()
             case "experts":
                 shutil.rmtree(pack / "experts")
 
 
-ALL = ("record", "layer", "short layer", "long layer", "trunk", "digests", "config")
+ALL = ("record", "layer", "short layer", "long layer", "trunk", "digests", "config", "sums")
 
 
 @pytest.mark.parametrize(
@@ -489,12 +492,16 @@ def test_a_sealed_pack_that_is_none_is_not_called_intact(pack: Path, moe_pack: M
 
     from moepack.manifests.digest import of_bytes
 
-    trunk = bytes(1000)
+    trunk, before = bytes(1000), (pack / "trunk.safetensors").read_bytes()
     replace_file(pack / "trunk.safetensors", trunk)
+    digests = (sha256(content).hexdigest().encode() for content in (before, trunk))
+    sums = (pack / "SHA256SUMS").read_bytes().replace(*digests)
+    replace_file(pack / "SHA256SUMS", sums)
 
     def seal(fields: dict[str, Any]) -> None:
-        listed = next(file for file in fields["files"] if file["name"] == "trunk.safetensors")
-        listed.update(size=len(trunk), blake3=of_bytes(trunk).hex())
+        listed = {file["name"]: file for file in fields["files"]}
+        for name, content in (("trunk.safetensors", trunk), ("SHA256SUMS", sums)):
+            listed[name].update(size=len(content), blake3=of_bytes(content).hex())
 
     edit_manifest(pack, seal)
     for options in ((), ("--quick",)):

@@ -2,9 +2,9 @@
 
 Synthesises the layer as MLX 4-bit (3.6 GB), copies its experts with cp, builds the pack by `minmax`, by pass-through,
 by `mse` and as moe-pack does when told nothing, verifies each, makes 32 experts of each again, and compares records
-with a plain numpy rendering of the reference rule. Every timing starts with the source out of the page cache and ends with the result on the disk.
-Ends with an error if a build passes 2 GiB, if minmax or pass-through falls below half of cp's rate, or if a quantizer
-falls below 40 million weights per second of CPU time. Everything is kept under build/scale.
+with a plain numpy rendering of the reference rule. Every timing starts with the source out of the page cache and ends
+with the result on the disk. Ends with an error if a build passes 2 GiB, if minmax or pass-through falls below half of
+cp's rate, or if a quantizer falls below 40 million weights per second of CPU time. All is kept under build/scale.
 """
 
 import os

@@ -64,7 +64,11 @@ def test_other_bytes_are_located(tmp_path: Path, plan: PackPlan) -> None:
     assert told == {(0, 1): ["up.scales"], (1, 0): ["gate.weight"], (1, 2): ["up.scales"]}
     assert found.records_left == 0
     assert [change.field for change in found.tensors] == ["lm_head.scales"]
-    assert [change.field for change in found.difference.files] == ["digests.bin", "trunk.safetensors"]
+    assert [change.field for change in found.difference.files] == [
+        "SHA256SUMS",
+        "digests.bin",
+        "trunk.safetensors",
+    ]
 
 
 def test_layers_are_not_read_where_digests_tell(
@@ -80,7 +84,7 @@ def test_layers_are_not_read_where_digests_tell(
 
 def test_another_recipe_names_its_fields(tmp_path: Path, plan: PackPlan) -> None:
     other = tiny_plan(tmp_path, formats=dict.fromkeys(("gate", "up", "down"), "affine3-g32"))
-    other = replace(other, recipe=schema.Recipe("affine3-g32", "mse", "source"))
+    other = replace(other, recipe=schema.Recipe("affine3-g32", "mse", "source", 1))
     found = locate(made(tmp_path / "a", plan), made(tmp_path / "b", other)).difference
     assert found.meaning == ["recipe"]
     assert [(one.field, one.a, one.b) for one in found.recipe] == [
@@ -94,9 +98,13 @@ def test_another_recipe_names_its_fields(tmp_path: Path, plan: PackPlan) -> None
 @pytest.mark.parametrize(
     ("source", "meaning", "field"),
     [
-        ({"files": [schema.SourceFile("model.safetensors", 1234, "cd" * 32)]}, "source", "header_blake3"),
-        ({"files": [schema.SourceFile("model.safetensors", 99, "ab" * 32)]}, "source", "size"),
-        ({"files": [schema.SourceFile("other.safetensors", 1234, "ab" * 32)]}, "source", "other.safetensors"),
+        ({"files": [schema.SourceFile("model.safetensors", 1234, "cd" * 32, "ef" * 32)]}, "source", "header_blake3"),
+        ({"files": [schema.SourceFile("model.safetensors", 99, "ab" * 32, "ef" * 32)]}, "source", "size"),
+        (
+            {"files": [schema.SourceFile("other.safetensors", 1234, "ab" * 32, "ef" * 32)]},
+            "source",
+            "other.safetensors",
+        ),
         ({"dialect": "huggingface"}, "source", "dialect"),
         ({"repository": "org/name", "revision": "main"}, "origin", "repository"),
     ],
@@ -125,7 +133,7 @@ def test_another_tokenizer_is_not_other_bytes(tmp_path: Path, plan: PackPlan) ->
     (tmp_path / "elsewhere" / "config.json").write_text("{}")
     found = locate(made(tmp_path / "a", plan), made(tmp_path / "b", replace(other))).difference
     assert found.meaning == ["files"]
-    assert [change.field for change in found.files] == ["config.json"]
+    assert [change.field for change in found.files] == ["SHA256SUMS", "config.json"]
 
 
 def test_damaged_record_digests_leave_experts_open(tmp_path: Path, plan: PackPlan) -> None:

@@ -62,7 +62,7 @@ def test_quick_reads_no_weights(pack: Path, monkeypatch: pytest.MonkeyPatch) -> 
     report = verify(pack, Quick())
     assert report.ok
     assert (report.records_checked, report.records_total) == (0, LAYERS * EXPERTS)
-    small = sum((pack / name).stat().st_size for name in ("config.json", "digests.bin"))
+    small = sum((pack / name).stat().st_size for name in ("config.json", "digests.bin", "SHA256SUMS"))
     assert report.bytes_checked == small < report.bytes_total
 
 
@@ -95,7 +95,9 @@ def test_damage_to_the_trunk_is_found_by_exactly_one_slice(pack: Path) -> None:
 
 def test_a_share_reads_what_it_says(pack: Path) -> None:
     report = verify(pack, Share(Fraction(30), 1))
-    read = report.bytes_checked - sum((pack / name).stat().st_size for name in ("config.json", "digests.bin"))
+    read = report.bytes_checked - sum(
+        (pack / name).stat().st_size for name in ("config.json", "digests.bin", "SHA256SUMS")
+    )
     trunk = (pack / "trunk.safetensors").stat().st_size
     assert report.records_checked * STRIDE + (7 - report.records_checked) * trunk == read
     assert report.scope == "30% by seed 1"
