@@ -1,11 +1,11 @@
 """The command line `moe-pack`. Thin: it parses, calls the rooms, and shows what they return."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ from ..runtime.quality.windows import WINDOW, Windows
 from ..runtime.quantities import parse_size
 from ..runtime.sensitivity import measure as measure_sensitivities
 from ..runtime.source import PackSource, Source
-from . import facts, report
+from . import facts, proving, report
 from .calibration import report as calibration_report
 from .calibration.file import CalibrationFile
 from .calibration.identity import require_tokenizer
@@ -39,6 +39,7 @@ from .calibration.run import calibrate as calibrate_checkpoint
 from .checkpoint import TOKENIZER, Checkpoint
 from .coarse import coarsened, coarsest
 from .estimate import estimate
+from .lock import Lock, read_lock
 from .options import (
     BitsOption,
     BudgetOption,
@@ -55,10 +56,10 @@ from .options import (
     JsonOption,
     KsOption,
     LimitOption,
+    LockOption,
     MemoryOption,
     MethodOption,
     OutOption,
-    PackArgument,
     PacksArgument,
     PictureOption,
     RecipeOption,
@@ -84,13 +85,8 @@ from .recipefile import written
 from .reference import Reference
 from .sensitivities import Sensitivities
 from .shipped import CHECKPOINT, QUESTION
+from .showing import EXIT_CODES, opened, show
 from .wish import Choice
-
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 a pack or calibration file differs from its digests; 2 the request cannot be met (usage,"
-    " existing target); 3 a checkpoint, pack or calibration file is malformed; 4 the disk or the network failed, or"
-    " another process holds the target; 5 not supported; 70 a defect of moe-pack; 130 interrupted."
-)
 
 app = application(
     "moe-pack", "Turn mixture-of-experts checkpoints into verified packs that moe-run streams from disk.", EXIT_CODES
@@ -99,8 +95,6 @@ app = application(
 JOBS = default_jobs()
 CPUS = cpus()
 HERE = Path()
-
-T = TypeVar("T")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -120,18 +114,20 @@ def plan(
 ) -> None:
     """Say what build would write: bytes per part, bits per weight, record size, free space, estimated time."""
     order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
-    with Checkpoint.open(source) as checkpoint, _opened(CalibrationFile.open, calibration) as calibrated:
+    with Checkpoint.open(source) as checkpoint, opened(CalibrationFile.open, calibration) as calibrated:
         packing, choice = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
         _say_what_is_missing(packing)
         expected = estimate(packing, jobs, facts.existing(out))
-        _show(facts.of_plan(packing, choice, expected, out), report.plan_table, json=json)
+        show(facts.of_plan(packing, choice, expected, out), report.plan_table, json=json)
 
 
 @app.command(epilog=EXIT_CODES)
 @reported
 def build(
     source: SourceArgument,
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The pack to write; must not exist.")],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The pack to write; must not exist.", show_default=False)
+    ] = None,
     expert_format: FormatOption = None,
     method: MethodOption = None,
     trunk: TrunkOption = None,
@@ -139,12 +135,24 @@ def build(
     bits: BitsOption = None,
     budget: BudgetOption = None,
     calibration: CalibrationOption = None,
+    lock: LockOption = None,
     jobs: JobsOption = JOBS,
     json: JsonOption = False,
 ) -> None:
-    """Write a pack. When interrupted, the same command goes on where it stopped and ends with the same bytes."""
-    order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
-    _show(_build(source, target, order, calibration, jobs), report.build_table, json=json)
+    """Write a pack. When interrupted, the same command goes on where it stopped and ends with the same bytes.
+
+    With --lock, SRC may be left out: it is the repository that the lock names.
+    """
+    locked = None if lock is None else read_lock(lock)
+    if target is None:
+        if locked is None:
+            raise UsageError(f"say where the pack of {source} shall be written: moe-pack build SRC OUT")
+        source, target = locked.repository, Path(source)
+    order = Order(expert_format, method, trunk, recipe, bits, _size(budget), None if locked is None else locked.recipe)
+    built = _build(source, target, order, calibration, jobs, locked)
+    show(built, report.build_table, json=json)
+    if locked is not None and locked.pack_digest is not None:
+        locked.require_pack(target)
 
 
 @app.command("recipe", epilog=EXIT_CODES)
@@ -162,7 +170,7 @@ def print_recipe(
 ) -> None:
     """Print a recipe as JSON, to be edited and given back with --recipe; say on stderr how it was chosen."""
     order = Order(expert_format, method, trunk, recipe, bits, _size(budget))
-    with Checkpoint.open(source) as checkpoint, _opened(CalibrationFile.open, calibration) as calibrated:
+    with Checkpoint.open(source) as checkpoint, opened(CalibrationFile.open, calibration) as calibrated:
         packing, choice = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
     _say_choice(choice)
     print_json(written(packing.recipe))
@@ -178,19 +186,14 @@ def inspect(
     if pack.is_file():
         with CalibrationFile.open(pack) as calibration:
             found = calibration_report.document(calibration)
-            _show(found, calibration_report.calibration_table, json=json)
+            show(found, calibration_report.calibration_table, json=json)
         return
-    with Pack.open(pack) as opened:
-        _show(facts.of_pack(opened), report.pack_table, json=json)
+    with Pack.open(pack) as sound:
+        show(facts.of_pack(sound), report.pack_table, json=json)
 
 
-@app.command(epilog=EXIT_CODES)
-@reported
-def verify(pack: PackArgument, jobs: JobsOption = JOBS, json: JsonOption = False) -> None:
-    """Read a whole pack and check every byte; name layer, expert and component of any damage."""
-    checked = verify_pack(pack, threads=jobs, progress=ConsoleProgress())
-    _show(facts.of_report(checked, pack), report.verify_table, json=json)
-    require_intact(checked, pack)
+for proof in (proving.verify, proving.scrub, proving.diff, proving.reproduce, proving.repair, proving.lock):
+    app.command(epilog=EXIT_CODES)(reported(proof))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -203,7 +206,7 @@ def demo(
     """Pack the small model that is shipped with moe-pack to 2 bits, verify it, and say what to run next."""
     built = _build(str(CHECKPOINT), target, Order(), None, jobs)
     require_intact(verify_pack(target, threads=jobs, progress=ConsoleProgress()), target)
-    _show(built, report.build_table, json=json)
+    show(built, report.build_table, json=json)
     say(f"verified. Next: moe-run generate {target} --messages {QUESTION} --temp 0")
 
 
@@ -240,9 +243,9 @@ def quality(
     ks = tuple(experts_per_token or ()), reference_experts_per_token
     asked = Asked(text, tokens, tools, window, limit, max_tokens, weights, layer_tokens, picture, *ks, as_document=json)
     room = Room(parse_size(memory), scratch)
-    with ExitStack() as opened:
-        sources = [opened.enter_context(PackSource.open(path)) for path in packs]
-        against = opened.enter_context(_reference(reference))
+    with ExitStack() as resources:
+        sources = [resources.enter_context(PackSource.open(path)) for path in packs]
+        against = resources.enter_context(_reference(reference))
         evaluation = asked.evaluate(against, sources, open_cpu(threads), room, ConsoleProgress())
     if json:
         print_json(document(evaluation))
@@ -280,7 +283,7 @@ def calibrate(
     require_new(out)
     if _is_pack(source):
         raise UsageError(f"{source} is a pack; give the checkpoint it was made from, and the pack as --through")
-    with Checkpoint.open(source) as checkpoint, _opened(PackSource.open, through) as packed:
+    with Checkpoint.open(source) as checkpoint, opened(PackSource.open, through) as packed:
         require_outside(out, checkpoint)
         require_tokenizer(checkpoint)
         model, backend, room = Reference(checkpoint), open_cpu(threads), Room(options.spill_bytes, out.parent)
@@ -307,7 +310,7 @@ def calibrate(
             calibrate_checkpoint(plan, checkpoint, out, passage.rows, passage.advance, ConsoleProgress(), measure)
     with CalibrationFile.open(out) as written:
         found = calibration_report.document(written, time.monotonic() - start)
-        _show(found, calibration_report.calibration_table, json=json)
+        show(found, calibration_report.calibration_table, json=json)
 
 
 def _sensitivities(source: Reference, windows: Windows, backend: Backend, room: Room) -> Sensitivities:
@@ -343,8 +346,8 @@ def _resumable(target: Path, where: str) -> Iterator[None]:
 def _reference(source: str) -> Iterator[Source]:
     """A pack's directory or a checkpoint, wherever it is."""
     if _is_pack(source):
-        with PackSource.open(Path(source)) as opened:
-            yield opened
+        with PackSource.open(Path(source)) as packed:
+            yield packed
     else:
         with Checkpoint.open(source) as checkpoint:
             yield Reference(checkpoint)
@@ -358,22 +361,22 @@ def _size(budget: str | None) -> int | None:
     return None if budget is None else parse_size(budget)
 
 
-def _opened(opener: Callable[[Path], AbstractContextManager[T]], path: Path | None) -> AbstractContextManager[T | None]:
-    """What a path opens, or None where there is no path."""
-    return nullcontext() if path is None else opener(path)
-
-
 def _say_choice(choice: Choice | None) -> None:
     if choice is not None:
         console.err.print(report.choice_table(facts.of_choice(choice)))
 
 
-def _build(source: str, target: Path, order: Order, calibration: Path | None, jobs: int) -> dict[str, Any]:
+def _build(
+    source: str, target: Path, order: Order, calibration: Path | None, jobs: int, locked: Lock | None = None
+) -> dict[str, Any]:
     start = time.monotonic()
     require_new(target)
-    with Checkpoint.open(source) as checkpoint, _opened(CalibrationFile.open, calibration) as calibrated:
+    with Checkpoint.open(source) as checkpoint, opened(CalibrationFile.open, calibration) as calibrated:
         require_outside(target, checkpoint)
         packing, choice = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
+        if locked is not None:
+            locked.require_source(packing)
+            locked.require_calibration(packing)
         _say_choice(choice)
         _say_what_is_left_out(packing)
         _say_what_is_missing(packing)
@@ -395,13 +398,6 @@ def _say_what_is_missing(packing: Packing) -> None:
             f"{checkpoint.origin.directory} has no {TOKENIZER}: it can be packed, but moe-run will refuse the pack;"
             " put the model's own beside config.json first"
         )
-
-
-def _show(found: dict[str, Any], as_table: Any, *, json: bool) -> None:
-    if json:
-        print_json(found)
-    else:
-        console.out.print(as_table(found))
 
 
 def main() -> None:

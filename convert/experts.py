@@ -4,7 +4,7 @@ A record that the checkpoint already holds in the wanted format is read in place
 by a fixed number of slots, whatever the number of experts.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -62,9 +62,9 @@ class ExpertPacker:
         self._slots = [Slot(layout) for _ in range(in_flight(jobs))]
 
     def packed(
-        self, experts: LayerExperts, count: int, statistics: LayerStatistics | None = None
+        self, experts: LayerExperts, wanted: Iterable[int], statistics: LayerStatistics | None = None
     ) -> Generator[Slot, None, None]:
-        """The records of experts 0, 1, ... of a layer; each slot is valid until the next is asked for.
+        """The records of the `wanted` experts of a layer, in that order; each is valid until the next is asked for.
 
         `statistics` are what its methods go by, if they need any. Raises CorruptInputError naming tensor and expert if
         a weight is not finite, or if second moments are none.
@@ -76,7 +76,7 @@ class ExpertPacker:
         def pack(expert: int) -> Slot:
             return self._pack(experts, expert, statistics, free.get())
 
-        for slot in in_order(pack, range(count), jobs=self._jobs):
+        for slot in in_order(pack, wanted, jobs=self._jobs):
             yield slot
             free.put(slot)
 

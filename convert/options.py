@@ -115,3 +115,27 @@ SensitivitiesOption = Annotated[
 ]
 SensitivityTokensOption = Annotated[int, typer.Option(min=2, help="About so many tokens are used for that.")]
 DeviceOption = Annotated[str, typer.Option(help="Where sums are gathered: cpu, cuda (needs torch) or auto.")]
+LockOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="What moe-pack lock has written: checkpoint, recipe and digest.")
+]
+OfSourceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--source", metavar="SRC", help="The checkpoint that the pack was made from.", show_default="the lock's"
+    ),
+]
+NeededSourceOption = Annotated[
+    str, typer.Option("--source", metavar="SRC", help="The checkpoint that the pack was made from.")
+]
+SubsetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="n/t|x%",
+        help="Read the n-th of t slices of the records, or a share drawn by --seed; all else that is small.",
+    ),
+]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Which share is drawn.", show_default="0")]
+StateOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keep there what is done, so that the same command goes on after an interrupt."),
+]

@@ -22,7 +22,9 @@ MOST_BITS = 16.0
 
 @dataclass(frozen=True)
 class Order:
-    """The options that say what a pack shall be; None for those not given. `budget` is in bytes.
+    """What says what a pack shall be: options, None for those not given, and `locked`, a lock's recipe.
+
+    `budget` is in bytes.
 
     Raises UsageError for options that contradict each other, for names that are none, and as `read_recipe` does.
     """
@@ -33,6 +35,7 @@ class Order:
     recipe: Path | None = None
     bits: float | None = None
     budget: int | None = None
+    locked: Recipe | None = None
 
     def __post_init__(self) -> None:
         self._require_compatible()
@@ -78,6 +81,8 @@ class Order:
     @cached_property
     def fixed(self) -> Recipe | None:
         """The recipe that does not depend on the checkpoint; None if one is to be chosen."""
+        if self.locked is not None:
+            return self.locked
         if self.recipe is not None:
             return read_recipe(self.recipe)
         if self.bits is not None or self.budget is not None:
@@ -100,11 +105,12 @@ class Order:
 
     def _require_compatible(self) -> None:
         ways: dict[str, object] = {"--expert-format": self.expert_format, "--recipe": self.recipe}
-        ways |= {"--bits": self.bits, "--budget": self.budget}
+        ways |= {"--bits": self.bits, "--budget": self.budget, "--lock": self.locked}
         given = [name for name, value in ways.items() if value is not None]
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} exclude each other; give one of them")
         within = {"--method": self.method, "--trunk": self.trunk}
         inside = [name for name, value in within.items() if value is not None]
-        if self.recipe is not None and inside:
-            raise UsageError(f"a recipe file says what {inside[0]} says; leave one of them out")
+        if (self.recipe is not None or self.locked is not None) and inside:
+            what = "recipe file" if self.locked is None else "lock"
+            raise UsageError(f"a {what} says what {inside[0]} says; leave one of them out")

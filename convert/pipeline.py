@@ -1,7 +1,7 @@
 """The pipeline: from an opened checkpoint to a committed pack, layer by layer, resumable at any moment."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,29 @@ from ..layout.journal import SourceDone
 from ..layout.writer import PackWriter
 from ..manifests.errors import CorruptInputError
 from ..manifests.progress import Progress, Task
-from .experts import ExpertPacker, Taken
+from .experts import ExpertPacker, Slot, Taken
 from .fingerprint import fingerprint
 from .plan import Packing
 from .sources import SourceHashing, is_current
 from .trunk import Blocks, trunk_blocks
+
+
+class LayerRecords:
+    """Makes records of any layer of a packing, on `jobs` threads; slots serve every layer of the same layout."""
+
+    def __init__(self, packing: Packing, jobs: int) -> None:
+        self._packing, self._jobs = packing, jobs
+        self._packer: ExpertPacker | None = None
+
+    def of(self, layer: int, experts: Iterable[int]) -> Generator[Slot, None, None]:
+        """The records of `experts` of a layer, in that order, as `ExpertPacker.packed` makes them."""
+        packing = self._packing
+        layout = packing.plan.records[layer]
+        methods = {name: coding.method for name, coding in packing.codings[layer].items()}
+        if self._packer is None or (self._packer.layout, self._packer.methods) != (layout, methods):
+            self._packer = ExpertPacker(packing.source.checkpoint, layout, methods, self._jobs)
+        statistics = packing.calibration.layer(layer) if packing.calibration is not None else None
+        return self._packer.packed(packing.source.experts[layer], experts, statistics)
 
 
 @dataclass(frozen=True)
@@ -71,23 +89,18 @@ def _write_layers(
     packing: Packing, writer: PackWriter, layers: list[int], jobs: int, task: Task, hashing: SourceHashing
 ) -> Counter[Taken]:
     taken: Counter[Taken] = Counter()
-    packer: ExpertPacker | None = None
+    records = LayerRecords(packing, jobs)
     for layer in layers:
         task.note(f"layer {layer + 1} of {packing.source.model.num_layers}")
-        layout = packing.plan.records[layer]
-        methods = {name: coding.method for name, coding in packing.codings[layer].items()}
-        if packer is None or (packer.layout, packer.methods) != (layout, methods):
-            packer = ExpertPacker(packing.source.checkpoint, layout, methods, jobs)
-        taken += _write_layer(packing, writer, packer, layer, task)
+        taken += _write_layer(records, writer, layer, task)
         _note_hashed(writer, hashing.done())
     return taken
 
 
-def _write_layer(packing: Packing, writer: PackWriter, packer: ExpertPacker, layer: int, task: Task) -> Counter[Taken]:
+def _write_layer(records: LayerRecords, writer: PackWriter, layer: int, task: Task) -> Counter[Taken]:
     taken: Counter[Taken] = Counter()
-    statistics = packing.calibration.layer(layer) if packing.calibration is not None else None
-    packed = packer.packed(packing.source.experts[layer], packing.source.model.num_experts, statistics)
-    with writer.layer(layer) as sink, closing(packed):
+    experts = range(writer.plan.model.num_experts)
+    with writer.layer(layer) as sink, closing(records.of(layer, experts)) as packed:
         for slot in packed:
             sink.append(slot.record)
             taken.update(slot.taken)

@@ -44,13 +44,25 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises UsageError naming the file if it cannot be read, is malformed, or names what does not exist.
     """
-    content = _content(path)
+    return recipe_in(decoded(path), path)
+
+
+def recipe_in(document: Any, path: Path) -> Recipe:
+    """The recipe in a document that was found in the file `path`. Raises like `read_recipe`."""
     try:
-        written = msgspec.convert(_decoded(content, path), _Recipe)
-        return _recipe(written)
+        return _recipe(msgspec.convert(document, _Recipe))
     except msgspec.ValidationError as error:
         raise UsageError(f"{path} is not a recipe: {error}") from None
-    except (UsageError, CorruptInputError, ValueError) as error:
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def decoded(path: Path) -> Any:
+    """What a small file says: TOML if its name ends in .toml, JSON otherwise. Raises UsageError naming it."""
+    content = _content(path)
+    try:
+        return _decoded(content, path)
+    except (CorruptInputError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
 

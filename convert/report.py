@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.text import Text
 
-from ..manifests.report import Finding
 from .recipefile import runs
 
 
@@ -122,7 +121,7 @@ def build_table(facts: dict[str, Any]) -> Text:
         ("total", f"{amount(facts['total_bytes'])}, {facts['bits_per_weight']:.2f} bits per weight"),
         ("digest", facts["pack_digest"]),
         *_choosing_rows(facts["this_run"]),
-        ("time", _duration(facts["seconds"])),
+        ("time", duration(facts["seconds"])),
     ]
     return table(facts["pack"], rows)
 
@@ -135,21 +134,6 @@ def _choosing_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
     partly = run["layers"] < run["of_layers"]
     where = f", in the {run['layers']} of {run['of_layers']} layers that this run packed" if partly else ""
     return [("gptq", f"of {sum(taken.values())} matrices, took {counts}{where}")]
-
-
-def verify_table(facts: dict[str, Any]) -> Text:
-    """What `verify` shows: one line for each finding, or that there is none."""
-    rate = facts["bytes_checked"] / max(facts["seconds"], 1e-9)
-    rows = [(finding["kind"], Finding(**finding).sentence) for finding in facts["findings"]]
-    rows += [
-        (
-            "result",
-            "intact: every byte is what the manifest says" if facts["ok"] else f"findings: {len(facts['findings'])}",
-        ),
-        ("digest", facts["pack_digest"]),
-        ("read", f"{amount(facts['bytes_checked'])} in {_duration(facts['seconds'])}, {rate / 1e9:.2f} GB/s"),
-    ]
-    return table(facts["pack"], rows)
 
 
 def amount(size: int) -> str:
@@ -212,14 +196,15 @@ def _time(estimate: dict[str, Any]) -> str:
     )
     rate = estimate["expert_weights_per_second_per_job"]
     speed = f" at {rate / 1e6:.0f} million weights per second on each of {estimate['jobs']} threads" if rate else ""
-    work = f"{_duration(estimate['quantizing_seconds'])} of quantizing{speed}, "
+    work = f"{duration(estimate['quantizing_seconds'])} of quantizing{speed}, "
     return (
-        f"about {_duration(estimate['seconds'])}: {work if estimate['quantizing_seconds'] else ''}"
-        f"{_duration(estimate['disk_seconds'])} of {disks}, as tried for a moment now"
+        f"about {duration(estimate['seconds'])}: {work if estimate['quantizing_seconds'] else ''}"
+        f"{duration(estimate['disk_seconds'])} of {disks}, as tried for a moment now"
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

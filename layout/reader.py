@@ -84,13 +84,22 @@ class Pack:
         start = (layer * self.model.num_experts + self._checked(expert)) * digest.DIGEST_BYTES
         return self._digests[start : start + digest.DIGEST_BYTES]
 
+    def is_sound(self, layer: int, expert: int, record: memoryview) -> bool:
+        """Whether these bytes are that record's, by its digest."""
+        return digest.of_record(record, layer, expert) == self.record_digest(layer, expert)
+
+    def stored_record(self, layer: int, expert: int) -> Array:
+        """The record as it is, whatever its digest: uint8 [stride]. Raises StorageError if it cannot be read."""
+        address = self.address(layer, expert)
+        record = np.empty(address.size, np.uint8)
+        read_exactly(address.fd, record.data, address.offset, self.path / self.manifest.layers[layer].file)
+        return record
+
     def read_record(self, layer: int, expert: int) -> Array:
         """The record of `expert` in `layer`: uint8 [stride]. Raises MismatchError if its digest is another."""
-        address = self.address(layer, expert)
-        file = self.path / self.manifest.layers[layer].file
-        record = np.empty(address.size, np.uint8)
-        read_exactly(address.fd, record.data, address.offset, file)
-        if digest.of_record(record.data, layer, expert) != self.record_digest(layer, expert):
+        record = self.stored_record(layer, expert)
+        if not self.is_sound(layer, expert, record.data):
+            file, address = self.path / self.manifest.layers[layer].file, self.address(layer, expert)
             raise MismatchError(
                 f"{file}: expert {expert} (bytes {address.offset}+{address.size}) is damaged;"
                 f" `moe-pack verify {self.path}` names every damaged part (P3)"

@@ -14,7 +14,7 @@ import numpy as np
 from blake3 import blake3
 
 from ..manifests.errors import CorruptInputError, UnsupportedError
-from ..manifests.files import open_regular, read_exactly
+from ..manifests.files import open_regular, pieces, read_exactly
 from .tensorheader import LENGTH_BYTES, MAX_HEADER_BYTES, TensorEntry, TensorHeader, TensorSpec, parse, render
 
 __all__ = ["ARRAY_DTYPES", "TRUNK_DTYPES", "TensorEntry", "TensorFile", "TensorFileWriter", "TensorSpec"]
@@ -104,6 +104,13 @@ class TensorFile:
         for row, piece in enumerate(out):
             offset = entry.offset + (row * entry.shape[1] + first) * dtype.itemsize
             read_exactly(self._descriptor, byte_view(piece), offset, self.path)
+
+    def blake3_of(self, name: str) -> str:
+        """The hexadecimal digest of a tensor's bytes, however large it is."""
+        entry, hasher = self._entry(name), blake3(max_threads=blake3.AUTO)
+        for piece in pieces(self._descriptor, entry.offset, entry.size, self.path):
+            hasher.update(piece)
+        return hasher.hexdigest()
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""

@@ -31,6 +31,15 @@ def fault(pack: Path, name: str, size: int) -> str | None:
     return None if status.st_size == size else f"has {status.st_size} bytes instead of {size}"
 
 
+def stamp(pack: Path, name: str) -> str:
+    """What tells a file that was written or replaced from the one that was there; empty if it cannot be told."""
+    try:
+        status = (pack / name).lstat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
 def check(pack: Path, manifest: Manifest) -> None:
     """Raise CorruptInputError for the first file that is missing, of another size or not a regular file."""
     for name, size in expected_sizes(manifest).items():

@@ -4,7 +4,7 @@ Each record has a digest, and each component has one over all experts: a damaged
 and where they cross it lies.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,8 @@ from .schema import ExpertLayer
 class LayerScan:
     """A layer file as it is: per expert its digest (None if unreadable, with the reason) and whether it is padded.
 
-    `columns` are the components' digests, by name, and `sha256` is the file's; both are empty when a record is missing.
+    A record that was not to be read has no digest either. `columns` are the components' digests, by name, and `sha256`
+    is the file's; both are empty when a record is missing.
     `strange` are the experts whose records are not what digests.bin promises, `homes` where some of them belong.
     """
 
@@ -38,16 +39,25 @@ class LayerScan:
 
 
 def scan(
-    path: Path, index: int, layer: ExpertLayer, experts: int, advance: Advance, places: Places | None = None
+    path: Path,
+    index: int,
+    layer: ExpertLayer,
+    experts: int,
+    advance: Advance,
+    places: Places | None = None,
+    chosen: Container[int] | None = None,
 ) -> LayerScan:
-    """Read the whole file of layer `index` at `path`, and compare its records with what `places` promises, if given.
+    """Read the file of layer `index` at `path`, and compare its records with what `places` promises, if given.
 
-    Raises StorageError or CorruptInputError if it cannot even be opened.
+    All of it, or the `chosen` records. Raises StorageError or CorruptInputError if it cannot even be opened.
     """
-    scanning = _Scanning(index, layer, places)
+    scanning = _Scanning(index, layer, places, whole=chosen is None)
     buffer = memoryview(bytearray(layer.stride))
     with opened(path) as descriptor:
         for expert in range(experts):
+            if chosen is not None and expert not in chosen:
+                scanning.skip()
+                continue
             try:
                 read_exactly(descriptor, buffer, expert * layer.stride, path)
             except StorageError as error:
@@ -61,16 +71,15 @@ def scan(
 class _Scanning:
     """A scan under way: takes the records of one layer in the order of experts."""
 
-    def __init__(self, index: int, layer: ExpertLayer, places: Places | None) -> None:
-        self._index, self._layer, self._places = index, layer, places
+    def __init__(self, index: int, layer: ExpertLayer, places: Places | None, *, whole: bool) -> None:
+        self._index, self._layer, self._places, self._whole = index, layer, places, whole
         self._columns = {component.name: blake3() for component in layer.components}
         self._file = sha256()
         self._result = LayerScan()
 
     def add(self, expert: int, record: memoryview) -> None:
-        for part in self._layer.components:
-            self._columns[part.name].update(record[part.offset : part.offset + part.size])
-        self._file.update(record)
+        if self._whole:
+            self._add_to_file(record)
         if any(record[used_bytes(self._layer) :]):
             self._result.badly_padded.add(expert)
         hasher = RecordHasher()
@@ -79,15 +88,23 @@ class _Scanning:
         if self._places is not None and self._result.records[-1] != self._places.promised(self._index, expert):
             self._wonder(expert, hasher, self._places)
 
+    def skip(self) -> None:
+        self._result.records.append(None)
+
     def miss(self, expert: int, reason: str) -> None:
         self._result.records.append(None)
         self._result.unreadable[expert] = reason
 
     def finish(self) -> LayerScan:
-        if not self._result.unreadable:
+        if self._whole and not self._result.unreadable:
             self._result.columns = {name: hasher.hexdigest() for name, hasher in self._columns.items()}
             self._result.sha256 = self._file.hexdigest()
         return self._result
+
+    def _add_to_file(self, record: memoryview) -> None:
+        for part in self._layer.components:
+            self._columns[part.name].update(record[part.offset : part.offset + part.size])
+        self._file.update(record)
 
     def _wonder(self, expert: int, hasher: RecordHasher, places: Places) -> None:
         everywhere = len(self._result.strange) < SOUGHT_EVERYWHERE

@@ -8,15 +8,16 @@ from msgspec import Struct
 
 from .errors import MismatchError, StorageError
 
-Kind = Literal["damage", "stray", "unreadable"]
+Kind = Literal["damage", "stray", "unreadable", "other"]
 
 
 class Finding(Struct, frozen=True):
     """One thing that is wrong: in which file and, inside a layer file, in which layer, expert and component.
 
     `component` is a component's name, "padding", or several names joined by " or " when the digests cannot tell.
-    `kind` is "damage" when the file is not what it should be, "stray" when it should not be there at all, and
-    "unreadable" when the system failed to read it, so that nothing is known about its bytes.
+    `kind` is "damage" when the file is not what it should be, "stray" when it should not be there at all,
+    "unreadable" when the system failed to read it, so that nothing is known about its bytes, and "other" when it has
+    its digest, but its source and recipe give other bytes.
     """
 
     file: str
@@ -36,13 +37,21 @@ class Finding(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """The outcome of verifying one pack; `pack_digest` is the BLAKE3 of its manifest's bytes."""
+    """The outcome of verifying one pack; `pack_digest` is the BLAKE3 of its manifest's bytes.
+
+    `scope` says what was to be read. Of `bytes_checked`, an earlier run of the same work had checked `bytes_earlier`.
+    """
 
     ok: bool
     pack_digest: str
     findings: list[Finding]
     bytes_checked: int
     seconds: float
+    scope: str
+    bytes_total: int
+    records_checked: int
+    records_total: int
+    bytes_earlier: int = 0
 
 
 def require_intact(checked: Report, pack: Path) -> None:
@@ -51,7 +60,8 @@ def require_intact(checked: Report, pack: Path) -> None:
         return
     of_kind = Counter(finding.kind for finding in checked.findings)
     if of_kind["damage"]:
-        raise MismatchError(f"{pack} is damaged: {_findings(of_kind['damage'])}; pack the checkpoint again")
+        again = "repair it, or pack the checkpoint again"
+        raise MismatchError(f"{pack} is damaged: {_findings(of_kind['damage'])}; {again}")
     if of_kind["unreadable"]:
         raise StorageError(f"{pack} cannot be read: {_findings(of_kind['unreadable'])}; look after the disk")
     stray = [finding.file for finding in checked.findings]

@@ -31,6 +31,8 @@ class NameChange:
 
     def undo(self) -> None:
         if self.kept is not None:
+            if os.access(self.name, os.F_OK, dir_fd=self.directory):
+                real_unlink(self.name, dir_fd=self.directory)  # it replaced what was there
             (real_rename if self.kept.is_dir() else real_link)(self.kept, self.name, dst_dir_fd=self.directory)
         elif os.access(self.name, os.F_OK, dir_fd=self.directory):
             real_unlink(self.name, dir_fd=self.directory)
@@ -102,12 +104,20 @@ class FailingSystem:
             kept = Path(target)
         else:
             real_link(source, kept)
-        names = [(source, kept)] if target is None else [(target, None), (source, kept)]
+        names = [(source, kept)] if target is None else [(target, self._replaced(target)), (source, kept)]
         if kept == target:
             names = names[1:]  # renaming a directory back takes its new name away
         for path, where in names:
             directory = self._own(real_open(Path(path).parent, os.O_RDONLY))
             self._changes.append(NameChange(directory, os.fstat(directory).st_ino, Path(path).name, where))
+
+    def _replaced(self, target: Any) -> Path | None:
+        """The file that a rename is about to replace, kept; None if there is none."""
+        if not Path(target).is_file():
+            return None
+        kept = self._stash / f"{len(self._descriptors)}.replaced"
+        real_link(target, kept)
+        return kept
 
     def _own(self, descriptor: int) -> int:
         self._descriptors.append(descriptor)

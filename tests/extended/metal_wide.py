@@ -111,7 +111,7 @@ def write_layer(packing: Packing, writer: PackWriter, layer: int) -> None:
     layout = packing.plan.records[layer]
     methods = {name: coding.method for name, coding in packing.codings[layer].items()}
     packer = ExpertPacker(packing.source.checkpoint, layout, methods, JOBS)
-    with closing(packer.packed(packing.source.experts[layer], DISTINCT)) as packed:
+    with closing(packer.packed(packing.source.experts[layer], range(DISTINCT))) as packed:
         samples = [slot.record.copy() for slot in packed]
     with writer.layer(layer) as sink:
         for expert in range(WIDTH.experts):

@@ -1,10 +1,10 @@
 """`make scale`: pack and verify one layer of the 397B model's full width, and say what it cost.
 
 Synthesises the layer as MLX 4-bit (3.6 GB), copies its experts with cp, builds the pack by `minmax`, by pass-through,
-by `mse` and as moe-pack does when told nothing, verifies each, and compares records with a plain numpy rendering of
-the reference rule. Every timing starts with the source out of the page cache and ends with the result on the disk.
-Ends with an error if a build passes 2 GiB, if minmax or pass-through falls below half of cp's rate, or if a quantizer
-falls below 40 million weights per second of CPU time. Everything is kept under build/scale.
+by `mse` and as moe-pack does when told nothing, verifies each, makes 32 experts of each again, and compares records
+with a plain numpy rendering of the reference rule. Every timing starts with the source out of the page cache and ends
+with the result on the disk. Ends with an error if a build passes 2 GiB, if minmax or pass-through falls below half of
+cp's rate, or if a quantizer falls below 40 million weights per second of CPU time. All is kept under build/scale.
 """
 
 import os
@@ -102,6 +102,13 @@ def verify(name: str) -> Cost:
     return measure(MOE_PACK, "verify", PLACE / name)
 
 
+def reproduce(name: str) -> Cost:
+    """Make a sample of the pack called `name` again, which must come out the same; both are read from the disk."""
+    forget(CHECKPOINT)
+    forget(PLACE / name)
+    return measure(MOE_PACK, "reproduce", PLACE / name, "--source", CHECKPOINT)
+
+
 def rule_record(file: TensorFile, expert: int) -> bytes:
     """One expert by the reference system's 2-bit rule, in plain numpy."""
     matrices = (dequantize(*source_parts(file, projection, expert), FORMAT) for projection in PROJECTIONS)
@@ -174,6 +181,9 @@ def main() -> None:
             "",
             f"{checked.peak / 2**20:.0f}",
         )
+        sampled = reproduce(name)
+        peak = f"{sampled.peak / 2**20:.0f}"
+        table.add_row(f"reproduce 32 of {name}", f"{sampled.wall:.1f}", "", "", "", "", peak)
     out.print(table)
     compare_records()
     compare_pass_through()

@@ -1,0 +1,47 @@
+"""Verification as the commands run it: digests, the structure that they cannot tell, and a state to go on from."""
+
+from pathlib import Path
+
+from ..manifests.errors import UsageError
+from ..manifests.manifest import pack_digest, read_manifest
+from ..manifests.pace import Pace
+from ..manifests.progress import Progress
+from ..manifests.report import Report
+from ..manifests.scope import Scope
+from ..manifests.verify import FULL, verify
+from .ledger import StateFile
+from .reader import Pack
+
+
+def check(
+    pack: Path,
+    *,
+    threads: int,
+    progress: Progress,
+    scope: Scope = FULL,
+    state: Path | None = None,
+    pace: Pace | None = None,
+) -> Report:
+    """Verify a pack; with `state`, go on where an interrupted run stopped, and remove that file at the end.
+
+    Raises as `manifests.verify` does, as `Pack.open` does if all bytes are as sealed but are no pack, and UsageError
+    for a state that lies in the pack or is not this work's.
+    """
+    if state is None:
+        report = verify(pack, threads=threads, progress=progress, scope=scope, pace=pace)
+    else:
+        _require_outside(state, pack)
+        read_manifest(pack)  # whether there is a pack at all
+        ledger = StateFile(state, pack_digest(pack), scope.name)
+        report = verify(pack, threads=threads, progress=progress, scope=scope, ledger=ledger, pace=pace)
+        ledger.remove()
+    if report.ok:
+        Pack.open(pack).close()
+    return report
+
+
+def _require_outside(state: Path, pack: Path) -> None:
+    if pack.resolve() in state.resolve().parents:
+        raise UsageError(f"{state} lies in the pack, where nothing else may; choose another place")
+    if not state.parent.is_dir():
+        raise UsageError(f"{state.parent} is not a folder to write into; make it or choose another place")
