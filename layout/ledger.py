@@ -12,7 +12,7 @@ import msgspec
 from ..manifests.errors import CorruptInputError, UsageError
 from ..manifests.files import read_small
 from ..manifests.ledger import Done
-from .atomic import AtomicFile, Reporting, sync_directory
+from .atomic import AtomicFile, Reporting, remove, sync_directory
 
 MAX_STATE_BYTES = 256 * 1024 * 1024
 
@@ -56,7 +56,7 @@ class StateFile:
     def remove(self) -> None:
         """The work is finished."""
         with Reporting(self.path):
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
             sync_directory(self.path.parent)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..manifests import inventory, names, schema
 from ..manifests.errors import MismatchError, UsageError
-from .atomic import TEMPORARY_SUFFIX, AtomicFile, Reporting, sync_directory
+from .atomic import TEMPORARY_SUFFIX, AtomicFile, Reporting, make_directory, remove_directory, rename, sync_directory
 from .lock import LockedDirectory
 from .plan import PackPlan
 from .sinks import HashingSink, LayerSink, TrunkSink
@@ -92,9 +92,9 @@ class PackRepair:
         """Put all that was made in its place. Raises StorageError if the system refuses."""
         experts = self.path / names.EXPERTS_FOLDER
         with Reporting(self.path):
-            experts.mkdir(exist_ok=True)
+            make_directory(experts)
             for name in self._made:
-                (self.staging / name).rename(self.path / name)
+                rename(self.staging / name, self.path / name)
             for folder in (experts, self.path, self.staging / names.EXPERTS_FOLDER, self.staging):
                 sync_directory(folder)
 
@@ -142,8 +142,8 @@ def _staging(path: Path) -> Path:
 def _remove(staging: Path) -> None:
     with Reporting(staging):
         sweep(staging, set())
-        (staging / names.EXPERTS_FOLDER).rmdir()
-        staging.rmdir()
+        remove_directory(staging / names.EXPERTS_FOLDER)
+        remove_directory(staging)
         sync_directory(staging.parent)
 
 
