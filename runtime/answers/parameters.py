@@ -51,7 +51,7 @@ def schema_types(schema: Any, root: Any, left: int = MAX_REFERENCES) -> frozense
     for each in _list(schema.get("allOf")):
         found &= schema_types(each, root, left - 1)
     if isinstance(reference := schema.get("$ref"), str):
-        found &= schema_types(_target(reference, root), root, left - 1)
+        found &= schema_types(target(reference, root), root, left - 1)
     return found
 
 
@@ -82,7 +82,7 @@ def argument(text: str, types: frozenset[str]) -> str:
     return spelled if fits else json.dumps(text, ensure_ascii=False)
 
 
-def _target(reference: str, root: Any) -> Any:
+def target(reference: str, root: Any) -> Any:
     """What a local reference leads to; None if nothing."""
     found = root
     for step in reference.split("/")[1:] if reference.startswith("#") else ("?",):
