@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cp
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench emulated corpus crash mutants pipelines scale wide quality timeline clean
+.PHONY: help demo test lint type check bench calls emulated corpus crash mutants pipelines scale wide quality timeline clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ check: lint type test ## Everything CI checks
 
 bench: $(VENV)/ready-dev ## Decode and prefill side by side with peers, write docs/performance.md (PARTS=..., LLAMA_CPP=, IK_LLAMA_CPP=)
 	PYTHONPATH=tests $(BIN)/python tests/extended/performance/run.py
+
+calls: $(VENV)/ready-dev ## Tool calls of 2-bit packs, free and held to a grammar: 200 cases each, and how many parse and fit
+	PYTHONPATH=tests $(BIN)/python tests/extended/quality/calls.py
 
 emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bit for bit
 	python3 tests/extended/emulated/run.py

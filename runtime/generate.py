@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..manifests.errors import UsageError
-from .sampling import Logits, Sampler
+from .sampling import Allowed, Logits, Sampler
 from .stops import StopStrings, check_stops
 from .tokenizer import TextStream
 
@@ -27,6 +27,16 @@ class Extensible(Protocol):
 
     def extend(self, tokens: Sequence[int]) -> Logits:
         """Add `tokens`; the logits after the last of them, float32 [V]."""
+
+
+class Constraint(Protocol):
+    """What an answer is held to; see answers.constraint."""
+
+    def allowed(self) -> Allowed:
+        """Which tokens may come next, bool [V]; at least one."""
+
+    def take(self, token: int) -> None:
+        """A token that came, an end token included."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +92,22 @@ class Result:
 class Generation:
     """One answer: iterate over its pieces, once, then ask for its `result`.
 
-    Raises UsageError at once for an empty prompt and for one that leaves no room in the context.
+    Without a `constraint` any token may come. Raises UsageError at once for an empty prompt and for one that leaves no
+    room in the context.
     """
 
     def __init__(
-        self, session: Extensible, prompt: Sequence[int], sampler: Sampler, stream: TextStream, limits: Limits
+        self,
+        session: Extensible,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        stream: TextStream,
+        limits: Limits,
+        constraint: Constraint | None = None,
     ) -> None:
         self._room = min(limits.max_tokens, check_room(session.position, prompt, limits))
         self._session, self._prompt, self._sampler, self._stream = session, prompt, sampler, stream
+        self._constraint = constraint
         self._end_tokens, self._stops = limits.end_tokens, StopStrings(limits.stops)
         self._prefill, self._decode = _Clock(), _Clock()
         self._finish: Finish = "interrupted"  # until the loop says otherwise
@@ -127,7 +145,12 @@ class Generation:
         )
 
     def _next(self, tokens: Sequence[int]) -> int:
-        return self._sampler.choose(self._session.extend(tokens))
+        logits = self._session.extend(tokens)
+        if self._constraint is None:
+            return self._sampler.choose(logits)
+        token = self._sampler.choose(logits, self._constraint.allowed())
+        self._constraint.take(token)
+        return token
 
     def _show(self, text: str, token: int | None) -> Iterator[Piece]:
         if text:

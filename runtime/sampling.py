@@ -2,7 +2,7 @@
 
 The order (temperature, top-k, top-p, min-p) and what each keeps are those of transformers' logits warpers, computed
 in float64. Promises that the same settings, seed and logits give the same tokens everywhere: NumPy's PCG64, one draw
-per token. Logits that are not finite are an error, never a token.
+per token, none where only one is allowed. Logits that are not finite are an error, never a token.
 """
 
 import math
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..manifests.errors import CorruptInputError, UsageError
 
 Logits = NDArray[np.float32]
+Allowed = NDArray[np.bool_]
 # What transformers would apply and we do not, with the value that asks for nothing.
 UNSUPPORTED = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "top_h": None}
 
@@ -81,9 +82,18 @@ class Sampler:
         self.settings = settings.with_seed()
         self._random = np.random.Generator(np.random.PCG64(self.settings.seed))
 
-    def choose(self, logits: Logits) -> int:
-        """A token for float32 logits [V]. Raises CorruptInputError when any of them is not finite."""
+    def choose(self, logits: Logits, allowed: Allowed | None = None) -> int:
+        """A token for float32 logits [V], one of those that are `allowed` [V]; settings then see only these.
+
+        Raises CorruptInputError when any logit is not finite.
+        """
         _check_finite(logits)
+        if allowed is None:
+            return self._chosen(logits)
+        tokens = np.flatnonzero(allowed)
+        return int(tokens[self._chosen(logits[tokens]) if len(tokens) > 1 else 0])
+
+    def _chosen(self, logits: Logits) -> int:
         if self.settings.greedy:
             return int(np.argmax(logits))
         tokens, probabilities = distribution(logits, self.settings)

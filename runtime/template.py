@@ -41,6 +41,7 @@ class ChatTemplate:
     def __init__(self, sources: Mapping[str, str], variables: Mapping[str, str], name: str) -> None:
         self._name = name
         self._variables = dict(variables)
+        self._sources = dict(sources)
         self._templates = {key: _compile(source, name) for key, source in sources.items()}
 
     @classmethod
@@ -79,15 +80,19 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             **(variables or {}),
         }
-        template = self._choose(with_tools=tools is not None)
+        template = self._templates[self._choose(with_tools=tools is not None)]
         values["range"] = _limited_range()
         return self._guarded(lambda: _bounded_text(template, values))
 
-    def _choose(self, *, with_tools: bool) -> jinja2.Template:
+    def source(self, *, with_tools: bool) -> str:
+        """The source of the template that renders chats with or without tools."""
+        return self._sources[self._choose(with_tools=with_tools)]
+
+    def _choose(self, *, with_tools: bool) -> str:
         name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
         if name not in self._templates:
             raise UsageError(f"{self._name} has no default chat template, only {', '.join(sorted(self._templates))}")
-        return self._templates[name]
+        return name
 
     def _guarded(self, work: Callable[[], str]) -> str:
         try:

@@ -65,6 +65,22 @@ class Tokenizer:
         text: str = self._vocabulary.decode(list(tokens), skip_special_tokens=not special)
         return text
 
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model has, of which some may have no text."""
+        return self._vocab_size
+
+    @property
+    def special(self) -> dict[int, str]:
+        """The texts of special tokens, by id."""
+        added = self._vocabulary.get_added_tokens_decoder()
+        return {token: entry.content for token, entry in added.items() if entry.special}
+
+    def json(self) -> str:
+        """The tokenizer.json that this tokenizer follows."""
+        text: str = self._vocabulary.to_str()
+        return text
+
     def stream(self, *, special: bool = False) -> "TextStream":
         """A fresh decoder for tokens that arrive one by one."""
         return TextStream(self, special=special)
