@@ -30,7 +30,7 @@ from ..runtime.quality.windows import WINDOW, Windows
 from ..runtime.quantities import parse_size
 from ..runtime.sensitivity import measure as measure_sensitivities
 from ..runtime.source import PackSource, Source
-from . import facts, proving, report
+from . import attesting, facts, proving, report
 from .calibration import report as calibration_report
 from .calibration.file import CalibrationFile
 from .calibration.identity import require_tokenizer
@@ -194,6 +194,8 @@ def inspect(
 
 for proof in (proving.verify, proving.scrub, proving.diff, proving.reproduce, proving.repair, proving.lock):
     app.command(epilog=EXIT_CODES)(reported(proof))
+for attestation in (attesting.sign, attesting.provenance):
+    app.command(epilog=EXIT_CODES)(reported(attestation))
 
 
 @app.command(epilog=EXIT_CODES)

@@ -139,3 +139,13 @@ StateOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Keep there what is done, so that the same command goes on after an interrupt."),
 ]
+SignedByOption = Annotated[
+    Path | None, typer.Option(metavar="PUBLIC.pem", help="Require a signature by the private key of this public one.")
+]
+IdentityOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Require a keyless signature of this identity; needs the network.")
+]
+IssuerOption = Annotated[str | None, typer.Option(metavar="URL", help="Who vouches for that identity.")]
+SignatureOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The bundle with the signature.", show_default="PACK.sig")
+]

@@ -32,6 +32,7 @@ def verify_table(facts: dict[str, Any]) -> Text:
     rows += [
         ("result", _intact(facts["scope"]) if facts["ok"] else f"findings: {len(facts['findings'])}"),
         ("digest", facts["pack_digest"]),
+        *([("signed", f"by {facts['signed']['by']}")] if "signed" in facts else []),
         *([("checked", _share(facts))] if facts["scope"] != "full" or facts["bytes_earlier"] else []),
         ("read", f"{amount(read)} in {duration(facts['seconds'])}, {rate / 1e9:.2f} GB/s"),
     ]

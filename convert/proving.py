@@ -23,6 +23,7 @@ from ..manifests.verify import FULL
 from ..manifests.verify import verify as verify_pack
 from . import facts, proofs
 from .again import again
+from .attesting import require_signed
 from .calibration.file import CalibrationFile
 from .checkpoint import Checkpoint
 from .lock import read_lock, require_lock_name, write_lock
@@ -31,6 +32,8 @@ from .options import (
     BudgetOption,
     CalibrationOption,
     FormatOption,
+    IdentityOption,
+    IssuerOption,
     JobsOption,
     JsonOption,
     LockOption,
@@ -40,6 +43,8 @@ from .options import (
     PackArgument,
     RecipeOption,
     SeedOption,
+    SignatureOption,
+    SignedByOption,
     SourceArgument,
     StateOption,
     SubsetOption,
@@ -53,6 +58,7 @@ from .repair import repair as repair_pack
 from .reproduce import reproduce as reproduce_pack
 from .reproduce import require_reproduced
 from .showing import opened, show
+from .signing import Signed
 
 JOBS = default_jobs()
 SCRUB_SUFFIX = ".scrub.json"
@@ -68,6 +74,10 @@ def verify(
     seed: SeedOption = None,
     state: StateOption = None,
     lock: LockOption = None,
+    signed_by: SignedByOption = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
+    signature: SignatureOption = None,
     jobs: JobsOption = JOBS,
     json: JsonOption = False,
 ) -> None:
@@ -76,9 +86,10 @@ def verify(
     if lock is not None:
         read_manifest(pack)
         read_lock(lock).require_pack(pack)
+    signed = require_signed(pack, signed_by, identity, issuer, signature)
     with _resumable(state):
         checked = check(pack, threads=jobs, progress=ConsoleProgress(), scope=scope, state=state)
-    _tell(checked, pack, json=json)
+    _tell(checked, pack, signed, json=json)
 
 
 def scrub(
@@ -243,6 +254,7 @@ def _resumable(state: Path | None) -> Iterator[None]:
         raise
 
 
-def _tell(checked: Report, pack: Path, *, json: bool) -> None:
-    show(facts.of_report(checked, pack), proofs.verify_table, json=json)
+def _tell(checked: Report, pack: Path, signed: Signed | None = None, *, json: bool) -> None:
+    vouched = {"signed": msgspec.to_builtins(signed)} if signed is not None else {}
+    show(facts.of_report(checked, pack) | vouched, proofs.verify_table, json=json)
     require_intact(checked, pack)

@@ -1,0 +1,338 @@
+"""Signatures of packs: OpenSSF Model Signing bundles, made and judged by the library `model-signing`.
+
+A bundle signs the list of a pack's files, manifest included, with their SHA-256. Signing reads every byte, by the
+library's own hashing. Judging reads none but the manifest's: it holds the signed list against the pack's SHA256SUMS,
+which a verification, that always runs beside it, holds against all that it reads. Knows nothing of who owns a key.
+"""
+
+import base64
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..layout.atomic import AtomicFile
+from ..layout.checking import check
+from ..manifests import canonical, names, sums
+from ..manifests.errors import (
+    CorruptInputError,
+    MismatchError,
+    MoepackError,
+    StorageError,
+    UnsupportedError,
+    UsageError,
+)
+from ..manifests.files import read_small
+from ..manifests.manifest import pack_digest, read_manifest
+from ..manifests.progress import Progress
+from ..manifests.report import require_intact
+from ..manifests.schema import MAX_MANIFEST_BYTES, Manifest
+from ..manifests.scope import Quick
+from .plan import require_new
+
+if TYPE_CHECKING:
+    from model_signing import hashing, manifest, signing, verifying
+
+SUFFIX = ".sig"
+MAX_BUNDLE_BYTES = 4 * 1024 * 1024  # a bundle of 4096 layers has 1.2 MB
+MAX_KEY_BYTES = 64 * 1024
+PREDICATE = "https://model_signing/signature/v1.0"
+PAYLOAD = "application/vnd.in-toto+json"
+KEYS = "EC P-256, P-384 or P-521, PEM"
+
+
+class Signer(Protocol):
+    """Who signs: gives the library's configuration its key."""
+
+    def prepare(self, config: "signing.Config") -> None:
+        """Raises CorruptInputError for a key that cannot be used."""
+
+    def __str__(self) -> str: ...
+
+
+class Judge(Protocol):
+    """Whose signature is expected."""
+
+    def prepare(self, config: "verifying.Config") -> None:
+        """Raises CorruptInputError for a key that cannot be used."""
+
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """A private key to sign with, or a public one to judge by, in a PEM file."""
+
+    path: Path
+
+    def prepare(self, config: Any) -> None:
+        """Give the key to a configuration of either kind."""
+        read_small(self.path, MAX_KEY_BYTES, follow_links=True)
+        private = hasattr(config, "use_elliptic_key_signer")
+        try:
+            if private:
+                config.use_elliptic_key_signer(private_key=self.path)
+            else:
+                config.use_elliptic_key_verifier(public_key=self.path)
+        except Exception as error:  # the library promises no types
+            kind = "an unencrypted private" if private else "a public"
+            raise CorruptInputError(f"{self.path} is not {kind} key that can be used ({KEYS})") from error
+
+    def __str__(self) -> str:
+        return f"the key {self.path}"
+
+
+@dataclass(frozen=True)
+class Keyless:
+    """Signing through Sigstore, which needs the network and an identity there."""
+
+    def prepare(self, config: "signing.Config") -> None:
+        """Let the library ask for an identity, or take the one of a CI run."""
+        config.use_sigstore_signer(use_ambient_credentials=True)
+
+    def __str__(self) -> str:
+        return "an identity that Sigstore knows"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who signed through Sigstore, and who vouches for that identity."""
+
+    name: str
+    issuer: str
+
+    def prepare(self, config: "verifying.Config") -> None:
+        """Fetch Sigstore's roots of trust and expect this identity."""
+        config.use_sigstore_verifier(identity=self.name, oidc_issuer=self.issuer)
+
+    def __str__(self) -> str:
+        return f"{self.name} (by {self.issuer})"
+
+
+class Signed(Struct, frozen=True):
+    """A signature that was made, or found good: of which pack, in which file, over how many files."""
+
+    pack: str
+    pack_digest: str
+    signature: str
+    by: str
+    files: int
+
+
+def beside(pack: Path) -> Path:
+    """Where the bundle of a pack lies unless told otherwise: beside it, since it cannot lie in it."""
+    path = pack.resolve()
+    return path.with_name(path.name + SUFFIX)
+
+
+def sign(pack: Path, signer: Signer, out: Path, *, threads: int, progress: Progress) -> Signed:
+    """Hash every byte of `pack`, compare it with its manifest, and write the bundle `out`.
+
+    Raises MismatchError, and writes nothing, if the pack is not intact.
+    """
+    _require_library()
+    require_new(out)
+    if pack.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} lies in the pack, where nothing else may; choose another place")
+    manifest_ = read_manifest(pack)
+    require_intact(check(pack, threads=threads, progress=progress, scope=Quick()), pack)
+    config = _prepared_signer(signer)
+    hashed = _hashed_by_library(pack, threads)
+    expected = _listed(pack, manifest_)
+    found = {each.identifier: each.digest.digest_hex for each in hashed.resource_descriptors()}
+    if found != expected:
+        raise MismatchError(f"{pack} is damaged, {_difference(expected, found)}; nothing was signed")
+    content = _signature(config, hashed, pack)
+    with AtomicFile(out, len(content)) as file:
+        file.write(content)
+    return Signed(str(pack), pack_digest(pack), str(out), str(signer), len(found))
+
+
+def judge(pack: Path, bundle: Path, by: Judge) -> Signed:
+    """That `bundle` is a signature by `by` of the pack's list of files: of its bytes only as far as they are its.
+
+    Raises MismatchError if it is by somebody else or of something else, CorruptInputError if it is no bundle.
+    """
+    _require_library()
+    from model_signing import verifying
+
+    manifest_ = read_manifest(pack)
+    listed = _listed(pack, manifest_)
+    signed = _signed_list(bundle)
+    config = verifying.Config()  # type: ignore[no-untyped-call]
+    try:
+        by.prepare(config)
+        config.set_hashing_config(_known(_as_library_manifest(pack.name, listed)))
+        with redirect_stdout(sys.stderr):  # the library prints warnings, and stdout is for data
+            config.verify(pack, bundle)
+    except MoepackError:
+        raise
+    except Exception as error:
+        raise _refusal(error, pack, bundle, by, _difference(signed, listed)) from error
+    if signed != listed:
+        raise MismatchError(f"{bundle} is a signature of another pack than {pack}: {_difference(signed, listed)}")
+    return Signed(str(pack), pack_digest(pack), str(bundle), str(by), len(listed))
+
+
+def _refusal(error: Exception, pack: Path, bundle: Path, by: Judge, difference: str) -> MoepackError:
+    from cryptography.exceptions import InvalidSignature
+    from sigstore.errors import Error as SigstoreError
+    from sigstore.errors import VerificationError
+
+    if isinstance(error, InvalidSignature | VerificationError) or "Key mismatch" in str(error):
+        return MismatchError(f"{bundle} was not signed by {by}, or was changed since")
+    if isinstance(error, SigstoreError | OSError):
+        return StorageError(f"{bundle} cannot be judged: Sigstore's roots of trust cannot be fetched ({error})")
+    if difference:
+        return MismatchError(f"{bundle} is a signature of another pack than {pack}: {difference}")
+    return CorruptInputError(f"{bundle} is not a bundle that can be judged: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _require_library() -> None:
+    try:
+        import model_signing  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(
+            "signatures need the library model-signing; install it with pip install 'moepack[sign]'"
+        ) from error
+
+
+def _prepared_signer(signer: Signer) -> "signing.Config":
+    from model_signing import signing
+
+    config = signing.Config()  # type: ignore[no-untyped-call]
+    signer.prepare(config)
+    return config
+
+
+def _hashed_by_library(pack: Path, threads: int) -> "manifest.Manifest":
+    from model_signing import hashing
+
+    config = hashing.Config()  # type: ignore[no-untyped-call]
+    config.use_file_serialization(max_workers=threads).set_ignored_paths(paths=[], ignore_git_paths=False)
+    return config.hash(pack)
+
+
+def _signature(config: "signing.Config", hashed: "manifest.Manifest", pack: Path) -> bytes:
+    with TemporaryDirectory() as folder:  # the library writes to a name only, and not atomically
+        path = Path(folder) / "bundle"
+        try:
+            config.set_hashing_config(_known(hashed)).sign(pack, path)
+        except Exception as error:
+            raise StorageError(f"{pack} could not be signed: {_first_line(error)}") from error
+        return path.read_bytes()
+
+
+def _listed(pack: Path, manifest_: Manifest) -> dict[str, str]:
+    """The SHA-256 of every file of the pack by name: of the manifest by its bytes, of others as SHA256SUMS has it."""
+    listed = sums.read(pack, manifest_)
+    if listed is None:
+        raise MismatchError(f"{pack / names.SUMS_FILE} is damaged; `moe-pack repair` can make it again")
+    digests = {
+        names.SUMS_FILE: sha256(sums.render(listed)).hexdigest(),
+        names.MANIFEST_FILE: sha256(read_small(pack / names.MANIFEST_FILE, MAX_MANIFEST_BYTES)).hexdigest(),
+    }
+    return listed | digests
+
+
+def _difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """The first file by which two lists differ, in words; empty if they do not."""
+    for name in sorted(one.keys() | other.keys()):
+        if name not in other:
+            return f"{name} is missing"
+        if name not in one:
+            return f"{name} is not among its files"
+        if one[name] != other[name]:
+            return f"{name} differs"
+    return ""
+
+
+class _Resource(Struct):
+    name: str
+    algorithm: str
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+
+
+class _Serialization(Struct):
+    method: str
+    hash_type: str
+    allow_symlinks: bool
+    ignore_paths: list[str] = []
+
+
+class _Predicate(Struct):
+    serialization: _Serialization
+    resources: Annotated[list[_Resource], Meta(min_length=1, max_length=8192)]
+
+
+class _Statement(Struct):
+    predicateType: str  # noqa: N815
+    predicate: Any
+
+
+class _Envelope(Struct):
+    payload: str
+    payloadType: str  # noqa: N815
+    signatures: Annotated[list[Any], Meta(min_length=1, max_length=1)]
+
+
+class _Bundle(Struct):
+    mediaType: str  # noqa: N815
+    verificationMaterial: dict[str, Any]  # noqa: N815
+    dsseEnvelope: _Envelope  # noqa: N815
+
+
+def _signed_list(bundle: Path) -> dict[str, str]:
+    """What a bundle says it signs, before anybody has judged the signature."""
+    content = read_small(bundle, MAX_BUNDLE_BYTES, follow_links=True)
+    try:
+        envelope = msgspec.convert(canonical.decode(content, str(bundle)), _Bundle).dsseEnvelope
+        payload = base64.b64decode(envelope.payload, validate=True)
+        statement = msgspec.convert(canonical.decode(payload, f"{bundle}'s statement"), _Statement)
+        if (envelope.payloadType, statement.predicateType) != (PAYLOAD, PREDICATE):
+            raise UnsupportedError(f"{bundle} signs no list of a model's files, or one of another version (not 1.0)")
+        predicate = msgspec.convert(statement.predicate, _Predicate)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise CorruptInputError(f"{bundle} is not a bundle of a model's signature: {error}") from error
+    _require_whole(bundle, predicate)
+    return {resource.name: resource.digest for resource in predicate.resources}
+
+
+def _require_whole(bundle: Path, predicate: _Predicate) -> None:
+    how = predicate.serialization
+    algorithms = {resource.algorithm for resource in predicate.resources} | {how.hash_type}
+    if how.method != "files" or how.allow_symlinks or algorithms != {"sha256"}:
+        raise UnsupportedError(f"{bundle} does not name whole files by SHA-256; sign the pack again with moe-pack sign")
+    if len({resource.name for resource in predicate.resources}) < len(predicate.resources):
+        raise CorruptInputError(f"{bundle} names a file twice")
+
+
+def _as_library_manifest(name: str, listed: Mapping[str, str]) -> "manifest.Manifest":
+    from model_signing import manifest
+    from model_signing._hashing.hashing import Digest
+
+    how = manifest.SerializationType.from_args({"method": "files", "hash_type": "sha256", "allow_symlinks": False})
+    items = [how.new_item(file, Digest("sha256", bytes.fromhex(digest))) for file, digest in listed.items()]
+    return manifest.Manifest(name, items, how)
+
+
+def _known(manifest_: "manifest.Manifest") -> "hashing.Config":
+    """The library's hashing where the hashes are known already: it gives `manifest_` for every path."""
+    from model_signing import hashing
+
+    class Known(hashing.Config):
+        def hash(self, model_path: object, *, files_to_hash: object = None) -> "manifest.Manifest":
+            return manifest_
+
+    return Known()  # type: ignore[no-untyped-call]
