@@ -13,7 +13,7 @@ from .plan import default_jobs, require_new
 from .provenance import BUILDER, Builder, provenance_of, write
 from .report import table
 from .showing import show
-from .signing import Identity, Judge, KeyFile, Keyless, Signed, Signer, beside, judge
+from .signing import Identity, Judge, KeyFile, Keyless, Signed, Signer, beside, judge, require_beside
 from .signing import sign as sign_pack
 
 JOBS = default_jobs()
@@ -62,6 +62,7 @@ def provenance(
 ) -> None:
     """Write an in-toto statement of a pack's files, its source files and its recipe (SLSA provenance v1)."""
     require_new(out)
+    require_beside(out, pack)
     write(provenance_of(pack, Builder(builder, invocation)), out)
     say(f"{out}: what {pack} says of itself; its bytes were not read, verify does that")
 

@@ -132,6 +132,12 @@ def beside(pack: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
+def require_beside(out: Path, pack: Path) -> None:
+    """Raise UsageError if `out` would be a file of the pack."""
+    if pack.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} lies in the pack, where nothing else may; choose another place")
+
+
 def sign(pack: Path, signer: Signer, out: Path, *, threads: int, progress: Progress) -> Signed:
     """Hash every byte of `pack`, compare it with its manifest, and write the bundle `out`.
 
@@ -139,8 +145,7 @@ def sign(pack: Path, signer: Signer, out: Path, *, threads: int, progress: Progr
     """
     _require_library()
     require_new(out)
-    if pack.resolve() in out.resolve().parents:
-        raise UsageError(f"{out} lies in the pack, where nothing else may; choose another place")
+    require_beside(out, pack)
     manifest_ = read_manifest(pack)
     require_intact(check(pack, threads=threads, progress=progress, scope=Quick()), pack)
     config = _prepared_signer(signer)

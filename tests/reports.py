@@ -16,7 +16,7 @@ from tinypack import replace_file
 from moepack.convert import cli as moe_pack
 from moepack.runtime import cli as moe_run
 
-TEXT = "the quick brown fox jumps over the lazy dog " * 12
+TEXT = "the quick brown fox jumps over the lazy dog " * 40
 TOOL = {"name": "f", "parameters": {"type": "object", "properties": {}}}
 CASE = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL], "expected": {"name": "f", "arguments": {}}}
 
@@ -87,7 +87,7 @@ def of_calibrations(folder: Path, make_checkpoint: CheckpointMaker) -> Reports:
     source, text = make_checkpoint(Variant()), folder / "text"
     text.write_text(TEXT)
     out = folder / "c.moecal"
-    ask = ("calibrate", source, "--text", text, "-o", out, "--tokens", 64, "--window", 16, "--held-out", 2)
+    ask = ("calibrate", source, "--text", text, "-o", out, "--tokens", 400, "--window", 4, "--held-out", 2)
     yield "calibrate", report(moe_pack, *ask, "--sensitivities", "--sensitivity-tokens", 32, "--json")
     yield "inspect-calibration", report(moe_pack, "inspect", out, "--json")
     small = folder / "small.moecal"
