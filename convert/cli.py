@@ -14,6 +14,7 @@ from ..layout.writer import partial_directory
 from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import ConsoleProgress, print_json, say
+from ..manifests.errors import EXIT_CODES_SENTENCE as EXIT_CODES
 from ..manifests.errors import CorruptInputError, UsageError
 from ..manifests.names import MANIFEST_FILE
 from ..manifests.report import require_intact
@@ -85,7 +86,7 @@ from .recipefile import written
 from .reference import Reference
 from .sensitivities import Sensitivities
 from .shipped import CHECKPOINT, QUESTION
-from .showing import EXIT_CODES, opened, show
+from .showing import opened, show
 from .wish import Choice
 
 app = application(

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from ..layout.atomic import AtomicFile
+from ..layout.atomic import publish
 from ..manifests import inventory, names, sums
 from ..manifests.errors import MismatchError, UsageError
 from ..manifests.files import read_small
@@ -57,9 +57,7 @@ def provenance_of(pack: Path, builder: Builder) -> dict[str, Any]:
 
 def write(statement: dict[str, Any], out: Path) -> None:
     """Write a statement as JSON."""
-    content = (json.dumps(statement, indent=2) + "\n").encode()
-    with AtomicFile(out, len(content)) as file:
-        file.write(content)
+    publish(out, (json.dumps(statement, indent=2) + "\n").encode())
 
 
 def _subjects(pack: Path, manifest: Manifest) -> Iterator[dict[str, Any]]:

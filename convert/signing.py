@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import msgspec
 from msgspec import Meta, Struct
 
-from ..layout.atomic import AtomicFile
+from ..layout.atomic import publish
 from ..layout.checking import check
 from ..manifests import canonical, names, sums
 from ..manifests.errors import (
@@ -155,8 +155,7 @@ def sign(pack: Path, signer: Signer, out: Path, *, threads: int, progress: Progr
     if found != expected:
         raise MismatchError(f"{pack} is damaged, {_difference(expected, found)}; nothing was signed")
     content = _signature(config, hashed, pack)
-    with AtomicFile(out, len(content)) as file:
-        file.write(content)
+    publish(out, content)
     return Signed(str(pack), pack_digest(pack), str(out), str(signer), len(found))
 
 

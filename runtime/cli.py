@@ -13,6 +13,7 @@ from ..layout.reader import Pack
 from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import print_json, say
+from ..manifests.errors import EXIT_CODES_SENTENCE as EXIT_CODES
 from ..manifests.errors import INTERRUPTED_EXIT_CODE
 from . import host, report
 from ._native import bound_heap
@@ -30,11 +31,6 @@ from .sampling import Sampler, Sampling
 from .streaming.files import Access
 from .watch import UNWATCHED, Watch
 
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 a pack differs from its manifest; 2 the request cannot be met (usage, a prompt that is"
-    " empty or too long); 3 a pack is malformed or its output is not finite; 4 the disk or the GPU failed;"
-    " 5 not supported; 70 a defect of moe-run; 130 interrupted."
-)
 DEFAULTS = EngineOptions()
 MAX_TOKENS = 512  # of an answer, when neither the user nor the pack says
 

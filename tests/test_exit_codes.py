@@ -1,0 +1,45 @@
+"""Exit codes: one table in manifests/errors.py, which every error of ours is in, and both programs and the docs repeat."""
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import moepack
+from moepack.convert import cli as moe_pack
+from moepack.manifests.errors import EXIT_CODES, EXIT_CODES_SENTENCE, MoepackError
+from moepack.runtime import cli as moe_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def subclasses(kind: type[MoepackError]) -> list[type[MoepackError]]:
+    return [each for child in kind.__subclasses__() for each in (child, *subclasses(child))]
+
+
+def test_every_error_has_a_code_of_the_table() -> None:
+    for module in pkgutil.walk_packages(moepack.__path__, "moepack."):
+        if module.name.split(".")[1] in ("manifests", "layout") or module.name.endswith(("errors", "cli")):
+            importlib.import_module(module.name)
+    found = subclasses(MoepackError)
+    assert len(found) >= 6
+    assert {each.exit_code for each in found} == set(EXIT_CODES) - {0, 70, 130}
+
+
+def test_the_table_is_the_issues() -> None:
+    assert list(EXIT_CODES) == [0, 1, 2, 3, 4, 5, 70, 130]
+
+
+@pytest.mark.parametrize("program", [moe_pack, moe_run], ids=["moe-pack", "moe-run"])
+def test_every_help_ends_with_the_table(program: object) -> None:
+    group = typer.main.get_command(program.app)  # type: ignore[attr-defined]
+    assert group.epilog == EXIT_CODES_SENTENCE
+    assert {command.epilog for command in group.commands.values()} == {EXIT_CODES_SENTENCE}  # type: ignore[attr-defined]
+
+
+def test_the_page_has_the_table() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", (ROOT / "docs/trust.md").read_text(), re.MULTILINE)
+    assert {int(code): meaning for code, meaning in rows} == EXIT_CODES
