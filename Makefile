@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cp
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench calls emulated corpus crash mutants pipelines scale wide quality timeline clean
+.PHONY: help demo test lint type check bench calls emulated corpus crash mutants pipelines scale wide quality timeline trust clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ quality: $(VENV)/ready-dev ## Measure what packs lose by every recipe and write 
 
 timeline: $(VENV)/ready-dev ## Predict a token's time on Apple devices from counted bytes, write docs/timeline.md (runs nothing there)
 	PYTHONPATH=tests $(BIN)/python tests/extended/timeline.py
+
+trust: $(VENV)/ready-dev ## Rerun what docs/trust.md rests on, as far as 30 minutes allow, and print the counts
+	PYTHONPATH=tests $(BIN)/python tests/extended/trust.py
 
 clean: ## Remove the virtual environment and everything built
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

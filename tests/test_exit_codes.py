@@ -1,4 +1,4 @@
-"""Exit codes: one table in manifests/errors.py, which every error of ours is in, and both programs and the docs repeat."""
+"""Exit codes: one table in manifests/errors.py, which every error of ours is in; programs and docs repeat it."""
 
 import importlib
 import pkgutil
