@@ -5,7 +5,6 @@ library's own hashing. Judging reads none but the manifest's: it holds the signe
 which a verification, that always runs beside it, holds against all that it reads. Knows nothing of who owns a key.
 """
 
-import base64
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -13,14 +12,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from ..layout.atomic import publish
 from ..layout.checking import check
-from ..manifests import canonical, names, sums
+from ..manifests import names, sums
 from ..manifests.errors import (
     CorruptInputError,
     MismatchError,
@@ -35,16 +33,14 @@ from ..manifests.progress import Progress
 from ..manifests.report import require_intact
 from ..manifests.schema import MAX_MANIFEST_BYTES, Manifest
 from ..manifests.scope import Quick
+from .bundle import signed_list
 from .plan import require_new
 
 if TYPE_CHECKING:
     from model_signing import hashing, manifest, signing, verifying
 
 SUFFIX = ".sig"
-MAX_BUNDLE_BYTES = 4 * 1024 * 1024  # a bundle of 4096 layers has 1.2 MB
 MAX_KEY_BYTES = 64 * 1024
-PREDICATE = "https://model_signing/signature/v1.0"
-PAYLOAD = "application/vnd.in-toto+json"
 KEYS = "EC P-256, P-384 or P-521, PEM"
 
 
@@ -169,7 +165,7 @@ def judge(pack: Path, bundle: Path, by: Judge) -> Signed:
 
     manifest_ = read_manifest(pack)
     listed = _listed(pack, manifest_)
-    signed = _signed_list(bundle)
+    signed = signed_list(bundle)
     config = verifying.Config()  # type: ignore[no-untyped-call]
     try:
         by.prepare(config)
@@ -260,66 +256,6 @@ def _difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
         if one[name] != other[name]:
             return f"{name} differs"
     return ""
-
-
-class _Resource(Struct):
-    name: str
-    algorithm: str
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
-
-
-class _Serialization(Struct):
-    method: str
-    hash_type: str
-    allow_symlinks: bool
-    ignore_paths: list[str] = []
-
-
-class _Predicate(Struct):
-    serialization: _Serialization
-    resources: Annotated[list[_Resource], Meta(min_length=1, max_length=8192)]
-
-
-class _Statement(Struct):
-    predicateType: str  # noqa: N815
-    predicate: Any
-
-
-class _Envelope(Struct):
-    payload: str
-    payloadType: str  # noqa: N815
-    signatures: Annotated[list[Any], Meta(min_length=1, max_length=1)]
-
-
-class _Bundle(Struct):
-    mediaType: str  # noqa: N815
-    verificationMaterial: dict[str, Any]  # noqa: N815
-    dsseEnvelope: _Envelope  # noqa: N815
-
-
-def _signed_list(bundle: Path) -> dict[str, str]:
-    """What a bundle says it signs, before anybody has judged the signature."""
-    content = read_small(bundle, MAX_BUNDLE_BYTES, follow_links=True)
-    try:
-        envelope = msgspec.convert(canonical.decode(content, str(bundle)), _Bundle).dsseEnvelope
-        payload = base64.b64decode(envelope.payload, validate=True)
-        statement = msgspec.convert(canonical.decode(payload, f"{bundle}'s statement"), _Statement)
-        if (envelope.payloadType, statement.predicateType) != (PAYLOAD, PREDICATE):
-            raise UnsupportedError(f"{bundle} signs no list of a model's files, or one of another version (not 1.0)")
-        predicate = msgspec.convert(statement.predicate, _Predicate)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise CorruptInputError(f"{bundle} is not a bundle of a model's signature: {error}") from error
-    _require_whole(bundle, predicate)
-    return {resource.name: resource.digest for resource in predicate.resources}
-
-
-def _require_whole(bundle: Path, predicate: _Predicate) -> None:
-    how = predicate.serialization
-    algorithms = {resource.algorithm for resource in predicate.resources} | {how.hash_type}
-    if how.method != "files" or how.allow_symlinks or algorithms != {"sha256"}:
-        raise UnsupportedError(f"{bundle} does not name whole files by SHA-256; sign the pack again with moe-pack sign")
-    if len({resource.name for resource in predicate.resources}) < len(predicate.resources):
-        raise CorruptInputError(f"{bundle} names a file twice")
 
 
 def _as_library_manifest(name: str, listed: Mapping[str, str]) -> "manifest.Manifest":

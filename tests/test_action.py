@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from keys import keys_in
 from tinypack import replace_file
 
 from moepack.convert.shipped import CHECKPOINT
@@ -80,11 +81,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("action")
     program = Path(sys.executable).with_name("moe-pack")
     subprocess.run([program, "demo", folder / "pack"], capture_output=True, check=True)
-    key = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "private.pem"]
-    subprocess.run(key, cwd=folder, check=True)
-    public = ["openssl", "ec", "-in", "private.pem", "-pubout", "-out", "public.pem"]
-    subprocess.run(public, cwd=folder, capture_output=True, check=True)
-    subprocess.run([program, "sign", "pack", "--key", "private.pem"], cwd=folder, capture_output=True, check=True)
+    keys = keys_in(folder / "keys")
+    shutil.copy(keys.public, folder / "public.pem")
+    subprocess.run([program, "sign", "pack", "--key", keys.private], cwd=folder, capture_output=True, check=True)
     return folder / "pack"
 
 
@@ -132,7 +131,7 @@ def test_a_damaged_pack_fails_with_1_and_its_report_is_there(demo: Path, tmp_pat
 
 
 def test_a_wrong_key_and_no_pack_fail(demo: Path, tmp_path: Path) -> None:
-    assert acted(demo, tmp_path, SCOPE="quick", PUBLIC_KEY=demo.with_name("private.pem"))[0] == 3
+    assert acted(demo, tmp_path, SCOPE="quick", PUBLIC_KEY=demo.with_name("pack.sig"))[0] == 3
     code, outputs = acted(tmp_path / "none", tmp_path / "out")
     assert (code, outputs["digest"]) == (3, "")
 

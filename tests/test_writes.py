@@ -20,7 +20,9 @@ OTHERS = {  # and what for; besides, the Hub's own library fills the Hub's own c
     "runtime/sessions/prefixes.py touch": "a method of the store, of which the next line is all",
     "runtime/sessions/store.py os.utime": "when a state was last used; its bytes stay",
 }
-NATIVE = [path for room in ("quantize", "runtime") for path in sorted((ROOT / room).rglob("*.[ch]*")) if path.is_file()]
+NATIVE = [
+    path for room in ("quantize", "runtime") for path in sorted((ROOT / room).rglob("*.[ch]*")) if path.suffix != ".pyc"
+]
 OS = {
     *("chflags", "chmod", "chown", "copy_file_range", "fchmod", "fchown", "fdatasync", "fsync", "ftruncate", "link"),
     *(

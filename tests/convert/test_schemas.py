@@ -10,8 +10,8 @@ import reports
 import schemas
 import typer
 from checkpoints import CheckpointMaker
+from keys import keys_in
 from packs import build_pack
-from test_signing import keys_in
 
 from moepack.convert import cli as moe_pack
 from moepack.convert.shipped import CHECKPOINT

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import tinypack
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from keys import Keys, keys_in, written
 from ran import Ran
 
-from moepack.convert import signing
+from moepack.convert.bundle import MAX_BUNDLE_BYTES
 from moepack.convert.signing import KeyFile, judge, sign
 from moepack.manifests import digest
 from moepack.manifests.errors import CorruptInputError, MoepackError, UnsupportedError
@@ -26,25 +26,6 @@ from moepack.manifests.verify import verify
 
 MODEL_SIGNING = Path(sys.executable).with_name("model_signing")
 STEP = 97  # of payload bytes, one in so many is changed
-
-
-class Keys(NamedTuple):
-    private: Path
-    public: Path
-
-
-def keys_in(folder: Path, curve: ec.EllipticCurve | None = None) -> Keys:
-    folder.mkdir(parents=True)
-    key = ec.generate_private_key(curve or ec.SECP256R1())
-    return written(folder, key)
-
-
-def written(folder: Path, key: Any) -> Keys:
-    private, public = folder / "private.pem", folder / "public.pem"
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return Keys(private, public)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +239,7 @@ MALFORMED: dict[str, Callable[[Path], bytes]] = {
     "no JSON": lambda _: b"\x00\xff" * 100,
     "another JSON": lambda _: b"[1, 2]",
     "deep": lambda _: b"[" * 200_000,
-    "huge": lambda _: b" " * (signing.MAX_BUNDLE_BYTES + 1),
+    "huge": lambda _: b" " * (MAX_BUNDLE_BYTES + 1),
     "half": lambda bundle: bundle.read_bytes()[: bundle.stat().st_size // 2],
     "no envelope": lambda bundle: _edited(bundle, lambda fields: fields.pop("dsseEnvelope")),
     "no signature": lambda bundle: _edited(bundle, lambda fields: fields["dsseEnvelope"].update(signatures=[])),
