@@ -136,9 +136,7 @@ def test_a_wrong_key_and_no_pack_fail(demo: Path, tmp_path: Path) -> None:
     assert (code, outputs["digest"]) == (3, "")
 
 
-@pytest.mark.parametrize(
-    "text", ["$(touch ran)", "`touch ran`", "; touch ran", "a\ntouch ran", "--help", "' ; touch ran"]
-)
+@pytest.mark.parametrize("text", ["$(touch ran)`touch ran`' ; touch ran\" ; touch ran\ntouch ran", "--help"])
 def test_inputs_are_no_code(text: str, demo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     assert acted(folder / text, folder, SCOPE="quick")[0] == 3
