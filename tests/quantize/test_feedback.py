@@ -109,7 +109,7 @@ def test_every_group_has_the_best_grid_for_what_its_weights_have_become(format: 
         nearest = np.abs(values[..., None] - levels[:, first : first + format.group_size]).min(-1)
         reached += (np.square(nearest) * counts).sum()
         best += reference.best_grid_errors(values, counts, format, result.scales).sum()
-    # Steps far from those that cover a group are not tried: of 120 draws the worst lost 1.7 %, one that was hunted for 4 %.
+    # Steps far from those that cover a group are not tried: the worst of 120 draws lost 1.7 %, one hunted for 4 %.
     slack = 1.08 if format.family == "affine" else 1.006
     assert best * (1 - 1e-9) <= reached <= best * slack
 
