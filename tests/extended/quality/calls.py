@@ -6,6 +6,7 @@ answer of which a strict call was required, and that no limit cut, has calls tha
     python tests/extended/quality/calls.py [CASES]
 """
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -78,8 +79,9 @@ class Asker:
 
 
 def pack_of(subject: Subject) -> Path:
-    """The subject packed by the default recipe, kept from an earlier run if it is whole."""
+    """The subject packed by the default recipe, anew: other code may write another pack."""
     pack = PLACE / subject.name / "pack"
+    shutil.rmtree(pack, ignore_errors=True)
     subprocess.run([Path(sys.executable).with_name("moe-pack"), "build", subject.checkpoint, pack], check=True)
     return pack
 
