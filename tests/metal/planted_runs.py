@@ -3,6 +3,7 @@
 import ctypes
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import Metal
@@ -312,3 +313,19 @@ def threads_that_write_the_same(host: Host) -> None:
         run(encoder)
     commands.waitUntilCompleted()
     assert commands.error().domain() == "MTLCommandBufferErrorDomain"
+
+
+# Encoding.
+
+
+@planted("encoding", r"encoder 'increment' was released without endEncoding")
+def encoder_that_nobody_ends(host: Host) -> None:
+    with objc.autorelease_pool():
+        host.queue.commandBuffer().computeCommandEncoder().setLabel_("increment")
+
+
+@planted("encoding", r"encoder 'increment' was released without endEncoding")
+def encoder_left_by_an_error(host: Host) -> None:
+    with suppress(KeyError), objc.autorelease_pool():
+        host.queue.commandBuffer().computeCommandEncoder().setLabel_("increment")
+        raise KeyError

@@ -22,9 +22,11 @@ class autorelease_pool:  # noqa: N801 (PyObjC's name)
         _stack().append([])
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for thing in _stack().pop():
-            if (release := getattr(thing, "_release", None)) is not None:
-                release()
+        released = _stack().pop()
+        if not isinstance(error, AssertionError):  # where Metal would have ended the process, nothing is released
+            for thing in released:
+                if (release := getattr(thing, "_release", None)) is not None:
+                    release()
 
 
 def autoreleased(thing: Thing) -> Thing:
