@@ -100,7 +100,8 @@ class Workspace:
             with AtomicFile(self._states(layer), len(content) + digest.DIGEST_BYTES) as opened:
                 opened.write(content)
                 opened.write(_state_digest(layer, content))
-        remove(self._states(layer - 1))
+        with Reporting(self.partial):
+            remove(self._states(layer - 1))
         self.finished = layer
 
     def commit(self, sensitivities: Sensitivities | None) -> str:

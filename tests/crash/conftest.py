@@ -20,3 +20,5 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder.parent.mkdir(exist_ok=True)
     with opened_site(root, make_checkpoint(root / "checkpoint"), folder) as opened:
         yield opened
+    if folder.parent.parent == MEMORY:
+        folder.parent.rmdir()

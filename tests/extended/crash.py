@@ -1,6 +1,6 @@
 """Every fault at every system call of a build and of a calibration, losses of power, real disks: prints what was tried.
 
-The shares of it that `make test` runs are in tests/crash. About ten minutes on two cores; the disks need root.
+The shares of it that `make test` runs are in tests/crash. Five to ten minutes on two cores; the disks need root.
 `make crash PARTS=kills,power` runs some of the parts.
 """
 
