@@ -185,22 +185,12 @@ def serve(
     service, settings, running = _server_modules()
     chosen = settings.Settings(host, port, api_key, queue, parse_size(prefix_memory), state_dir, parse_size(state_size))
     options = EngineOptions(
-        threads,
-        _size(memory),
-        slots,
-        experts_per_token,
-        chunk,
-        context,
-        check_digests,
-        exact,
-        access,
-        backend,
-        parallel,
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
     )
     with (
         Pack.open(pack) as opened,
         running.listening(chosen) as bound,
-        service.serving(opened, Language.of(opened), options, chosen) as served,
+        service.serving(opened, Language.of(opened), replace(options, sessions=parallel), chosen) as served,
     ):
         _say_notes(served.engine)
         running.run(served, bound, lambda: say(f"listening on {running.address(bound)}"))

@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+from server.conftest import Script
 from server.hosting import MESSAGE, QUESTION, WEATHER, Hosted, function
 
 TOOLS = [function(MESSAGE), function(WEATHER)]
@@ -112,12 +113,26 @@ def test_an_answer_keeps_to_a_schema(server: Hosted) -> None:
     jsonschema.validate(json.loads(answer.choices[0].message.content), schema)
 
 
-def test_one_call_is_all_where_several_are_not_wanted(server: Hosted) -> None:
-    several = server.openai().chat.completions.create(**{**ASKED, **CASES["calls"], "max_tokens": 250})
-    assert len(several.choices[0].message.tool_calls) > 1
-    one = server.openai().chat.completions.create(**{**ASKED, **CASES["one call"], "max_tokens": 250})
-    assert len(one.choices[0].message.tool_calls) == 1
-    assert one.choices[0].finish_reason == "tool_calls"
+def test_several_calls_and_what_is_said_between_them(server: Hosted, scripted: Script) -> None:
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "%s"}}\n</tool_call>'
+    scripted(f"Let me see.\n{call % 'Paris'}\n{call % 'Oslo'}")
+    asked = {**ASKED, "tools": TOOLS}
+    whole = server.openai().chat.completions.create(**asked).choices[0]
+    message, finish, _ = assembled(list(server.openai().chat.completions.create(**asked, stream=True)))
+    assert message == whole.message.model_dump(exclude_unset=True)
+    assert finish == whole.finish_reason == "tool_calls"
+    assert whole.message.content == "Let me see."
+    assert [call.function.arguments for call in whole.message.tool_calls] == ['{"city": "Paris"}', '{"city": "Oslo"}']
+    one = server.openai().chat.completions.create(**asked, parallel_tool_calls=False).choices[0]
+    assert [call.function.arguments for call in one.message.tool_calls] == ['{"city": "Paris"}']
+    assert one.finish_reason == "tool_calls"
+
+
+def test_markup_that_is_no_call_is_not_shown(server: Hosted, scripted: Script) -> None:
+    scripted('So: <tool_call>\n{"name": "get_weather", "arguments": oops}\n</tool_call>')
+    choice = server.openai().chat.completions.create(**ASKED, tools=TOOLS).choices[0]
+    assert choice.message.model_dump(exclude_unset=True) == {"role": "assistant", "content": "So:"}
+    assert choice.finish_reason == "stop"
 
 
 def test_logprobs_are_the_models(server: Hosted) -> None:
