@@ -143,6 +143,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, service: Service, counted: metrics.Responses) -> None:
         self._app, self._responses = app, counted
+        self._most = service.settings.limits.header_bytes
         self._key = None if service.settings.key is None else service.settings.key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,6 +165,8 @@ class Guard:
         await self._app(scope, receive, counting)
 
     def _check(self, request: Request) -> None:
+        if sum(len(name) + len(value) for name, value in request.headers.raw) > self._most:
+            raise ApiError(f"the headers have more than {self._most} bytes", 431)
         if self._key is None:
             host = request.headers.get("host", "").rpartition(":")
             name = (host[0] if host[0] and host[2].isdigit() else "".join(host)).strip("[]")

@@ -1,6 +1,7 @@
 """A server in this process, on a port of its own, and the official clients of it."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -63,13 +64,17 @@ class Hosted:
 
 
 @contextmanager
-def hosted(pack: Path, *, parallel: int = 2, context: int = 1024, **settings: Any) -> Iterator[Hosted]:
+def hosted(
+    pack: Path, *, parallel: int = 2, context: int = 1024, send_buffer: int | None = None, **settings: Any
+) -> Iterator[Hosted]:
     """Serve until the block ends."""
     chosen = Settings(port=0, **{"key": KEY, "prefix_bytes": 100_000_000, **settings})
     options = EngineOptions(threads=2, context=context, sessions=parallel, memory=2_000_000_000)
     with ExitStack() as resources:
         opened = resources.enter_context(Pack.open(pack))
         bound = resources.enter_context(running.listening(chosen))
+        if send_buffer is not None:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # connections have it from here
         served = resources.enter_context(service.serving(opened, Language.of(opened), options, chosen))
         server, url = running.server(served), running.address(bound)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
