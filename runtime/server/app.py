@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...manifests.errors import MoepackError
 from . import chat, completions, messages, metrics, responses, tokens
 from .eventstream import EventStream, unless_gone, whole
 from .failures import ApiError
@@ -33,7 +34,8 @@ def application(service: Service) -> ASGIApp:
     """The server's ASGI application."""
     endpoints = Endpoints(service)
     routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in endpoints.table()]
-    handlers: dict[Any, Any] = dict.fromkeys((ApiError, HTTPException, ClientDisconnect, Exception), _refusal)
+    expected = (ApiError, MoepackError, HTTPException, ClientDisconnect, RecursionError)
+    handlers: dict[Any, Any] = dict.fromkeys((*expected, Exception), _refusal)
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     endpoints.responses = metrics.Responses(frozenset(route.path for route in routes))

@@ -7,6 +7,7 @@ that are none. Run by `make soak`; tests/runtime/server/test_soak.py runs some s
 import json
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ PROGRAMS = Path(sys.executable).parent
 CLIENTS = 6
 FLAT = 0.02  # of resident memory, between the second third and the last one
 ALLOWED = {200, 400, 429}
-WORDS = "weather Paris tomorrow python tell me about the list of messages to Ann and Bob in Oslo please now".split()
+WORDS = ["weather", "Paris", "tomorrow", "python", "tell", "me", "about", "the", "messages", "to", "Ann", "in", "Oslo"]
 TOOL = {
     "type": "function",
     "function": {
@@ -69,9 +70,10 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
     state = ["--state-dir", str(folder / "state"), "--state-size", "16MB"]
     command = [PROGRAMS / "moe-run", "serve", pack, *options, *state]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     try:
-        assert process.stderr is not None
         url = next(line for line in process.stderr if "listening on" in line).split()[-1]
+        threading.Thread(target=shutil.copyfileobj, args=(process.stderr, sys.stderr), daemon=True).start()
         yield url, process.pid
     finally:
         process.terminate()
@@ -100,10 +102,11 @@ def _client(url: str, seed: int, end: float, outcome: Outcome) -> None:
     turns: list[dict[str, Any]] = []
     with httpx.Client(base_url=url, timeout=120) as client:
         while time.monotonic() < end:
+            does = order.choice([_malformed, _text, _chat, _chat, _leaver])
             try:
-                order.choice([_malformed, _text, _chat, _chat, _leaver])(client, order, turns, outcome)
+                does(client, order, turns, outcome)
             except Exception as error:
-                outcome.errors.append(f"{type(error).__name__}: {error}"[:200])
+                outcome.errors.append(f"{does.__name__}: {type(error).__name__}: {error}"[:200])
 
 
 def _malformed(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
