@@ -203,7 +203,7 @@ def _server_modules() -> tuple[Any, Any, Any]:
     except ImportError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise UnsupportedError("moe-run serve needs starlette and uvicorn: pip install 'moepack[server]'") from error
+        raise UnsupportedError("moe-run serve needs starlette and uvicorn: pip install '.[server]'") from error
     return service, settings, running
 
 
