@@ -201,7 +201,7 @@ def _server_modules() -> tuple[Any, Any, Any]:
     try:
         from .server import running, service, settings
     except ImportError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise UnsupportedError("moe-run serve needs starlette and uvicorn: pip install '.[server]'") from error
     return service, settings, running
