@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard */native/* runtime/kernels/cpu/*)
 DEMO := build/demo
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench calls emulated corpus crash mutants pipelines scale wide quality timeline trust clean
+.PHONY: help demo test lint type check bench calls emulated corpus crash mutants pipelines scale soak wide quality timeline trust clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ pipelines: $(VENV)/ready-dev ## Build every Metal pipeline for every format and 
 
 scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full width (3.6 GB; needs 12 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/extended/scale.py
+
+soak: $(VENV)/ready-dev ## Load a server with all sorts of requests, good and bad, on loopback (MINUTES=60): nothing fails, sticks or leaks
+	PYTHONPATH=tests $(BIN)/python tests/extended/soak.py $(MINUTES)
 
 wide: $(VENV)/ready-dev ## Run two layers of the 397B model's full width on the Metal backend, under its stand-in (5 GB of disk, 4 GB of memory)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_wide.py

@@ -14,7 +14,7 @@ from ..manifests import command, console
 from ..manifests.command import application, reported
 from ..manifests.console import print_json, say
 from ..manifests.errors import EXIT_CODES_SENTENCE as EXIT_CODES
-from ..manifests.errors import INTERRUPTED_EXIT_CODE
+from ..manifests.errors import INTERRUPTED_EXIT_CODE, UnsupportedError
 from . import host, report
 from ._native import bound_heap
 from .asked import Asked
@@ -40,6 +40,7 @@ app = application(
 
 _prompt = partial(typer.Option, rich_help_panel="Prompt")
 _sampling = partial(typer.Option, rich_help_panel="Sampling (defaults: the pack's generation_config.json)")
+_server = partial(typer.Option, rich_help_panel="Server")
 _engine = partial(typer.Option, rich_help_panel="Engine")
 
 PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
@@ -151,6 +152,59 @@ def generate(
             stream = language.tokenizer.stream(special=special)
             answer = Generation(engine.new_session(), tokens, sampler, stream, limits)
             _show(answer, sampler.settings, engine, json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+@reported
+def serve(
+    pack: PackArgument,
+    host: Annotated[str, _server(help="Listen here; another than this machine's own needs a key.")] = "127.0.0.1",
+    port: Annotated[int, _server(min=0, max=65535, help="0 takes any that is free.")] = 8080,
+    api_key: Annotated[
+        str | None, _server(envvar="MOE_API_KEY", help="Clients must have it; a command line is seen by others.")
+    ] = None,
+    parallel: Annotated[int, _server(min=1, max=256, help="Requests computed together.")] = 4,
+    queue: Annotated[int, _server(min=1, max=100_000, help="Requests that may wait; more are told to come back.")] = 32,
+    prefix_memory: Annotated[str, _server(metavar="SIZE", help="Memory for prompts that were computed.")] = "256MB",
+    state_dir: Annotated[
+        Path | None, _server(metavar="DIR", help="Keep them on disk, too, so that a restart finds them.")
+    ] = None,
+    state_size: Annotated[str, _server(metavar="SIZE", help="Most that is kept there.")] = "10GB",
+    experts_per_token: KOption = None,
+    memory: MemoryOption = None,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = DEFAULTS.threads,
+    context: ContextOption = None,
+    chunk: ChunkOption = None,
+    check_digests: DigestsOption = True,
+    exact: ExactOption = False,
+    access: AccessOption = None,
+    backend: BackendOption = DEFAULTS.backend,
+) -> None:
+    """Answer over HTTP, as OpenAI's and Anthropic's clients ask, until Ctrl-C; see docs/server.md."""
+    service, settings, running = _server_modules()
+    chosen = settings.Settings(host, port, api_key, queue, parse_size(prefix_memory), state_dir, parse_size(state_size))
+    options = EngineOptions(
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
+    )
+    with (
+        Pack.open(pack) as opened,
+        running.listening(chosen) as bound,
+        service.serving(opened, Language.of(opened), replace(options, sessions=parallel), chosen) as served,
+    ):
+        _say_notes(served.engine)
+        running.run(served, bound, lambda: say(f"listening on {running.address(bound)}"))
+
+
+def _server_modules() -> tuple[Any, Any, Any]:
+    """The server's modules, whose libraries are an extra."""
+    try:
+        from .server import running, service, settings
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+            raise
+        raise UnsupportedError("moe-run serve needs starlette and uvicorn: pip install '.[server]'") from error
+    return service, settings, running
 
 
 @app.command(epilog=EXIT_CODES)

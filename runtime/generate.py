@@ -2,7 +2,7 @@
 
 Owns when to stop (end token, stop string, token limit, context) and what was counted and timed. Promises that a
 piece is printed text for good: no half character, nothing of a stop string. Knows nothing of command lines, chats or
-how a session computes logits; chat and server run on this same loop.
+how a session computes logits; chat runs on this same loop, and the server, where others compute, on its steps.
 """
 
 import time
@@ -89,6 +89,57 @@ class Result:
         return self.decode_steps / self.decode_seconds if self.decode_steps else None
 
 
+class Steps:
+    """An answer without the engine: of logits a token, of the token text, until something ends it.
+
+    Ask `choose`, then `ends`; if it does not, `push` the token and ask `ended`. `finish` and `stop` say why.
+    """
+
+    def __init__(
+        self, sampler: Sampler, stream: TextStream, limits: Limits, room: int, constraint: Constraint | None = None
+    ) -> None:
+        self.tokens: list[int] = []
+        self.finish: Finish = "interrupted"  # until one of the steps says otherwise
+        self._sampler, self._stream, self._room, self._constraint = sampler, stream, room, constraint
+        self._end_tokens, self._stops = limits.end_tokens, StopStrings(limits.stops)
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was found."""
+        return self._stops.found
+
+    def choose(self, logits: Logits) -> int:
+        """The next token."""
+        if self._constraint is None:
+            return self._sampler.choose(logits)
+        token = self._sampler.choose(logits, self._constraint.allowed())
+        self._constraint.take(token)
+        return token
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends the answer, of which it is no part."""
+        if token in self._end_tokens:
+            self.finish = "stop"
+        return token in self._end_tokens
+
+    def push(self, token: int) -> str:
+        """The text that a token of the answer completes."""
+        self.tokens.append(token)
+        return self._stops.push(self._stream.push(token))
+
+    def ended(self) -> bool:
+        """Whether the answer is over with the token that was pushed last."""
+        if self._stops.found is not None:
+            self.finish = "stop"
+        elif len(self.tokens) >= self._room:
+            self.finish = "length"
+        return self.finish != "interrupted"
+
+    def rest(self) -> str:
+        """The text that is held back, at the end."""
+        return "" if self._stops.found is not None else self._stops.push(self._stream.finish()) + self._stops.finish()
+
+
 class Generation:
     """One answer: iterate over its pieces, once, then ask for its `result`.
 
@@ -105,39 +156,32 @@ class Generation:
         limits: Limits,
         constraint: Constraint | None = None,
     ) -> None:
-        self._room = min(limits.max_tokens, check_room(session.position, prompt, limits))
-        self._session, self._prompt, self._sampler, self._stream = session, prompt, sampler, stream
-        self._constraint = constraint
-        self._end_tokens, self._stops = limits.end_tokens, StopStrings(limits.stops)
+        room = min(limits.max_tokens, check_room(session.position, prompt, limits))
+        self._session, self._prompt = session, prompt
+        self._steps = Steps(sampler, stream, limits, room, constraint)
         self._prefill, self._decode = _Clock(), _Clock()
-        self._finish: Finish = "interrupted"  # until the loop says otherwise
-        self._tokens: list[int] = []
         self._text: list[str] = []
 
     def __iter__(self) -> Iterator[Piece]:
         token = self._prefill.time(self._next, self._prompt)
-        while token not in self._end_tokens:
-            self._tokens.append(token)
-            yield from self._show(self._stops.push(self._stream.push(token)), token)
-            if self._ended():
+        while not self._steps.ends(token):
+            yield from self._show(self._steps.push(token), token)
+            if self._steps.ended():
                 break
             token = self._decode.time(self._next, [token])
-        else:
-            self._finish = "stop"
         yield from self.rest()
 
     def rest(self) -> Iterator[Piece]:
         """What is held back, as a last piece; for a reader that leaves the loop early. Empty the second time."""
-        if self._stops.found is None:
-            yield from self._show(self._stops.push(self._stream.finish()) + self._stops.finish(), None)
+        yield from self._show(self._steps.rest(), None)
 
     def result(self) -> Result:
         """The answer as far as it has come."""
         return Result(
             text="".join(self._text),
-            tokens=tuple(self._tokens),
-            finish=self._finish,
-            stop=self._stops.found,
+            tokens=tuple(self._steps.tokens),
+            finish=self._steps.finish,
+            stop=self._steps.stop,
             prompt_tokens=len(self._prompt),
             prompt_seconds=self._prefill.seconds,
             decode_steps=self._decode.calls,
@@ -145,25 +189,13 @@ class Generation:
         )
 
     def _next(self, tokens: Sequence[int]) -> int:
-        logits = self._session.extend(tokens)
-        if self._constraint is None:
-            return self._sampler.choose(logits)
-        token = self._sampler.choose(logits, self._constraint.allowed())
-        self._constraint.take(token)
-        return token
+        return self._steps.choose(self._session.extend(tokens))
 
     def _show(self, text: str, token: int | None) -> Iterator[Piece]:
         if text:
             self._text.append(text)
         if text or token is not None:
             yield Piece(text, token)
-
-    def _ended(self) -> bool:
-        if self._stops.found is not None:
-            self._finish = "stop"
-        elif len(self._tokens) >= self._room:
-            self._finish = "length"
-        return self._finish != "interrupted"
 
 
 def check_room(position: int, prompt: Sequence[int], limits: Limits) -> int:

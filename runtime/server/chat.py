@@ -1,0 +1,282 @@
+"""OpenAI's /v1/chat/completions: its request as a chat's wish, and an answer as its chunks or its document."""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from ..answers.events import CallArguments, CallBegan, Content, Event, Thinking
+from ..answers.message import Assembly, call_id
+from ..serving.answer import Began, Ended, Said
+from ..tokenizer import Tokenizer
+from . import fields, likelihoods, shape
+from .failures import ApiError, unsupported
+from .wishes import Ask, ChatWish, Wish
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+PARTS = frozenset({"text", "refusal"})
+
+
+class Function(msgspec.Struct):
+    """A tool's function."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    """A tool."""
+
+    type: str
+    function: Function | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    """Other options of a stream are ignored."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields that OpenAI documents, and top_k, min_p and chat_template_kwargs."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    functions: Any = None
+    function_call: Any = None
+    web_search_options: Any = None
+    # Without an effect here.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    prediction: Any = None
+    verbosity: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+
+
+def wish(request: ChatRequest) -> ChatWish:
+    """What the request asks for. Raises ApiError for what is malformed or not supported."""
+    _refuse(request)
+    tools = [read_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    choice, only = _choice(request.tool_choice)
+    form = fields.form(
+        tools, choice, only, parallel=request.parallel_tool_calls, response=_response(request.response_format)
+    )
+    variables = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort == "none":
+        variables.setdefault("enable_thinking", False)
+    return ChatWish(messages(request.messages), _wish(request), form, variables)
+
+
+def messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as templates read them. Fields that no template reads are left out."""
+    names: dict[str, str] = {}
+    return [_message(message, f"messages[{index}]", names) for index, message in enumerate(given)]
+
+
+def _refuse(request: ChatRequest) -> None:
+    if request.n not in (None, 1):
+        raise unsupported("n", "this server gives one answer; leave it out or ask again")
+    if set(request.modalities or ()) - {"text"}:
+        raise unsupported("modalities", "this server answers with text only")
+    neutral = ("frequency_penalty", "presence_penalty", "logit_bias", "audio", "functions", "function_call")
+    fields.neutral(**{name: getattr(request, name) for name in (*neutral, "web_search_options")})
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError("top_logprobs: it needs logprobs to be true", param="top_logprobs")
+
+
+def _wish(request: ChatRequest) -> Wish:
+    given = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
+    longest = [fields.limit(name, getattr(request, name)) for name in ("max_completion_tokens", "max_tokens")]
+    return Wish(
+        fields.sampling(**given),
+        next((size for size in longest if size is not None), None),
+        fields.stops("stop", request.stop),
+        fields.top_logprobs("top_logprobs", request.top_logprobs or 0) if request.logprobs else None,
+    )
+
+
+def read_tool(tool: Tool, place: str) -> dict[str, Any]:
+    """A tool as templates read it."""
+    if tool.type != "function":
+        raise unsupported(place, f"tools of the type {tool.type!r:.60} are not supported, only functions")
+    if tool.function is None:
+        raise ApiError(f"{place}.function: it is missing", param=place)
+    found = tool.function
+    return fields.tool(place, found.name, found.description, found.parameters, strict=found.strict)
+
+
+def _choice(value: str | dict[str, Any] | None) -> tuple[str | None, str | None]:
+    """The choice, and the one tool that must be called."""
+    if value is None or isinstance(value, str):
+        return value, None
+    function = value.get("function")
+    if value.get("type") != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ApiError('tool_choice: give {"type": "function", "function": {"name": ...}}', param="tool_choice")
+    return None, function["name"]
+
+
+def _response(value: dict[str, Any] | None) -> Any:
+    if value is None:
+        return None
+    given = value.get("json_schema")
+    schema = given.get("schema") if isinstance(given, dict) else None
+    return fields.response_schema("response_format", str(value.get("type")), schema)
+
+
+def _message(message: Mapping[str, Any], place: str, names: dict[str, str]) -> dict[str, Any]:
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise ApiError(f"{place}.role: {role!r:.60} is none of {', '.join(ROLES)}", param=f"{place}.role")
+    found: dict[str, Any] = {"role": ROLES[role]}
+    found["content"] = fields.text_of(message.get("content"), f"{place}.content", PARTS)
+    if role == "assistant":
+        found |= _said(message, place, names)
+    if role == "tool":
+        found |= _result(message, place, names)
+    return found
+
+
+def _said(message: Mapping[str, Any], place: str, names: dict[str, str]) -> dict[str, Any]:
+    """The reasoning and the calls of an earlier answer."""
+    found: dict[str, Any] = {}
+    if isinstance(reasoning := message.get("reasoning_content", message.get("reasoning")), str):
+        found["reasoning_content"] = reasoning
+    calls = message.get("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise ApiError(f"{place}.tool_calls: they are a list", param=f"{place}.tool_calls")
+    if calls:
+        found["tool_calls"] = [_call(each, f"{place}.tool_calls[{i}]", names) for i, each in enumerate(calls)]
+    return found
+
+
+def _call(given: Any, place: str, names: dict[str, str]) -> dict[str, Any]:
+    function = given.get("function") if isinstance(given, dict) else None
+    if not isinstance(function, dict):
+        raise ApiError(f"{place}: a call has a function", param=place)
+    number = str(given.get("id", ""))
+    found = fields.call(number, function.get("name"), fields.arguments(function.get("arguments"), place), place)
+    names[number] = found["function"]["name"]
+    return found
+
+
+def _result(message: Mapping[str, Any], place: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """What a tool gave, with the tool's name, which some templates print."""
+    number = message.get("tool_call_id")
+    if not isinstance(number, str):
+        raise ApiError(f"{place}.tool_call_id: a tool's message needs the id of its call", param=place)
+    return {"tool_call_id": number, **({"name": names[number]} if number in names else {})}
+
+
+class ChatShape:
+    """See shape.Shape."""
+
+    def __init__(self, model: str, ask: Ask, request: ChatRequest, tokenizer: Tokenizer) -> None:
+        self._ask, self._tokenizer = ask, tokenizer
+        self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._assembly = Assembly(ask.first_call)
+        self._logprobs: list[dict[str, Any]] = []
+        self._cached = 0
+        self._end = Ended("interrupted", None, 0)
+
+    def began(self, part: Began) -> Iterator[shape.Event]:
+        """The role."""
+        self._cached = part.cached
+        yield self._chunk({"role": "assistant"})
+
+    def said(self, part: Said) -> Iterator[shape.Event]:
+        """A delta for each event; logprobs go with the first."""
+        self._assembly.add(part.events)
+        logprobs = None
+        if part.likelihood is not None:
+            entry = likelihoods.entry(part.likelihood, self._tokenizer)
+            self._logprobs.append(entry)
+            logprobs = {"content": [entry]}
+        deltas = [delta for event in part.events if (delta := self._delta(event))]
+        for delta in deltas or ([{}] if logprobs else []):
+            yield self._chunk(delta, logprobs)
+            logprobs = None
+
+    def ended(self, part: Ended) -> Iterator[shape.Event]:
+        """The reason, the usage if it was asked for, and the end."""
+        self._end = part
+        yield self._chunk({}, finish=self._finish())
+        if self._usage_wanted:
+            yield shape.Event({**self._document("chat.completion.chunk", []), "usage": self._usage()})
+        yield shape.Event("[DONE]")
+
+    def failed(self, error: ApiError) -> Iterator[shape.Event]:
+        """OpenAI's clients raise what has an `error`."""
+        yield shape.Event(error.document(""))
+
+    def document(self) -> dict[str, Any]:
+        """A chat.completion."""
+        choice = {"index": 0, "message": self._assembly.message().document(), "finish_reason": self._finish()}
+        choice["logprobs"] = None if self._ask.top_logprobs is None else {"content": self._logprobs}
+        return {**self._document("chat.completion", [choice]), "usage": self._usage()}
+
+    def _chunk(self, delta: Any, logprobs: Any = None, finish: str | None = None) -> shape.Event:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        chunk = self._document("chat.completion.chunk", [choice])
+        return shape.Event({**chunk, "usage": None} if self._usage_wanted else chunk)
+
+    def _delta(self, event: Event) -> dict[str, Any] | None:
+        match event:
+            case Thinking(text):
+                return {"reasoning_content": text}
+            case Content(text):
+                return {"content": text}
+            case CallBegan(index, name):
+                head = {"index": index, "id": call_id(self._ask.first_call + index), "type": "function"}
+                return {"tool_calls": [{**head, "function": {"name": name, "arguments": ""}}]}
+            case CallArguments(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        return None
+
+    def _document(self, kind: str, choices: list[Any]) -> dict[str, Any]:
+        return {"object": kind, **self._head, "choices": choices}
+
+    def _finish(self) -> str:
+        called = any(call.whole for call in self._assembly.message().calls)
+        return "tool_calls" if called and self._end.finish == "stop" else self._end.finish
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(len(self._ask.tokens), self._cached, self._end.tokens)
+
+
+def usage(prompt: int, cached: int, answer: int) -> dict[str, Any]:
+    """As OpenAI counts."""
+    counted = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    return {**counted, "prompt_tokens_details": {"cached_tokens": cached}}

@@ -1,0 +1,154 @@
+"""Fields that several protocols have, checked and made the engine's own."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..answers.grammar import Form
+from ..answers.jsontext import loads
+from .failures import ApiError, unsupported
+
+NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+MOST_STOPS, MOST_STOP_CHARACTERS = 64, 1000
+MOST_LOGPROBS = 20
+SEEDS = 2**64
+
+
+def sampling(hottest: float = 2.0, **given: float | int | None) -> dict[str, float | int]:
+    """The sampling settings that were given, within the protocols' ranges; what is out of them is named."""
+    found = {name: value for name, value in given.items() if value is not None}
+    for name, value in found.items():
+        most = {"temperature": hottest, "top_p": 1, "min_p": 1}.get(name)
+        if most is not None and not 0 <= value <= most:
+            raise ApiError(f"{name}: {value} is not between 0 and {most:g}", param=name)
+    if "top_k" in found:
+        found["top_k"] = min(max(0, int(found["top_k"])), 2**31)  # some clients send -1 for "all"
+    if "seed" in found:
+        found["seed"] = int(found["seed"]) % SEEDS
+    return found
+
+
+def limit(name: str, value: int | None) -> int | None:
+    """A number of tokens, at least 1."""
+    if value is not None and value < 1:
+        raise ApiError(f"{name}: {value} leaves nothing to generate; give 1 or more", param=name)
+    return value
+
+
+def stops(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings, none of them empty."""
+    found = (value,) if isinstance(value, str) else tuple(value or ())
+    if len(found) > MOST_STOPS or any(not 1 <= len(stop) <= MOST_STOP_CHARACTERS for stop in found):
+        raise ApiError(
+            f"{name}: at most {MOST_STOPS} texts of 1 to {MOST_STOP_CHARACTERS} characters can end an answer",
+            param=name,
+        )
+    return found
+
+
+def neutral(**given: Any) -> None:
+    """Refuse settings that ask for something; None, 0, and what is empty do not."""
+    for name, value in given.items():
+        if value:
+            raise unsupported(name, "not supported by this server; leave it out")
+
+
+def top_logprobs(name: str, value: int) -> int:
+    """How many alternatives of each token are told."""
+    if not 0 <= value <= MOST_LOGPROBS:
+        raise ApiError(f"{name}: {value} is not between 0 and {MOST_LOGPROBS}", param=name)
+    return value
+
+
+def tool(place: str, name: str, description: str | None, parameters: Any, *, strict: bool | None) -> dict[str, Any]:
+    """A tool in OpenAI's form, without what was not given, so that a template prints what the client wrote."""
+    if not NAME.fullmatch(name):
+        raise ApiError(f"{place}: a tool's name has 1 to 128 letters, digits, _ and -; got {name!r:.60}", param=place)
+    function: dict[str, Any] = {"name": name}
+    if description is not None:
+        function["description"] = description
+    if parameters is not None:
+        _check_schema(place, parameters)
+        function["parameters"] = parameters
+    if strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
+def form(
+    tools: Sequence[Mapping[str, Any]],
+    choice: str | None,
+    only: str | None,
+    *,
+    parallel: bool | None,
+    response: Any = None,
+) -> Form:
+    """What the answer may be; `choice` none, auto or required."""
+    if not tools and (choice == "required" or only is not None):
+        raise ApiError("tool_choice: it is only allowed when tools are given", param="tool_choice")
+    names = [each["function"]["name"] for each in tools]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ApiError(f"tools: the name {twice!r} is there twice", param="tools")
+    if choice not in (None, "none", "auto", "required"):
+        raise ApiError(f"tool_choice: {choice!r:.60} is none of none, auto and required", param="tool_choice")
+    return Form(tools, choice or "auto", only, parallel is not False, response=response)  # type: ignore[arg-type]
+
+
+def response_schema(place: str, kind: str, schema: Any) -> Any:
+    """The schema of an answer for a format called text, json_object or json_schema."""
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        raise ApiError(f"{place}: {kind!r:.60} is none of text, json_object and json_schema", param=place)
+    if not isinstance(schema, dict):
+        raise ApiError(f"{place}: json_schema needs a schema, which is an object", param=place)
+    _check_schema(place, schema)
+    return schema
+
+
+def text_of(content: Any, place: str, kinds: frozenset[str] = frozenset({"text"})) -> str:
+    """A message's text, which may come in parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise ApiError(f"{place}: the content is a text or a list of parts", param=place)
+    return "".join(_part(part, place, kinds) for part in content)
+
+
+def _part(part: Any, place: str, kinds: frozenset[str]) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind not in kinds:
+        raise unsupported(place, f"parts of the type {kind!r:.60} are not supported; this server reads text only")
+    if kind is None or not isinstance(part.get("text"), str):
+        raise ApiError(f"{place}: a part of the content has no text", param=place)
+    return str(part["text"])
+
+
+def arguments(text: Any, place: str) -> dict[str, Any]:
+    """A call's arguments, which a client sends back as a text, as the object that templates read."""
+    try:
+        value = loads(text) if isinstance(text, str) and text.strip() else {}
+        json.dumps(value).encode()
+    except ValueError as error:
+        raise ApiError(f"{place}: the arguments of a call are not JSON", param=place) from error
+    if not isinstance(value, dict):
+        raise ApiError(f"{place}: the arguments of a call are no object", param=place)
+    return value
+
+
+def call(number: str, name: Any, given: dict[str, Any], place: str) -> dict[str, Any]:
+    """A call as templates read it."""
+    if not isinstance(name, str) or not name:
+        raise ApiError(f"{place}: a call has no name", param=place)
+    return {"id": number, "type": "function", "function": {"name": name, "arguments": given}}
+
+
+def _check_schema(place: str, schema: Any) -> None:
+    """What every reader of a schema takes for granted of its top."""
+    kinds = schema.get("type", "object")
+    named = isinstance(kinds, str) or (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds))
+    if not named or not isinstance(schema.get("properties", {}), dict):
+        raise ApiError(f"{place}: that is no JSON schema", param=place)

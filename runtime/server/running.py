@@ -1,0 +1,119 @@
+"""A server from its socket to its end, on uvicorn."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...manifests.errors import StorageError
+from .app import application
+from .service import Service
+from .settings import Settings
+
+GRACE = 3  # seconds for answers under way, at the end
+
+
+class Server(uvicorn.Server):
+    """Ends on SIGINT and SIGTERM, and then returns, so that all that is open is closed in order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handlers for as long as it runs, where there can be any."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def listening(settings: Settings) -> socket.socket:
+    """The socket, bound. Raises StorageError if the port is taken, or the host is not this machine's."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise StorageError(
+            f"{settings.host}:{settings.port} cannot be listened on: {why}; give another --port"
+        ) from error
+
+
+def address(bound: socket.socket) -> str:
+    """What a client is pointed at."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server(service: Service) -> Server:
+    """For one service."""
+    limits = service.settings.limits
+    config = uvicorn.Config(
+        application(service),
+        loop="asyncio",
+        http=protocol(limits.header_seconds),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=GRACE,
+        h11_max_incomplete_event_size=limits.header_bytes,
+    )
+    return Server(config)
+
+
+def run(service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until a signal ends it."""
+    asyncio.run(_run(server(service), bound, ready))
+
+
+async def _run(served: Server, bound: socket.socket, ready: Callable[[], None]) -> None:
+    serving = asyncio.ensure_future(served.serve([bound]))
+    while not served.started and not serving.done():
+        await asyncio.sleep(0.01)
+    ready()
+    await serving
+
+
+def protocol(seconds: float) -> type[H11Protocol]:
+    """HTTP/1.1 that hangs up on who does not finish a request's head in so many seconds, the first or a later one."""
+
+    class Prompt(H11Protocol):
+        _due: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._expect()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._expect()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self._due is not None:
+                self._due.cancel()
+
+        def _expect(self) -> None:
+            if self._due is not None:
+                self._due.cancel()
+            self._due = self.loop.call_later(seconds, self._hang_up)
+
+        def _hang_up(self) -> None:
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return Prompt

@@ -1,0 +1,162 @@
+"""One pack that answers: wishes become prompts, and prompts are given to the batch.
+
+Owns the defaults of a request, what of a prompt is worth remembering, and what a state on disk depends on. Knows
+neither HTTP nor any protocol.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blake3 import blake3
+
+from ... import __version__
+from ...layout.reader import Pack
+from ...manifests.errors import UsageError
+from ...manifests.manifest import pack_digest
+from ..answers.constraint import Constraint, Grammars
+from ..answers.dialect import MARKUP, Calls, Dialect, Thinking
+from ..answers.grammar import grammar
+from ..answers.reader import AnswerReader
+from ..engine import Engine, EngineOptions
+from ..generate import Limits, Steps, check_room
+from ..language import Language
+from ..prompt import Chat, raw_tokens
+from ..sampling import Sampler, Sampling
+from ..serving.answer import Answer
+from ..serving.request import Request
+from ..serving.scheduler import Scheduler
+from ..sessions.prefixes import Prefixes
+from ..sessions.store import Store
+from .channel import Channel, Pending
+from .settings import Settings
+from .wishes import Ask, ChatWish, Wish
+
+SERVER_BYTES = 60_000_000  # measured: what the server's libraries, its connections and llguidance add to a process
+
+
+@dataclass
+class Service:
+    """What the endpoints ask. `name` is the model's."""
+
+    name: str
+    engine: Engine
+    language: Language
+    scheduler: Scheduler
+    prefixes: Prefixes
+    settings: Settings
+    created: int
+
+    def __post_init__(self) -> None:
+        special = self.language.tokenizer.special.values()
+        self._spell = bool(MARKUP & set(special))  # a tokenizer may have an answer's markup among its special tokens
+        self._grammars: Grammars | None = None
+        self._lock = threading.Lock()
+
+    def chat(self, wish: ChatWish) -> Ask:
+        """A chat as a prompt; takes as long as its text. Raises UsageError for what the pack cannot follow."""
+        template, tools = self.language.template, wish.form.tools or None
+        if template is None:
+            raise UsageError("this pack has no chat template; use /v1/completions")
+        chat = Chat(wish.messages, tools, wish.variables)
+        text = template.render(chat.messages, tools=chat.tools, variables=chat.variables)
+        tokens = self._encoded(text)
+        dialect = Dialect.of(template.source(with_tools=tools is not None))
+        thinking = dialect.thinking(text)
+        calls = dialect.calls if tools else None
+        return replace(
+            self._ask(tokens, wish.wish),
+            marks=frozenset(self._marks(chat, text, tokens)),
+            calls=calls,
+            thinking=thinking,
+            tools=wish.form.tools,
+            constraint=self._constraint(wish, dialect.calls, thinking),
+            one_call=not wish.form.parallel and calls is not None,
+            first_call=wish.calls,
+            special=self._spell,
+        )
+
+    def text(self, prompt: str | Sequence[int], wish: Wish) -> Ask:
+        """A bare text, or its tokens, to be continued."""
+        tokens = raw_tokens(prompt, self.language.tokenizer) if isinstance(prompt, str) else list(prompt)
+        return self._ask(tokens, wish)
+
+    def begin(self, ask: Ask) -> Pending:
+        """Queue it, in an event loop. Raises BusyError if too many wait, UsageError if it can never be computed."""
+        channel = Channel(self.settings.limits.parts)
+        room = min(ask.limits.max_tokens, check_room(0, ask.tokens, ask.limits))
+        stream = self.language.tokenizer.stream(special=ask.special)
+        steps = Steps(Sampler(ask.sampling), stream, ask.limits, room, ask.constraint)
+        reader = AnswerReader(ask.calls, ask.thinking, ask.tools)
+        answer = Answer(steps, reader, channel.put, top_logprobs=ask.top_logprobs, one_call=ask.one_call)
+        request = Request(ask.tokens, answer, ask.marks)
+        self.scheduler.submit(request)
+        return Pending(channel, request, self.scheduler.cancel)
+
+    def _ask(self, tokens: Sequence[int], wish: Wish) -> Ask:
+        given: dict[str, Any] = dict(wish.sampling)
+        context, ends = self.engine.context, self.language.tokenizer.end_tokens
+        longest = next(size for size in (wish.max_tokens, self.language.max_tokens, context) if size is not None)
+        unknown = next((token for token in tokens if not 0 <= token < self.engine.model.vocab_size), None)
+        if unknown is not None:
+            raise UsageError(f"token {unknown} is outside the model's vocabulary of {self.engine.model.vocab_size}")
+        limits = Limits(longest, context, ends, tuple(wish.stops))
+        check_room(0, tokens, limits)
+        sampling: Sampling = replace(self.language.sampling, **given)
+        return Ask(tokens, sampling, limits, top_logprobs=wish.top_logprobs)
+
+    def _constraint(self, wish: ChatWish, calls: Calls | None, thinking: Thinking) -> Constraint | None:
+        """What the answer is held to. One thread at a time: compiled grammars are shared."""
+        if grammar(wish.form, calls, thinking) is None:
+            return None
+        with self._lock:
+            self._grammars = self._grammars or Grammars(self.language.tokenizer)
+            return self._grammars.constraint(wish.form, calls, thinking)
+
+    def _encoded(self, text: str) -> list[int]:
+        return self.language.tokenizer.encode(text, add_special_tokens=False)
+
+    def _marks(self, chat: Chat, text: str, tokens: Sequence[int]) -> Iterator[int]:
+        """Ends of what other prompts may begin with, too: system message and tools, and the messages so far."""
+        system = 0 if chat.messages[0]["role"] != "system" else 1
+        for messages in (chat.messages[:system], chat.messages):
+            begun = self._encoded(self._beginning(chat, messages, text))
+            if 0 < len(begun) < len(tokens) and list(tokens[: len(begun)]) == begun:
+                yield len(begun)
+
+    def _beginning(self, chat: Chat, messages: Sequence[Any], text: str) -> str:
+        """The text of some messages, where the whole chat's begins with it."""
+        assert self.language.template is not None
+        try:
+            begun = self.language.template.render(
+                messages, tools=chat.tools, add_generation_prompt=False, variables=chat.variables
+            )
+        except UsageError:  # some templates want a user's message
+            return ""
+        return begun if text.startswith(begun) else ""
+
+
+@contextmanager
+def serving(pack: Pack, language: Language, options: EngineOptions, settings: Settings) -> Iterator[Service]:
+    """The pack, read and ready; at the end all requests fail, and the state's folder is free again."""
+    with ExitStack() as resources:
+        root = pack_digest(pack.path)
+        store = None
+        if settings.state is not None:
+            store = Store(settings.state / root, settings.state_bytes)
+            resources.callback(store.close)
+        reserved = replace(options, prefix_bytes=settings.prefix_bytes + SERVER_BYTES)
+        engine = resources.enter_context(Engine.of(pack, reserved))
+        prefixes = Prefixes(settings.prefix_bytes, identity(root, engine), store)
+        scheduler = resources.enter_context(Scheduler(engine, prefixes, settings.queue))
+        name = pack.path.resolve().name
+        yield Service(name, engine, language, scheduler, prefixes, settings, int(time.time()))
+
+
+def identity(root: str, engine: Engine) -> bytes:
+    """All that a session's state depends on besides its tokens: pack, K, what computes, how exactly, which version."""
+    facts = (root, engine.experts_per_token, type(engine.backend).__name__, engine.options.exact, __version__)
+    return blake3("\0".join(map(str, facts)).encode()).digest()

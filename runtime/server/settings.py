@@ -1,0 +1,58 @@
+"""What whoever starts a server decides: where it listens, who may ask, and how much anybody may."""
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...manifests.errors import UsageError
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request and one connection; `parts` of an answer wait at most for a client that does not read."""
+
+    body_bytes: int = 16 * MEGABYTE
+    body_seconds: float = 60.0
+    header_bytes: int = 65536
+    header_seconds: float = 30.0
+    idle_seconds: int = 30
+    send_seconds: float = 60.0
+    connections: int = 512
+    parts: int = 4096
+    ping_seconds: float = 15.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Raises UsageError for a host that others reach without a key, and for an empty key."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    key: str | None = None
+    queue: int = 32
+    prefix_bytes: int = 256 * MEGABYTE
+    state: Path | None = None
+    state_bytes: int = 10_000 * MEGABYTE
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.key is not None and not self.key.strip():
+            raise UsageError("the API key is empty; give another, or none")
+        if self.key is not None and not self.key.isascii():
+            raise UsageError("the API key has characters that no HTTP header carries; give one of ASCII")
+        if not is_loopback(self.host) and self.key is None:
+            raise UsageError(
+                f"{self.host} can be reached from other machines, so a key is needed: give --api-key or MOE_API_KEY"
+            )
+        if self.queue < 1:
+            raise UsageError(f"a queue of {self.queue} takes no request; give 1 or more")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,56 @@
+"""What every protocol's request comes down to: a chat or a text, and how it is to be answered."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..answers.dialect import Calls, Thinking
+from ..answers.grammar import Form
+from ..generate import Constraint, Limits
+from ..sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Wish:
+    """`sampling`: the settings that were given, by name. `max_tokens` None: as long as pack and context allow.
+
+    `top_logprobs`: so many alternatives of each token are told, None for no logprobs.
+    """
+
+    sampling: Mapping[str, float | int] = field(default_factory=dict)
+    max_tokens: int | None = None
+    stops: Sequence[str] = ()
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatWish:
+    """A chat in OpenAI's form, as templates read it, and the form that its answer must have."""
+
+    messages: Sequence[Mapping[str, Any]]
+    wish: Wish
+    form: Form = field(default_factory=Form)
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """How many calls its messages hold."""
+        return sum(len(message.get("tool_calls") or ()) for message in self.messages)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A wish that can be computed. `marks`: see serving.request; `first_call`: the number of the answer's first."""
+
+    tokens: Sequence[int]
+    sampling: Sampling
+    limits: Limits
+    marks: frozenset[int] = frozenset()
+    calls: Calls | None = None
+    thinking: Thinking = "never"
+    tools: Sequence[Mapping[str, Any]] = ()
+    constraint: Constraint | None = None
+    top_logprobs: int | None = None
+    one_call: bool = False
+    first_call: int = 0
+    special: bool = False

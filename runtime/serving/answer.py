@@ -1,0 +1,135 @@
+"""An answer of the batch on its way to a client: what it says, in order, and how it ended.
+
+Made in the thread that computes, handed to `hand`, which must not wait. Promises that the last part, and only that, is
+`Ended` or `Failed`. Knows no protocol.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..answers.events import CallEnded, Event
+from ..backends.base import Floats
+from ..generate import Finish, Steps
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A token's natural log probability before any sampling setting, and the likeliest tokens with theirs."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def of(cls, logits: Floats, token: int, count: int) -> "Likelihood":
+        """With `count` of the likeliest tokens."""
+        shifted = logits.astype(np.float64) - float(logits.max())
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+        likely = np.argsort(-logprobs, kind="stable")[:count]
+        return cls(token, float(logprobs[token]), tuple((int(each), float(logprobs[each])) for each in likely))
+
+
+@dataclass(frozen=True)
+class Began:
+    """Computing begins; so many tokens of the prompt were remembered."""
+
+    cached: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a token completed, often something; without a token, what was held back at the end."""
+
+    events: tuple[Event, ...]
+    likelihood: Likelihood | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The answer is whole, or was cut. `stop`: the stop string that ended it. `tokens`: how many, without an end's."""
+
+    finish: Finish
+    stop: str | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """There is no more, because of this."""
+
+    error: Exception
+
+
+Part = Began | Said | Ended | Failed
+
+
+class Reading(Protocol):
+    """What makes events of text; see answers.reader."""
+
+    def push(self, text: str) -> list[Event]:
+        """The events that a piece completes."""
+
+    def finish(self) -> list[Event]:
+        """The last events."""
+
+
+class Answer:
+    """An `Answering`. `top_logprobs`: so many of each token's alternatives are told, None for no logprobs at all.
+
+    With `one_call` it ends after its first call.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        reader: Reading,
+        hand: Callable[[Part], None],
+        *,
+        top_logprobs: int | None = None,
+        one_call: bool = False,
+    ) -> None:
+        self._steps, self._reader, self._hand = steps, reader, hand
+        self._top, self._one_call = top_logprobs, one_call
+
+    def begin(self, cached: int) -> None:
+        """Tell that computing begins."""
+        self._hand(Began(cached))
+
+    def next(self, logits: Floats) -> int | None:
+        """The next token, once what it completes was handed on."""
+        token = self._steps.choose(logits)
+        if self._steps.ends(token):
+            self._end()
+            return None
+        events = self._reader.push(self._steps.push(token))
+        called = self._one_call and _until_call(events)
+        likelihood = None if self._top is None else Likelihood.of(logits, token, self._top)
+        if events or likelihood is not None:
+            self._hand(Said(tuple(events), likelihood))
+        if called:
+            self._hand(Ended("stop", None, len(self._steps.tokens)))
+        elif self._steps.ended():
+            self._end()
+            return None
+        return None if called else token
+
+    def fail(self, error: Exception) -> None:
+        """Tell why there is no more."""
+        self._hand(Failed(error))
+
+    def _end(self) -> None:
+        rest = [*self._reader.push(self._steps.rest()), *self._reader.finish()]
+        if rest:
+            self._hand(Said(tuple(rest)))
+        self._hand(Ended(self._steps.finish, self._steps.stop, len(self._steps.tokens)))
+
+
+def _until_call(events: list[Event]) -> bool:
+    """Whether a call ends in these events; what follows it is dropped from them."""
+    end = next((index for index, event in enumerate(events) if isinstance(event, CallEnded)), None)
+    if end is not None:
+        del events[end + 1 :]
+    return end is not None

@@ -1,0 +1,189 @@
+"""A server under mixed load on loopback for some minutes: nothing fails, nobody is stuck, and memory stays flat.
+
+Streams and whole answers, chats with strict tools, conversations that grow, clients that leave in the middle, bodies
+that are none. Run by `make soak`; tests/runtime/server/test_soak.py runs some seconds of it.
+"""
+
+import json
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+PROGRAMS = Path(sys.executable).parent
+CLIENTS = 6
+FLAT = 0.02  # of resident memory, between the second third and the last one
+ALLOWED = {200, 400, 429}
+WORDS = ["weather", "Paris", "tomorrow", "python", "tell", "me", "about", "the", "messages", "to", "Ann", "in", "Oslo"]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@dataclass
+class Outcome:
+    """What came of it. `stuck`: requests that the server still had when every client was gone."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    left: int = 0
+    resident: list[int] = field(default_factory=list)
+    stuck: float = 0.0
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def growth(self) -> float:
+        """Of the median resident memory, from the second third to the last one."""
+        third = len(self.resident) // 3
+        earlier, later = self.resident[third : 2 * third], self.resident[2 * third :]
+        return statistics.median(later) / statistics.median(earlier) - 1
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[tuple[str, int]]:
+    """A server of the shipped model in a process of its own: its address and process id."""
+    pack = folder / "demo"
+    subprocess.run([PROGRAMS / "moe-pack", "demo", pack], check=True, capture_output=True)
+    options = ["--port", "0", "--context", "1024", "--prefix-memory", "8MB", "--queue", "4", "--memory", "1GB"]
+    state = ["--state-dir", str(folder / "state"), "--state-size", "16MB"]
+    command = [PROGRAMS / "moe-run", "serve", pack, *options, *state]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        url = next(line for line in process.stderr if "listening on" in line).split()[-1]
+        threading.Thread(target=shutil.copyfileobj, args=(process.stderr, sys.stderr), daemon=True).start()
+        yield url, process.pid
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def soak(url: str, pid: int, seconds: float, clients: int = CLIENTS) -> Outcome:
+    """Load a server for so long."""
+    outcome, end = Outcome(), time.monotonic() + seconds
+    threads = [threading.Thread(target=_client, args=(url, seed, end, outcome)) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < end:
+        outcome.resident.append(_resident(pid))
+        time.sleep(min(1.0, seconds / 60))
+    for thread in threads:
+        thread.join()
+    time.sleep(1)
+    metrics = httpx.get(f"{url}/metrics").text
+    outcome.stuck = sum(float(number) for number in re.findall(r"^moepack_(?:running|waiting) (\S+)", metrics, re.M))
+    return outcome
+
+
+def _client(url: str, seed: int, end: float, outcome: Outcome) -> None:
+    order = random.Random(seed)
+    turns: list[dict[str, Any]] = []
+    with httpx.Client(base_url=url, timeout=120) as client:
+        while time.monotonic() < end:
+            does = order.choice([_malformed, _text, _chat, _chat, _leaver])
+            try:
+                does(client, order, turns, outcome)
+            except Exception as error:
+                outcome.errors.append(f"{does.__name__}: {type(error).__name__}: {error}"[:200])
+
+
+def _malformed(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    path = order.choice(["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
+    good = json.dumps({"model": "x", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1})
+    at = order.randrange(len(good) - 1)
+    cut = good[:at] + order.choice(["", "}", '"', "\\", "\x00", "[[[["])
+    answer = client.post(path, content=cut, headers={"content-type": "application/json"})
+    outcome.statuses[answer.status_code] += 1
+
+
+def _text(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    asked = {"model": "x", "prompt": _words(order), "max_tokens": order.randrange(1, 60), "temperature": 1.0}
+    asked["stream"] = order.random() < 0.5
+    outcome.statuses[client.post("/v1/completions", json=asked).status_code] += 1
+
+
+def _chat(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    """One more turn of a conversation, which begins anew when it is long."""
+    if len(turns) > 8:
+        turns.clear()
+    turns.append({"role": "user", "content": _words(order)})
+    asked: dict[str, Any] = {"model": "x", "messages": turns, "max_tokens": 60, "temperature": order.choice([0, 1.2])}
+    if order.random() < 0.5:
+        asked |= {"tools": [TOOL], "tool_choice": order.choice(["auto", "required"])}
+    answer = client.post("/v1/chat/completions", json=asked)
+    outcome.statuses[answer.status_code] += 1
+    if answer.status_code == 200:
+        turns.append(answer.json()["choices"][0]["message"])
+        turns += [{"role": "tool", "tool_call_id": each["id"], "content": "ok"} for each in _whole_calls(turns[-1])]
+    else:
+        turns.clear()
+
+
+def _whole_calls(message: dict[str, Any]) -> list[dict[str, Any]]:
+    return message.get("tool_calls") or []
+
+
+def _leaver(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    asked = {"model": "x", "prompt": _words(order), "max_tokens": 500, "temperature": 1.5, "stream": True}
+    with client.stream("POST", "/v1/completions", json=asked) as answer:
+        outcome.statuses[answer.status_code] += 1
+        for count, _ in enumerate(answer.iter_raw()):
+            if count > order.randrange(20):
+                outcome.left += 1
+                return
+
+
+def _words(order: random.Random) -> str:
+    return " ".join(order.choices(WORDS, k=order.randrange(1, 40)))
+
+
+def _resident(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
+def faults(outcome: Outcome, flat: float = FLAT) -> list[str]:
+    """What should not have been."""
+    found = [f"status {status}: {count}" for status, count in outcome.statuses.items() if status not in ALLOWED]
+    found += outcome.errors[:5]
+    if outcome.stuck:
+        found.append(f"{outcome.stuck:.0f} requests are stuck")
+    if outcome.growth > flat:
+        found.append(f"resident memory grew by {outcome.growth:.1%}")
+    return found
+
+
+def main() -> None:
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as (url, pid):
+        outcome = soak(url, pid, minutes * 60)
+    print(f"{sum(outcome.statuses.values())} requests in {minutes:g} minutes, by status {dict(outcome.statuses)},")
+    print(f"{outcome.left} left in the middle; resident {outcome.resident[-1]} kB, {outcome.growth:+.2%}")
+    if found := faults(outcome):
+        sys.exit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A server in this process, on a port of its own, and the official clients of it."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+
+from moepack.layout.reader import Pack
+from moepack.runtime.engine import EngineOptions
+from moepack.runtime.language import Language
+from moepack.runtime.server import running, service
+from moepack.runtime.server.settings import Settings
+
+KEY = "sesame"
+WEATHER: dict[str, Any] = {
+    "name": "get_weather",
+    "description": "Get the weather forecast for a city",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "day": {"type": "string"},
+            "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+        },
+        "required": ["city"],
+    },
+}
+MESSAGE: dict[str, Any] = {
+    "name": "send_message",
+    "description": "Send a text message to a person",
+    "parameters": {
+        "type": "object",
+        "properties": {"person": {"type": "string"}, "text": {"type": "string"}},
+        "required": ["person", "text"],
+    },
+}
+QUESTION = "What is the weather in Paris tomorrow?"
+
+
+def function(tool: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A tool as chats have it."""
+    return {"type": "function", "function": {**tool, **more}}
+
+
+@dataclass
+class Hosted:
+    """A running server."""
+
+    service: service.Service
+    url: str
+
+    def openai(self, key: str = KEY) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def anthropic(self, key: str = KEY) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.url, api_key=key, max_retries=0, timeout=60)
+
+
+@contextmanager
+def hosted(
+    pack: Path, *, parallel: int = 2, context: int = 1024, send_buffer: int | None = None, **settings: Any
+) -> Iterator[Hosted]:
+    """Serve until the block ends."""
+    chosen = Settings(port=0, **{"key": KEY, "prefix_bytes": 100_000_000, **settings})
+    options = EngineOptions(threads=2, context=context, sessions=parallel, memory=2_000_000_000)
+    with ExitStack() as resources:
+        opened = resources.enter_context(Pack.open(pack))
+        bound = resources.enter_context(running.listening(chosen))
+        if send_buffer is not None:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # connections have it from here
+        served = resources.enter_context(service.serving(opened, Language.of(opened), options, chosen))
+        server, url = running.server(served), running.address(bound)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
+        thread.start()
+        try:
+            while not server.started:
+                thread.join(0.01)
+                assert thread.is_alive()
+            yield Hosted(served, url)
+        finally:
+            server.should_exit = True
+            thread.join()

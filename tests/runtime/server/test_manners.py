@@ -1,0 +1,224 @@
+"""What a server lets nobody do: ask without the key, ask too much, leave and be computed for, break it with a body."""
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from moe_run_program import called
+from server.hosting import KEY, QUESTION, Hosted, hosted
+
+from moepack.manifests.errors import UsageError
+from moepack.runtime.server.settings import Limits, Settings
+
+HEADERS = {"authorization": f"Bearer {KEY}"}
+PATIENCE = 30.0
+LONG: dict[str, Any] = {"model": "demo", "prompt": "Once", "temperature": 2, "max_tokens": 900, "seed": 1}
+LONG["extra_body"] = {"stop": None}
+POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize")
+
+
+def until(true: Any) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("key", ["wrong", KEY[:-1], KEY + "x", "é"])
+def test_a_wrong_key_is_refused(server: Hosted, key: str) -> None:
+    headers = {"authorization": f"Bearer {key}".encode()}
+    answer = httpx.get(f"{server.url}/v1/models", headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_without_a_key_only_a_local_name_is_answered(demo: Path) -> None:
+    with hosted(demo, key=None) as server:
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+        port = server.url.rpartition(":")[2]
+        for host, status in {f"localhost:{port}": 200, f"[::1]:{port}": 200, "evil.example": 403}.items():
+            assert httpx.get(f"{server.url}/health", headers={"host": host}).status_code == status
+        answer = httpx.get(f"{server.url}/health", headers={"origin": "http://evil.example"})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(("host", "key"), [("0.0.0.0", None), ("192.168.0.9", None), ("::", None), ("127.0.0.1", " ")])
+def test_settings_that_let_anybody_in_are_refused(host: str, key: str | None) -> None:
+    with pytest.raises(UsageError, match="key"):
+        Settings(host=host, key=key)
+
+
+def test_a_port_that_is_taken_is_told(demo: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        run = called("serve", demo, "--port", taken.getsockname()[1])
+    assert run.returncode == 4
+    assert "give another --port" in run.stderr
+    run = called("serve", demo, "--host", "0.0.0.0")
+    assert (run.returncode, run.stdout) == (2, "")
+
+
+def test_who_goes_away_is_computed_for_no_longer(server: Hosted) -> None:
+    scheduler = server.service.scheduler
+    before = scheduler.counts.cancelled
+    stream = server.openai().completions.create(**LONG, stream=True)
+    next(iter(stream))
+    stream.close()
+    until(lambda: scheduler.running == 0)
+    with pytest.raises(openai.APITimeoutError):
+        server.openai().with_options(timeout=0.05).completions.create(**{**LONG, "seed": 2})
+    until(lambda: scheduler.running == 0)
+    assert scheduler.counts.cancelled >= before + 1
+
+
+def test_a_full_queue_says_when_to_come_back(demo: Path) -> None:
+    with hosted(demo, parallel=1, queue=1) as server:
+        gate = threading.Event()
+        step = server.service.scheduler._batch.step  # held, so that nothing here depends on how fast a machine is
+        server.service.scheduler._batch.step = lambda: gate.wait(PATIENCE) and step()  # type: ignore[method-assign]
+        asked = {**LONG, "max_tokens": 2}
+        threads = [
+            threading.Thread(target=lambda: server.openai().completions.create(**asked), daemon=True) for _ in range(2)
+        ]
+        threads[0].start()
+        until(lambda: server.service.scheduler.running == 1)
+        threads[1].start()
+        until(lambda: server.service.scheduler.waiting == 1)
+        with pytest.raises(openai.RateLimitError) as busy:
+            server.openai().completions.create(**asked)
+        assert int(busy.value.response.headers["retry-after"]) >= 1
+        gate.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        until(lambda: server.service.scheduler.counts.finished == 2)
+
+
+def test_a_client_that_does_not_read_is_let_go(demo: Path) -> None:
+    with hosted(demo, send_buffer=4096, limits=Limits(parts=8, send_seconds=0.5)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.connect((host, int(port)))
+            asked = {"model": "demo", "prompt": "Once", "temperature": 2, "stream": True, "logprobs": 5, "seed": 1}
+            body = json.dumps({**asked, "max_tokens": 900}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+            head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            counts = server.service.scheduler.counts
+            until(lambda: counts.failed + counts.cancelled + counts.finished == 1)
+            assert counts.finished == 0
+
+
+def test_what_is_too_much_or_too_slow_is_refused(demo: Path) -> None:
+    with hosted(demo, limits=Limits(body_bytes=1000, body_seconds=0.3, header_seconds=0.3)) as server:
+        sent = {**HEADERS, "content-type": "application/json"}
+        assert httpx.post(f"{server.url}/tokenize", content=b" " * 1001, headers=sent).status_code == 413
+        assert httpx.post(f"{server.url}/tokenize", content=b"{}", headers=HEADERS).status_code == 415
+        assert httpx.get(f"{server.url}/health", headers={"x": "y" * 70_000}).status_code == 431
+        address = server.url.removeprefix("http://").split(":")
+        head = f"POST /tokenize HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+        for said, wanted in {
+            head: b"",
+            "": b"",
+            f"{head}content-type: application/json\r\ncontent-length: 9\r\n\r\n{{": b"HTTP/1.1 408",
+        }.items():
+            with socket.create_connection((address[0], int(address[1])), timeout=PATIENCE) as client:
+                client.sendall(said.encode())
+                assert client.recv(1000).startswith(wanted)
+                assert wanted or client.recv(1000) == b""
+
+
+NESTED = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**65) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+SHARED = ["model", "max_tokens", "tools", "tool_choice", "temperature", "stream", "seed"]
+SOME = ["messages", "prompt", "input", "content", "response_format", "text", "stop", "system", "logprobs", "thinking"]
+OTHERS = ["top_logprobs", "reasoning", "instructions", "stop_sequences", "chat_template_kwargs"]
+FIELDS = st.sampled_from([*SHARED, *SOME, *OTHERS])
+CALL = {"id": 1, "function": {"name": "a", "arguments": "{"}}
+VALID = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x", "max_tokens": 2}
+TYPED = st.sampled_from(
+    [
+        [{"role": "user", "content": "x"}],
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": 1, "function": {"name": "a", "arguments": "{"}}],
+            }
+        ],
+        [{"role": "tool", "content": [{"type": "text", "text": "x"}], "tool_call_id": "a"}],
+        [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": 5}]}],
+        [{"type": "function", "function": {"name": "a", "strict": True, "parameters": {"type": 5}}}],
+        [{"type": "function", "name": "a", "strict": True, "parameters": {"properties": {"b": 7}}}],
+        [{"name": "a", "input_schema": {"properties": {"b": {"$ref": "#/properties/b"}}}, "strict": True}],
+        {"type": "json_schema", "json_schema": {"schema": {"type": "object", "required": 7}}},
+        {"format": {"type": "json_schema", "schema": {"enum": []}}},
+        {"type": "function", "function": {"name": "a"}},
+        "required",
+    ]
+)
+KEYS = {
+    "/v1/chat/completions": {"model", "messages", "max_tokens"},
+    "/v1/completions": {"model", "prompt", "max_tokens"},
+    "/v1/responses": {"model", "input"},
+    "/v1/messages": {"model", "messages", "max_tokens"},
+    "/tokenize": {"prompt"},
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(POSTS), changes=st.dictionaries(FIELDS, TYPED | NESTED, max_size=4))
+def test_no_body_makes_the_server_fail(server: Hosted, path: str, changes: dict[str, Any]) -> None:
+    body = {name: value for name, value in VALID.items() if name in KEYS[path]} | changes
+    if not isinstance(body.get("max_tokens", 2), int) or body.get("max_tokens", 2) > 2:
+        body.pop("max_tokens", None)
+    if path == "/v1/responses":
+        body["max_output_tokens"] = 2
+    answer = httpx.post(f"{server.url}{path}", json=body, headers=HEADERS, timeout=PATIENCE)
+    assert answer.status_code in (200, 400), answer.text
+    if "text/event-stream" in answer.headers["content-type"]:
+        assert "data: " in answer.text
+    elif answer.status_code == 400:
+        assert answer.json()["error"]["message"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(POSTS), content=st.binary(max_size=60) | st.integers(1, 9000).map(lambda n: b"[" * n))
+def test_what_is_no_json_is_refused(server: Hosted, path: str, content: bytes) -> None:
+    sent = {**HEADERS, "content-type": "application/json"}
+    assert httpx.post(f"{server.url}{path}", content=content, headers=sent).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/v1/chat/completions", 405), ("POST", "/", 404), ("GET", "/../x", 404)]
+)
+def test_other_paths_and_methods_are_refused(server: Hosted, method: str, path: str, status: int) -> None:
+    answer = httpx.request(method, f"{server.url}{path}", headers=HEADERS)
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_failure_of_the_pack_is_a_documented_one(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moepack.manifests.errors import MismatchError
+    from moepack.runtime.engine import Engine
+
+    def damaged(*_: object) -> None:
+        raise MismatchError("layer 3 is damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "extend", damaged)
+        with pytest.raises(openai.InternalServerError, match="layer 3 is damaged"):
+            server.openai().completions.create(model="demo", prompt=QUESTION)
+        with pytest.raises(openai.APIError, match="layer 3 is damaged"):
+            list(server.openai().completions.create(model="demo", prompt=QUESTION, stream=True))
+    assert server.openai().completions.create(model="demo", prompt=QUESTION, max_tokens=1).choices

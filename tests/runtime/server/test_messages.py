@@ -1,0 +1,100 @@
+"""/v1/messages, by Anthropic's client."""
+
+from typing import Any
+
+import anthropic
+import pytest
+from server.conftest import Script
+from server.hosting import MESSAGE, QUESTION, WEATHER, Hosted
+
+TOOLS = [
+    {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
+    for tool in (MESSAGE, WEATHER)
+]
+COLD: dict[str, Any] = {"extra_body": {"temperature": 0}}
+ASKED: dict[str, Any] = {"model": "demo", "max_tokens": 60, "messages": [{"role": "user", "content": QUESTION}], **COLD}
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"max_tokens": 20},
+    "system": {"system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]},
+    "call": {"tools": TOOLS},
+    "any": {"tools": TOOLS, "tool_choice": {"type": "any"}},
+    "named": {"tools": TOOLS, "tool_choice": {"type": "tool", "name": "send_message"}},
+    "none": {"tools": TOOLS, "tool_choice": {"type": "none"}},
+    "stop": {"stop_sequences": ["e"]},
+}
+
+
+def both(server: Hosted, asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The answer as a whole, and as the client puts its stream together; but for its id."""
+    client = server.anthropic()
+    whole = client.messages.create(**asked)
+    with client.messages.stream(**asked) as stream:
+        assembled = stream.get_final_message()
+    found = [message.model_dump(exclude={"id"}, exclude_none=True) for message in (whole, assembled)]
+    for each in found:
+        usage = each.pop("usage")
+        each["tokens"] = (usage["input_tokens"] + usage["cache_read_input_tokens"], usage["output_tokens"])
+        for block in each["content"]:
+            block.pop("parsed_output", None)  # only streams have it
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_stream_makes_the_whole_message(server: Hosted, case: str) -> None:
+    whole, assembled = both(server, {**ASKED, **CASES[case]})
+    assert whole == assembled
+
+
+def test_a_call_and_what_the_tool_said(server: Hosted) -> None:
+    client = server.anthropic()
+    first = client.messages.create(**ASKED, tools=TOOLS)
+    assert first.stop_reason == "tool_use"
+    [call] = first.content
+    assert (call.name, call.input["city"]) == ("get_weather", "Paris")
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "sunny"}]}
+    turns = [*ASKED["messages"], {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+    asked = {**ASKED, "messages": turns, "tools": TOOLS}
+    second = client.messages.create(**asked)
+    assert second.usage.cache_read_input_tokens >= first.usage.input_tokens + first.usage.cache_read_input_tokens
+    counted = client.messages.count_tokens(model="demo", messages=turns, tools=TOOLS)
+    assert counted.input_tokens == second.usage.input_tokens + second.usage.cache_read_input_tokens
+
+
+def test_several_calls_and_what_is_said_between_them(server: Hosted, scripted: Script) -> None:
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "%s"}}\n</tool_call>'
+    scripted(f"Let me see.\n{call % 'Paris'}\n{call % 'Oslo'}")
+    whole, assembled = both(server, {**ASKED, "tools": TOOLS})
+    assert whole == assembled
+    assert [block["type"] for block in whole["content"]] == ["text", "tool_use", "tool_use"]
+    assert whole["stop_reason"] == "tool_use"
+
+
+def test_a_stop_sequence_is_told(server: Hosted) -> None:
+    answer = server.anthropic().messages.create(**ASKED, stop_sequences=["e"])
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", "e")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"max_tokens": 0},
+        {"extra_body": {"temperature": 1.5}},
+        {"extra_body": {"frobnicate": 1}},
+        {"messages": [{"role": "robot", "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+        {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+        {"tool_choice": {"type": "any"}},
+        {"messages": []},
+    ],
+)
+def test_errors_have_anthropics_shape(server: Hosted, more: dict[str, Any]) -> None:
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        server.anthropic().messages.create(**{**ASKED, **more})
+    body: Any = refused.value.body
+    assert body["type"] == "error"
+    assert body["error"]["type"] == "invalid_request_error"
+
+
+def test_a_wrong_key_has_anthropics_shape_too(server: Hosted) -> None:
+    with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
+        server.anthropic("wrong").messages.create(**ASKED)
