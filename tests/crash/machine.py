@@ -1,6 +1,6 @@
 """Runs of the real `moe-pack` in processes of their own, to each of which something is done at a chosen call.
 
-`Machine` holds a server (server.py) under the preloaded injector (inject.c); `available` says why there can be none.
+`Machine` holds a server (forks.py) under the preloaded injector (inject.c); `available` says why there can be none.
 """
 
 import errno
@@ -103,7 +103,7 @@ class Machine:
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **ENVIRONMENT, **self.environment, "LD_PRELOAD": str(self.injector)}
         self._server = subprocess.Popen(
-            [sys.executable, HERE / "server.py"],
+            [sys.executable, HERE / "forks.py"],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         return self
