@@ -14,7 +14,7 @@ import numpy as np
 from blake3 import blake3
 
 from ..manifests.errors import CorruptInputError, UnsupportedError
-from ..manifests.files import open_regular, pieces, read_exactly
+from ..manifests.files import FilePlace, open_regular, pieces, read_bytes, read_exactly
 from .tensorheader import LENGTH_BYTES, MAX_HEADER_BYTES, TensorEntry, TensorHeader, TensorSpec, parse, render
 
 __all__ = ["ARRAY_DTYPES", "TRUNK_DTYPES", "TensorEntry", "TensorFile", "TensorFileWriter", "TensorSpec"]
@@ -37,8 +37,8 @@ class TensorFile:
     `header_blake3` is the digest of every byte before the first tensor, the length included.
     """
 
-    def __init__(self, path: Path, descriptor: int, prefix: bytes, header: TensorHeader) -> None:
-        self.path = path
+    def __init__(self, path: FilePlace, descriptor: int, prefix: bytes, header: TensorHeader) -> None:
+        self.path = path if isinstance(path, Path) else path.path
         self.size = os.fstat(descriptor).st_size
         self.entries = header.entries
         self.metadata = header.metadata
@@ -46,12 +46,12 @@ class TensorFile:
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: Path) -> "TensorFile":
-        """Open `path` (links are followed) and check its header; no tensor is read.
+    def open(cls, path: FilePlace) -> "TensorFile":
+        """Open `path` (links are followed, unless it is a pack's) and check its header; no tensor is read.
 
         Raises CorruptInputError for anything malformed or truncated, StorageError if the system refuses.
         """
-        descriptor = open_regular(path, follow_links=True)
+        descriptor = open_regular(path, follow_links=isinstance(path, Path))
         try:
             prefix = _read_prefix(descriptor, path)
             data_size = os.fstat(descriptor).st_size - len(prefix)
@@ -59,6 +59,11 @@ class TensorFile:
         except BaseException:
             os.close(descriptor)
             raise
+
+    def prefix(self) -> bytes:
+        """Every byte before the first tensor, the length included."""
+        start = min((entry.offset for entry in self.entries.values()), default=self.size)
+        return read_bytes(self._descriptor, start, self.path)
 
     def read(self, name: str) -> Array:
         """The whole tensor `name`, in its own dtype and shape, freshly allocated."""
@@ -181,7 +186,7 @@ def byte_view(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _read_prefix(descriptor: int, path: Path) -> bytes:
+def _read_prefix(descriptor: int, path: FilePlace) -> bytes:
     size = os.fstat(descriptor).st_size
     if size < LENGTH_BYTES:
         raise CorruptInputError(f"{path} is not a safetensors file: it has only {size} bytes")

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from .digest import Advance, RecordHasher, opened
 from .errors import StorageError
-from .files import read_exactly
+from .files import FilePlace, read_exactly
 from .places import SOUGHT_EVERYWHERE, Place, Places
 from .report import Finding
 from .rules import used_bytes
@@ -39,7 +39,7 @@ class LayerScan:
 
 
 def scan(
-    path: Path,
+    path: FilePlace,
     index: int,
     layer: ExpertLayer,
     experts: int,
