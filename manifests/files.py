@@ -167,13 +167,13 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: FilePla
         left, offset = left[count:], offset + count
 
 
-def pieces(descriptor: int, offset: int, size: int, path: FilePlace) -> Iterator[memoryview]:
-    """`size` bytes of `path` from `offset` on, a few megabytes at a time, each valid until the next is asked for.
+def pieces(descriptor: int, offset: int, size: int, path: FilePlace, most: int = PIECE_BYTES) -> Iterator[memoryview]:
+    """`size` bytes of `path` from `offset` on, at `most` so many at a time, each valid until the next is asked for.
 
     Raises StorageError as `read_exactly` does.
     """
-    buffer = memoryview(bytearray(min(size, PIECE_BYTES)))
-    for done in range(0, size, PIECE_BYTES):
+    buffer = memoryview(bytearray(min(size, most)))
+    for done in range(0, size, most):
         piece = buffer[: size - done]
         read_exactly(descriptor, piece, offset + done, path)
         yield piece

@@ -1,6 +1,6 @@
-"""No link inside a pack is ever followed, however it gets there: planted before, or swapped in while the pack is open."""
+"""No link inside a pack is ever followed: neither one planted before, nor one swapped in while the pack is open."""
 
-import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ def swapping(place: Path, first: Path, second: Path) -> Iterator[None]:
         while not done.is_set():
             for source in (first, second):
                 link = place.with_name("next")
-                os.symlink(os.readlink(source), link) if source.is_symlink() else os.link(source, link)
+                link.symlink_to(source.readlink()) if source.is_symlink() else link.hardlink_to(source)
                 link.rename(place)
 
     thread = threading.Thread(target=swap)
@@ -96,7 +96,7 @@ def test_a_link_swapped_in_between_check_and_open_is_harmless(tmp_path: Path, us
     good.write_bytes(b"{}")
     bad.symlink_to(tmp_path / "secret")
     place.parent.mkdir()
-    os.symlink(tmp_path / "secret", place)
+    place.symlink_to(tmp_path / "secret")
     read, refused = 0, 0
     with Folder(place.parent) as folder, swapping(place, good, bad):
         for _ in attempts():
@@ -119,7 +119,7 @@ def attempts() -> Iterator[None]:
 
 def open_and_stat(place: object) -> bytes:
     """What a careless reader would do: look at the name, and open it when it looked right."""
-    if not os.path.stat.S_ISREG(status(place).st_mode):  # type: ignore[arg-type]
+    if not stat.S_ISREG(status(place).st_mode):  # type: ignore[arg-type]
         raise CorruptInputError("a link")
     return read_small(place, 1000)  # type: ignore[arg-type]
 
