@@ -32,7 +32,8 @@ COPIED = (CONFIG, TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "ge
 WEIGHT_MAP = "weight_map"
 MAX_INDEX_BYTES = 64 * 1024 * 1024
 MAX_SHARDS = 4096
-MAX_TENSORS = 2**19  # some 400 bytes of memory each; Qwen3.5-397B has 370,000 as GPTQ, experts one by one
+MAX_TENSORS = 400_000  # some 400 bytes of memory each; Qwen3.5-397B has 370,000 as GPTQ, experts one by one
+MAX_FACTS = 1000  # members of the index beside its map
 _SHARD = re.compile(r"[\w][\w.-]{0,240}\.safetensors", re.ASCII)
 
 
@@ -165,8 +166,12 @@ def _weight_map(index: Path) -> Iterator[tuple[str, str]]:
         if size > MAX_INDEX_BYTES:
             raise CorruptInputError(f"{index} has {size} bytes; at most {MAX_INDEX_BYTES} are allowed")
         content = pieces(descriptor, 0, size, index, PIECE_BYTES)
+        facts, tensors = 0, 0
         for outer, tensor, name in members(content, str(index), inside={WEIGHT_MAP}):
-            if outer == WEIGHT_MAP:
+            facts, tensors = facts + (not outer), tensors + bool(outer)
+            if facts > MAX_FACTS or tensors > MAX_TENSORS:
+                raise CorruptInputError(f"{index} has more than {MAX_TENSORS} tensors, or {MAX_FACTS} facts about them")
+            if outer:
                 yield tensor, _shard_name(index, name)
     finally:
         os.close(descriptor)

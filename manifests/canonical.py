@@ -70,7 +70,7 @@ def check_canonical(value: Any, content: bytes, name: str) -> None:
     try:
         canonical = rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:
-        raise CorruptInputError(f"{name} is not canonical JSON: {error}") from error
+        raise CorruptInputError(f"{name} is not canonical JSON: {error!s:.300}") from error
     if canonical != content:
         raise CorruptInputError(f"{name} is not canonical JSON (RFC 8785): it was edited, or not written by moe-pack")
 
