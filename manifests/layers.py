@@ -7,7 +7,6 @@ and where they cross it lies.
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 
 from blake3 import blake3
 

@@ -124,6 +124,11 @@ def swapped(pack: Path) -> None:
     replace_file(pack / LAYER, content[STRIDE : 2 * STRIDE] + content[:STRIDE] + content[2 * STRIDE :])
 
 
+def other_sum(content: bytes) -> bytes:
+    *others, last = content.splitlines(keepends=True)
+    return b"".join(others) + (b"1" if last[:1] == b"0" else b"0") + last[1:]
+
+
 def many_records(pack: Path) -> None:
     def edit(fields: Any) -> None:
         fields["model"].update(layer_types=["full_attention"] * 33, num_experts=65536)
@@ -169,6 +174,9 @@ def renamed(old: str, new: str) -> Edit:
             fields["files"].sort(key=lambda file: file["name"])
 
         edit_manifest(pack, tell)
+        lines = (pack / "SHA256SUMS").read_text().replace(f"  {old}\n", f"  {new}\n").splitlines(keepends=True)
+        listing = "".join(sorted(lines, key=lambda line: line.partition("  ")[2])).encode()
+        resealed("SHA256SUMS", lambda content: listing)(pack)
 
     return edit
 
@@ -248,8 +256,8 @@ ARTIFACTS: dict[str, Artifact] = {
         "M18", put("files.0.name", "Trunk.safetensors"), "is listed twice"
     ),
     "names out of order": Artifact("M18", put("files.0.name", "zz"), "not in the order of their names"),
-    "no digests among the files": Artifact("M19", drop("files.1"), "'digests.bin' is not among the files"),
-    "digests for more records": Artifact("M19", put("files.1.size", 224), "'digests.bin' has 224 bytes"),
+    "no digests among the files": Artifact("M19", drop("files.2"), "'digests.bin' is not among the files"),
+    "digests for more records": Artifact("M19", put("files.2.size", 224), "'digests.bin' has 224 bytes"),
     "an override of no layer": Artifact(
         "M20",
         put("recipe.overrides", [
@@ -272,6 +280,8 @@ ARTIFACTS: dict[str, Artifact] = {
     "a flipped bit in digests.bin": Artifact("P5", flipped("digests.bin", 0), "digests.bin", 1, 1),
     "a flipped bit in the config": Artifact("P5", flipped("config.json", 3), "config.json is damaged", *DAMAGED),
     "a bit in the padding": Artifact("P6", flipped(LAYER, USED), "padding is not zero", *DAMAGED),
+    "another SHA-256 of the trunk": Artifact("P7", resealed("SHA256SUMS", other_sum), "another SHA-256 than it has", *DAMAGED),
+    "sums that are not sorted": Artifact("P7", resealed("SHA256SUMS", lambda c: b"".join(reversed(c.splitlines(keepends=True)))), "is not the sorted list", *DAMAGED),
     "a format that is none": Artifact("F1", put("layers.0.formats.up", "q4_k"), "not a weight format", 5, None),
     "a trunk in a format of experts": Artifact("F1", put("trunk.formats.lm_head", "book2-g8"), "not of the trunk", 5, None),
     "rows of no whole groups": Artifact("F2", put("model.hidden_size", 48), "do not divide", 3, None),
