@@ -4,15 +4,21 @@ Prints how many inputs each was given, and stops with the first input that break
 corpus under build/fuzz/. docs/security.md holds the figures of the last run.
 """
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import seeds
 
 HERE = Path(__file__).parent
-BUILD = HERE.parents[2] / "build/fuzz"
+ROOT = HERE.parents[2]
+BUILD = ROOT / "build/fuzz"
+COMPILER = os.environ.get("CLANGXX", "clang++-19")
+NATIVE = {"matmul": "runtime/kernels/cpu", "quantize": "quantize/native"}
 PARSERS = ("manifest", "sealed", "header", "checkpoint", "config", "calibration", "recipe", "tokenizer", "template")
 KERNELS = ("matmul", "quantize")
 MEMORY_MIB = 512  # of the whole process, its imports and its instrumentation included
@@ -23,6 +29,9 @@ def main(seconds: int, names: list[str]) -> int:
     """The exit code: 0 if nothing was found."""
     failed = 0
     for name in names:
+        if lacking := _lacking(name):
+            print(f"{name}: not run, there is no {lacking}", flush=True)
+            continue
         corpus = BUILD / name
         options = [f"-max_total_time={seconds}", f"-timeout={SECONDS_OF_ONE}", f"-rss_limit_mb={MEMORY_MIB}"]
         if name in KERNELS:
@@ -49,9 +58,19 @@ def _fuzz(name: str, command: list[str]) -> int:
     return int(done.returncode != 0)
 
 
+def _lacking(name: str) -> str | None:
+    """What a target needs and this machine has not."""
+    if name in KERNELS:
+        return None if shutil.which(COMPILER) else f"{COMPILER} (with compiler-rt; CLANGXX names another)"
+    return None if find_spec("atheris") else "atheris (make fuzz installs it)"
+
+
 def _kernel_driver(name: str) -> Path:
+    """The driver, built anew if a source is younger."""
     driver = BUILD / f"{name}-driver"
-    subprocess.run(["sh", str(HERE / "build.sh"), name, str(driver)], check=True)
+    sources = [*HERE.glob("*.*"), *(ROOT / NATIVE[name]).iterdir()]
+    if not driver.exists() or driver.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+        subprocess.run(["sh", str(HERE / "build.sh"), name, str(driver)], check=True)
     return driver
 
 
