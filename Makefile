@@ -7,7 +7,7 @@ DEMO := build/demo
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench calls emulated corpus crash mutants pipelines scale soak wide quality timeline trust clean
+.PHONY: help demo test lint type check bench calls emulated corpus crash fuzz mutants pipelines scale soak wide quality timeline trust clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ quality: $(VENV)/ready-dev ## Measure what packs lose by every recipe and write 
 
 timeline: $(VENV)/ready-dev ## Predict a token's time on Apple devices from counted bytes, write docs/timeline.md (runs nothing there)
 	PYTHONPATH=tests $(BIN)/python tests/extended/timeline.py
+
+fuzz: $(VENV)/ready-dev ## Fuzz every parser (atheris), and the native kernels under sanitizers (clang), SECONDS=60 of each (NAMES=...)
+	$(BIN)/pip install --quiet atheris==3.0.0
+	$(BIN)/python tests/extended/fuzz/run.py $(or $(SECONDS),60) $(NAMES)
 
 trust: $(VENV)/ready-dev ## Rerun what docs/trust.md rests on, as far as 30 minutes allow, and print the counts
 	PYTHONPATH=tests $(BIN)/python tests/extended/trust.py

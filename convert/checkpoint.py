@@ -4,8 +4,9 @@ An opened `Checkpoint` is whole: every shard that the index names is there, of f
 tensors that the index says. What the tensors mean is the dialects' affair.
 """
 
-import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ import numpy as np
 
 from ..layout.plan import BLANK
 from ..layout.tensorfile import TensorEntry, TensorFile
+from ..manifests import canonical
 from ..manifests.errors import CorruptInputError, UsageError
+from ..manifests.files import open_regular, pieces, read_small
+from ..manifests.members import PIECE_BYTES, members
 from ..manifests.schema import SourceFile
 from . import hub
 
@@ -25,7 +29,12 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 COPIED = (CONFIG, TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-MAX_JSON_BYTES = 64 * 1024 * 1024
+WEIGHT_MAP = "weight_map"
+MAX_INDEX_BYTES = 64 * 1024 * 1024
+MAX_SHARDS = 4096
+MAX_TENSORS = 400_000  # some 400 bytes of memory each; Qwen3.5-397B has 370,000 as GPTQ, experts one by one
+MAX_FACTS = 1000  # members of the index beside its map
+_SHARD = re.compile(r"[\w][\w.-]{0,240}\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -116,46 +125,86 @@ def _find(source: str) -> Origin:
 
 def _weight_files(directory: Path) -> list[str]:
     index = directory / INDEX
-    return _shard_names(index, read_weight_map(index)) if index.exists() else [SINGLE]
+    return list(_shards(index)) if index.exists() else [SINGLE]
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of the checkpoint. Raises CorruptInputError if there is none."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CorruptInputError(f"{path} has more than {MAX_JSON_BYTES} bytes; it cannot be a checkpoint's")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CorruptInputError(f"{path} is missing; a checkpoint needs it") from None
-    except (ValueError, RecursionError) as error:
-        raise CorruptInputError(f"{path} is not JSON ({error}); fetch it again") from None
+    if not path.exists():
+        raise CorruptInputError(f"{path} is missing; a checkpoint needs it")
+    value = canonical.decode(read_small(path, canonical.FOREIGN.size, follow_links=True), str(path))
     if not isinstance(value, dict):
         raise CorruptInputError(f"{path} is not a JSON object; fetch it again")
     return value
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
-    """Which file each tensor lies in, as the index says."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+@dataclass
+class _Shard:
+    """What the index says of a file: how many tensors it holds, and the sum of their names' hashes."""
+
+    tensors: int = 0
+    names: int = 0
+
+    def add(self, tensor: str) -> None:
+        self.tensors += 1
+        self.names += hash(tensor)
+
+    @classmethod
+    def of(cls, tensors: Iterable[str]) -> "_Shard":
+        """Of a file that holds `tensors`."""
+        shard = cls()
+        for tensor in tensors:
+            shard.add(tensor)
+        return shard
+
+
+def _weight_map(index: Path) -> Iterator[tuple[str, str]]:
+    """(tensor, file) as the index says, one by one: the whole map of a large model takes hundreds of megabytes."""
+    descriptor = open_regular(index, follow_links=True)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_INDEX_BYTES:
+            raise CorruptInputError(f"{index} has {size} bytes; at most {MAX_INDEX_BYTES} are allowed")
+        content = pieces(descriptor, 0, size, index, PIECE_BYTES)
+        facts, tensors = 0, 0
+        for outer, tensor, name in members(content, str(index), inside={WEIGHT_MAP}):
+            facts, tensors = facts + (not outer), tensors + bool(outer)
+            if facts > MAX_FACTS or tensors > MAX_TENSORS:
+                raise CorruptInputError(f"{index} has more than {MAX_TENSORS} tensors, or {MAX_FACTS} facts about them")
+            if outer:
+                yield tensor, _shard_name(index, name)
+    finally:
+        os.close(descriptor)
+
+
+def _shards(index: Path) -> dict[str, _Shard]:
+    """The files that the index names, sorted, and what it says of each."""
+    found: dict[str, _Shard] = {}
+    for tensor, name in _weight_map(index):
+        found.setdefault(name, _Shard()).add(tensor)
+        if len(found) > MAX_SHARDS:
+            raise CorruptInputError(f"{index} names more than {MAX_SHARDS} files")
+    if not found:
         raise CorruptInputError(f"{index} has no weight_map; fetch it again")
-    return weight_map
+    return dict(sorted(found.items()))
 
 
-def _shard_names(index: Path, weight_map: Mapping[str, Any]) -> list[str]:
-    for name in weight_map.values():
-        if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
-            raise CorruptInputError(f"{index} names {name!r:.100}, which is not a safetensors file beside it")
-    return sorted(set(weight_map.values()))
+def _shard_name(index: Path, name: Any) -> str:
+    if not isinstance(name, str) or not _SHARD.fullmatch(name):
+        raise CorruptInputError(f"{index} names {name!r:.100}, which is not a safetensors file beside it")
+    return name
 
 
 def _open_shards(directory: Path, opened: ExitStack) -> tuple[TensorFile, ...]:
     index = directory / INDEX
-    weight_map = read_weight_map(index)
-    files = []
-    for name in _shard_names(index, weight_map):
+    files, tensors = [], 0
+    for name, shard in _shards(index).items():
         file = opened.enter_context(_open(directory / name, f"though {INDEX} names it; fetch it again"))
-        _check_shard(file, {tensor for tensor, home in weight_map.items() if home == name})
+        if _Shard.of(file.entries) != shard:
+            raise _disagreement(file, {tensor for tensor, home in _weight_map(index) if home == name})
+        tensors += len(file.entries)
+        if tensors > MAX_TENSORS:
+            raise CorruptInputError(f"{directory} has more than {MAX_TENSORS} tensors; it cannot be a checkpoint")
         files.append(file)
     return tuple(files)
 
@@ -166,10 +215,13 @@ def _open(path: Path, otherwise: str) -> TensorFile:
     return TensorFile.open(path)
 
 
-def _check_shard(file: TensorFile, expected: set[str]) -> None:
+def _disagreement(file: TensorFile, expected: set[str]) -> CorruptInputError:
     if missing := sorted(expected - file.entries.keys()):
-        raise CorruptInputError(f"{file.path} lacks tensor {missing[0]!r}, which {INDEX} places in it; fetch it again")
-    if extra := sorted(file.entries.keys() - expected):
-        raise CorruptInputError(
-            f"{file.path} holds tensor {extra[0]!r}, which {INDEX} does not place in it; fetch both again"
+        return CorruptInputError(
+            f"{file.path} lacks tensor {missing[0]!r:.200}, which {INDEX} places in it; fetch it again"
         )
+    if extra := sorted(file.entries.keys() - expected):
+        return CorruptInputError(
+            f"{file.path} holds tensor {extra[0]!r:.200}, which {INDEX} does not place in it; fetch both again"
+        )
+    return CorruptInputError(f"{file.path.parent / INDEX} places a tensor in {file.path.name} twice; fetch it again")

@@ -21,7 +21,7 @@ from msgspec import UNSET
 from ..layout.atomic import publish
 from ..manifests import inventory, names, sums
 from ..manifests.errors import MismatchError, UsageError
-from ..manifests.files import read_small
+from ..manifests.files import Folder, read_small
 from ..manifests.manifest import pack_digest, read_manifest
 from ..manifests.schema import MAX_MANIFEST_BYTES, Manifest
 
@@ -42,8 +42,9 @@ class Builder:
 
 def provenance_of(pack: Path, builder: Builder) -> dict[str, Any]:
     """The statement of `pack`. Raises as `read_manifest` does, and MismatchError if its SHA256SUMS are damaged."""
-    manifest = read_manifest(pack)
-    inventory.check(pack, manifest)
+    with Folder(pack) as folder:
+        manifest = read_manifest(folder)
+        inventory.check(folder, manifest)
     return {
         "_type": STATEMENT,
         "subject": list(_subjects(pack, manifest)),

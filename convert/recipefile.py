@@ -20,7 +20,9 @@ from ..manifests import canonical
 from ..manifests.errors import CorruptInputError, UsageError
 from .recipe import DEFAULT_METHOD, Coding, Override, Recipe, checked_projection, checked_trunk_format
 
-MAX_BYTES = 1024 * 1024
+MAX_BYTES = 128 * 1024
+MAX_NAMED = 2**17  # layers, in all overrides together
+MAX_DOTS = 64  # in a line of TOML, whose reader takes the square of the parts of a key
 ALL = "all"
 _RUNS = re.compile(r"\d{1,4}(-\d{1,4})?(, ?\d{1,4}(-\d{1,4})?)*")
 
@@ -109,13 +111,23 @@ def _content(path: Path) -> bytes:
 
 def _decoded(content: bytes, path: Path) -> Any:
     if path.suffix == ".toml":
-        return tomllib.loads(content.decode("utf-8"))
+        if any(line.count(b".") > MAX_DOTS for line in content.splitlines()):
+            raise UsageError(f"{path} has a line with more than {MAX_DOTS} dots; it cannot be a recipe")
+        try:
+            return tomllib.loads(content.decode("utf-8"))
+        except RecursionError:
+            raise UsageError(f"{path} is nested too deeply; it cannot be a recipe") from None
     return canonical.decode(content, str(path))
 
 
 def _recipe(written: _Recipe) -> Recipe:
     coding = Coding.parse(written.format, written.method)
-    overrides = (_override(override, written) for override in written.overrides)
+    overrides, named = [], 0
+    for override in written.overrides:
+        overrides.append(_override(override, written))
+        named += len(overrides[-1].layers or ())
+        if named > MAX_NAMED:
+            raise UsageError(f"its overrides name more than {MAX_NAMED} layers in all")
     return Recipe(coding, checked_trunk_format(written.trunk), tuple(overrides))
 
 

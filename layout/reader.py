@@ -13,7 +13,7 @@ import numpy as np
 
 from ..manifests import digest, inventory, schema
 from ..manifests.errors import CorruptInputError, MismatchError
-from ..manifests.files import open_regular, read_exactly, read_small
+from ..manifests.files import Folder, Member, open_regular, read_exactly, read_small
 from ..manifests.manifest import read_manifest
 from ..manifests.rules import under
 from .formats import Format
@@ -35,19 +35,20 @@ class RecordAddress:
 class Pack:
     """A structurally sound pack with every layer file open. Thread-safe; a context manager.
 
-    `records` has one layout per layer; `trunk` is the opened trunk file.
+    `records` has one layout per layer; `trunk` is the opened trunk file, `folder` the opened directory.
     """
 
-    def __init__(self, path: Path, manifest: schema.Manifest, resources: ExitStack) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, manifest: schema.Manifest, resources: ExitStack) -> None:
+        self.folder = folder
+        self.path = path = folder.path
         self.manifest = manifest
         self.model = manifest.model
         self.records = tuple(_layout(path, manifest, layer) for layer in manifest.layers)
         with under("T1"):
-            self.trunk = resources.enter_context(TensorFile.open(path / manifest.trunk.file))
+            self.trunk = resources.enter_context(TensorFile.open(folder / manifest.trunk.file))
         check_trunk(self.trunk, manifest.trunk.formats)
-        self._digests = _read_digests(path, manifest)
-        self._descriptors = [_open_layer(path / layer.file, resources) for layer in manifest.layers]
+        self._digests = _read_digests(folder, manifest)
+        self._descriptors = [_open_layer(folder / layer.file, resources) for layer in manifest.layers]
         self._resources = resources
 
     @classmethod
@@ -57,10 +58,11 @@ class Pack:
         Raises CorruptInputError for anything malformed, missing, of another size or not a regular file; MismatchError
         if the manifest or the record digests were altered; UnsupportedError if the pack needs a newer version.
         """
-        manifest = read_manifest(path)
-        inventory.check(path, manifest)
         with ExitStack() as resources:
-            pack = cls(path, manifest, resources)
+            folder = resources.enter_context(Folder(path))
+            manifest = read_manifest(folder)
+            inventory.check(folder, manifest)
+            pack = cls(folder, manifest, resources)
             pack._resources = resources.pop_all()
             return pack
 
@@ -135,15 +137,15 @@ def _layout(path: Path, manifest: schema.Manifest, layer: schema.ExpertLayer) ->
     return layout
 
 
-def _read_digests(path: Path, manifest: schema.Manifest) -> bytes:
+def _read_digests(folder: Folder, manifest: schema.Manifest) -> bytes:
     listed = next(file for file in manifest.files if file.name == manifest.digests)
-    content = read_small(path / manifest.digests, listed.size)
+    content = read_small(folder / manifest.digests, listed.size)
     if digest.of_bytes(content).hex() != listed.blake3:
-        raise MismatchError(f"{path / manifest.digests} was altered; fetch or build the pack again (P5)")
+        raise MismatchError(f"{folder / manifest.digests} was altered; fetch or build the pack again (P5)")
     return content
 
 
-def _open_layer(path: Path, resources: ExitStack) -> int:
+def _open_layer(path: Member, resources: ExitStack) -> int:
     descriptor = open_regular(path)
     resources.callback(os.close, descriptor)
     return descriptor

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..manifests import digest, inventory, layers, names
 from ..manifests.errors import UsageError
+from ..manifests.files import Folder
 from ..manifests.progress import Progress, Task
 from .atomic import REPLACEABLE, Reporting, publish, remove
 from .journal import JOURNAL_FILE, Begun, Entry, Journal, LayerDone, SourceDone, TrunkDone, read_entries
@@ -83,14 +84,15 @@ def finished_units(partial: Path, plan: PackPlan, journal: Journal, progress: Pr
     total = sum(map(plan.layer_bytes, claims)) + (plan.trunk_bytes if trunks else 0)
     if not total:
         return finished
-    with progress.task("Checking what is already packed", total) as task, ThreadPoolExecutor(jobs) as pool:
-        confirmed = pool.map(lambda entry: _confirmed_layer(partial, plan, entry, task), claims.values())
+    reading = progress.task("Checking what is already packed", total)
+    with reading as task, Folder(partial) as folder, ThreadPoolExecutor(jobs) as pool:
+        confirmed = pool.map(lambda entry: _confirmed_layer(folder, plan, entry, task), claims.values())
         for index, scan in zip(claims, confirmed, strict=True):
             if scan is not None:
                 finished.records[index], finished.components[index] = _joined(scan), scan.columns
                 finished.sums[index] = scan.sha256
         if trunks:
-            finished.trunk = _confirmed_trunk(partial, plan, trunks[-1], task)
+            finished.trunk = _confirmed_trunk(folder, plan, trunks[-1], task)
     return finished
 
 
@@ -100,7 +102,7 @@ def _fits(entry: LayerDone, plan: PackPlan) -> bool:
     return entry.components.keys() == {component.name for component in plan.records[entry.index].components}
 
 
-def _confirmed_layer(partial: Path, plan: PackPlan, entry: LayerDone, task: Task) -> layers.LayerScan | None:
+def _confirmed_layer(partial: Folder, plan: PackPlan, entry: LayerDone, task: Task) -> layers.LayerScan | None:
     claimed = plan.layer(entry.index, entry.components)
     if inventory.fault(partial, claimed.file, plan.layer_bytes(entry.index)):
         return None
@@ -114,7 +116,7 @@ def _joined(scan: layers.LayerScan) -> bytes:
     return b"".join(record for record in scan.records if record is not None)
 
 
-def _confirmed_trunk(partial: Path, plan: PackPlan, claimed: str, task: Task) -> digest.Digests | None:
+def _confirmed_trunk(partial: Folder, plan: PackPlan, claimed: str, task: Task) -> digest.Digests | None:
     if inventory.fault(partial, names.TRUNK_FILE, plan.trunk_bytes):
         return None
     found = digest.both_of_file(partial / names.TRUNK_FILE, advance=task.advance)

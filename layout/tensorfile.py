@@ -14,7 +14,8 @@ import numpy as np
 from blake3 import blake3
 
 from ..manifests.errors import CorruptInputError, UnsupportedError
-from ..manifests.files import open_regular, pieces, read_exactly
+from ..manifests.files import FilePlace, open_regular, pieces, read_bytes, read_exactly
+from ..manifests.members import PIECE_BYTES
 from .tensorheader import LENGTH_BYTES, MAX_HEADER_BYTES, TensorEntry, TensorHeader, TensorSpec, parse, render
 
 __all__ = ["ARRAY_DTYPES", "TRUNK_DTYPES", "TensorEntry", "TensorFile", "TensorFileWriter", "TensorSpec"]
@@ -37,28 +38,31 @@ class TensorFile:
     `header_blake3` is the digest of every byte before the first tensor, the length included.
     """
 
-    def __init__(self, path: Path, descriptor: int, prefix: bytes, header: TensorHeader) -> None:
-        self.path = path
+    def __init__(self, path: FilePlace, descriptor: int, header: TensorHeader, header_blake3: str) -> None:
+        self.path = path if isinstance(path, Path) else path.path
         self.size = os.fstat(descriptor).st_size
         self.entries = header.entries
         self.metadata = header.metadata
-        self.header_blake3 = blake3(prefix).hexdigest()
+        self.header_blake3 = header_blake3
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: Path) -> "TensorFile":
-        """Open `path` (links are followed) and check its header; no tensor is read.
+    def open(cls, path: FilePlace) -> "TensorFile":
+        """Open `path` (links are followed, unless it is a pack's) and check its header; no tensor is read.
 
         Raises CorruptInputError for anything malformed or truncated, StorageError if the system refuses.
         """
-        descriptor = open_regular(path, follow_links=True)
+        descriptor = open_regular(path, follow_links=isinstance(path, Path))
         try:
-            prefix = _read_prefix(descriptor, path)
-            data_size = os.fstat(descriptor).st_size - len(prefix)
-            return cls(path, descriptor, prefix, parse(prefix[LENGTH_BYTES:], data_size, str(path)))
+            return cls(path, descriptor, *_read_header(descriptor, path))
         except BaseException:
             os.close(descriptor)
             raise
+
+    def prefix(self) -> bytes:
+        """Every byte before the first tensor, the length included."""
+        start = min((entry.offset for entry in self.entries.values()), default=self.size)
+        return read_bytes(self._descriptor, start, self.path)
 
     def read(self, name: str) -> Array:
         """The whole tensor `name`, in its own dtype and shape, freshly allocated."""
@@ -181,8 +185,20 @@ def byte_view(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _read_prefix(descriptor: int, path: Path) -> bytes:
+def _read_header(descriptor: int, path: FilePlace) -> tuple[TensorHeader, str]:
+    """The checked header, and the digest of it and of its length."""
     size = os.fstat(descriptor).st_size
+    length = _header_length(descriptor, size, path)
+    hasher = blake3()
+    for piece in pieces(descriptor, 0, LENGTH_BYTES + length, path):
+        hasher.update(piece)
+    if length == 0 or os.pread(descriptor, 1, LENGTH_BYTES) != b"{":
+        raise CorruptInputError(f"{path} is not a safetensors file: its header does not begin with '{{'")
+    content = pieces(descriptor, LENGTH_BYTES, length, path, PIECE_BYTES)
+    return parse(content, length, size - LENGTH_BYTES - length, str(path)), hasher.hexdigest()
+
+
+def _header_length(descriptor: int, size: int, path: FilePlace) -> int:
     if size < LENGTH_BYTES:
         raise CorruptInputError(f"{path} is not a safetensors file: it has only {size} bytes")
     head = bytearray(LENGTH_BYTES)
@@ -191,11 +207,9 @@ def _read_prefix(descriptor: int, path: Path) -> bytes:
     if length > MAX_HEADER_BYTES or length > size - LENGTH_BYTES:
         raise CorruptInputError(
             f"{path} announces a header of {length} bytes, but the file has {size} bytes"
-            f" and headers at most {MAX_HEADER_BYTES}; fetch it again"
+            f" and headers at most {MAX_HEADER_BYTES}; fetch it again, or save the model in more files"
         )
-    prefix = bytearray(LENGTH_BYTES + length)
-    read_exactly(descriptor, memoryview(prefix), 0, path)
-    return bytes(prefix)
+    return length
 
 
 def _array_dtype(entry: TensorEntry, path: Path) -> np.dtype[Any]:

@@ -7,15 +7,21 @@ Format: 8 bytes, little-endian header length N; N bytes of JSON; then the tensor
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..manifests import canonical
 from ..manifests.errors import CorruptInputError
+from ..manifests.members import members
 
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+# What is kept of a header stays within 64 MiB by these. (The safetensors library would take one of 100 MB.)
+MAX_HEADER_BYTES = 20 * 1024 * 1024
+MAX_TENSORS = 2**17
+MAX_SHAPES = 4096  # different ones
+MAX_NAME = 1024
+MAX_NAMES_MEMORY = 24 * 1024 * 1024
 MAX_RANK = 32
 MAX_DIMENSION = 2**53
 DTYPE_BITS: Mapping[str, int] = {
@@ -26,6 +32,7 @@ DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
+METADATA = "__metadata__"
 FIELDS = {"dtype", "shape", "data_offsets"}
 
 
@@ -43,7 +50,7 @@ class TensorSpec:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """A tensor of a file: `size` bytes from `offset`, counted from the start of the file."""
 
@@ -62,20 +69,18 @@ class TensorHeader:
     metadata: Mapping[str, str]
 
 
-def parse(text: bytes, data_size: int, file: str) -> TensorHeader:
-    """Check the JSON `text` of a file that holds `data_size` bytes after it.
+def parse(content: Iterable[bytes | memoryview], length: int, data_size: int, file: str) -> TensorHeader:
+    """Check the header whose `length` bytes are `content`, in pieces, of a file that holds `data_size` bytes after it.
 
     Raises CorruptInputError that names `file`, the tensor and the fault.
     """
-    if not text.startswith(b"{"):
-        raise CorruptInputError(f"{file} is not a safetensors file: its header does not begin with '{{'")
-    fields = canonical.decode(text, f"the header of {file}")
-    metadata = _metadata(fields.pop("__metadata__", {}), file)
-    start = LENGTH_BYTES + len(text)
-    found = [_entry(name, info, start, file) for name, info in fields.items()]
-    entries = sorted(found, key=lambda entry: (entry.offset, entry.size))
-    _check_ranges(entries, start, data_size, file)
-    return TensorHeader({entry.name: entry for entry in entries}, metadata)
+    reading = _Reading(LENGTH_BYTES + length, file)
+    for _, name, info in members(content, f"the header of {file}"):
+        reading.add(name, info)
+    entries = sorted(reading.entries.values(), key=lambda entry: (entry.offset, entry.size))
+    reading.entries.clear()
+    _check_ranges(entries, LENGTH_BYTES + length, data_size, file)
+    return TensorHeader({entry.name: entry for entry in entries}, reading.metadata)
 
 
 def render(tensors: Iterable[TensorSpec]) -> bytes:
@@ -97,20 +102,60 @@ def _metadata(value: Any, file: str) -> Mapping[str, str]:
     return value
 
 
-def _entry(name: str, info: Any, start: int, file: str) -> TensorEntry:
+class _Reading:
+    """A header as far as it was read: checked entries, of which no more are kept than memory is meant for."""
+
+    def __init__(self, start: int, file: str) -> None:
+        self.entries: dict[str, TensorEntry] = {}
+        self.metadata: Mapping[str, str] = {}
+        self._start, self._file = start, file
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._names_memory = 0
+        self._seen_metadata = False
+
+    def add(self, name: str, info: Any) -> None:
+        if name in self.entries or (name == METADATA and self._seen_metadata):
+            raise CorruptInputError(f"the header of {self._file} is not acceptable: key {name!r:.100} appears twice")
+        if name == METADATA:
+            self._seen_metadata, self.metadata = True, _metadata(info, self._file)
+            return
+        self._check_room(name)
+        self.entries[name] = _entry(name, info, self._start, self._file, self._known)
+
+    def _check_room(self, name: str) -> None:
+        self._names_memory += sys.getsizeof(name)
+        if len(name) > MAX_NAME:
+            raise CorruptInputError(f"{self._file} has a tensor whose name has more than {MAX_NAME} characters")
+        if len(self.entries) == MAX_TENSORS or self._names_memory > MAX_NAMES_MEMORY:
+            raise CorruptInputError(
+                f"{self._file} describes more than {MAX_TENSORS} tensors, or by too long names;"
+                " save the model in more files"
+            )
+
+    def _known(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(self._shapes) == MAX_SHAPES and shape not in self._shapes:
+            raise CorruptInputError(f"{self._file} has tensors of more than {MAX_SHAPES} different shapes")
+        return self._shapes.setdefault(shape, shape)
+
+
+def _entry(
+    name: str, info: Any, start: int, file: str, known: Callable[[tuple[int, ...]], tuple[int, ...]]
+) -> TensorEntry:
     if not isinstance(info, dict) or info.keys() != FIELDS:
-        raise CorruptInputError(f"{file} describes tensor {name!r} by other fields than dtype, shape and data_offsets")
+        raise CorruptInputError(
+            f"{file} describes tensor {name!r:.100} by other fields than dtype, shape and data_offsets"
+        )
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CorruptInputError(f"{file} gives tensor {name!r} the unknown dtype {dtype!r:.40}")
+        raise CorruptInputError(f"{file} gives tensor {name!r:.100} the unknown dtype {dtype!r:.40}")
     if not _are_sizes(shape) or len(shape) > MAX_RANK:
-        raise CorruptInputError(f"{file} gives tensor {name!r} a shape that is not a short list of sizes")
+        raise CorruptInputError(f"{file} gives tensor {name!r:.100} a shape that is not a short list of sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CorruptInputError(f"{file} gives tensor {name!r} offsets that are not a range")
-    entry = TensorEntry(name, dtype, tuple(shape), start + offsets[0], offsets[1] - offsets[0])
+        raise CorruptInputError(f"{file} gives tensor {name!r:.100} offsets that are not a range")
+    entry = TensorEntry(name, sys.intern(dtype), known(tuple(shape)), start + offsets[0], offsets[1] - offsets[0])
     if entry.size * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
         raise CorruptInputError(
-            f"{file} gives tensor {name!r} {entry.size} bytes, but {dtype} of {shape} has another size"
+            f"{file} gives tensor {name!r:.100} {entry.size} bytes, but {dtype} of {shape!r:.200} has another size"
         )
     return entry
 
@@ -125,7 +170,7 @@ def _check_ranges(entries: list[TensorEntry], start: int, data_size: int, file: 
     for entry in entries:
         if entry.offset != expected:
             fault = "overlaps the tensor before it" if entry.offset < expected else "leaves a hole before it"
-            raise CorruptInputError(f"{file}: tensor {entry.name!r} at byte {entry.offset} {fault}")
+            raise CorruptInputError(f"{file}: tensor {entry.name!r:.100} at byte {entry.offset} {fault}")
         expected += entry.size
     if expected > start + data_size:
         raise CorruptInputError(

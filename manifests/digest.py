@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
 from blake3 import blake3
 
-from .files import open_regular, pieces
+from .files import FilePlace, open_regular, pieces
 
 DIGEST_BYTES = 32
 RECORD_ROLE = b"moepack expert record"
@@ -102,12 +101,12 @@ class DoubleHasher:
         self._sha256.update(data)
 
 
-def of_file(path: Path, *, follow_links: bool = False, advance: Advance = _unheard) -> str:
+def of_file(path: FilePlace, *, follow_links: bool = False, advance: Advance = _unheard) -> str:
     """The hexadecimal digest of a regular file; `advance` hears the size of every piece."""
     return of_sized_file(path, follow_links=follow_links, advance=advance)[1]
 
 
-def of_sized_file(path: Path, *, follow_links: bool = False, advance: Advance = _unheard) -> tuple[int, str]:
+def of_sized_file(path: FilePlace, *, follow_links: bool = False, advance: Advance = _unheard) -> tuple[int, str]:
     """The size of a regular file, and the hexadecimal digest of that many bytes of it."""
     with opened(path, follow_links=follow_links) as descriptor:
         hasher = blake3(max_threads=blake3.AUTO)
@@ -118,7 +117,7 @@ def of_sized_file(path: Path, *, follow_links: bool = False, advance: Advance = 
         return size, hasher.hexdigest()
 
 
-def both_of_file(path: Path, *, advance: Advance = _unheard) -> Digests:
+def both_of_file(path: FilePlace, *, advance: Advance = _unheard) -> Digests:
     """Both digests of a regular file; `advance` hears the size of every piece."""
     with opened(path) as descriptor, ThreadPoolExecutor(1) as pool:
         hasher = DoubleHasher(pool)
@@ -129,7 +128,7 @@ def both_of_file(path: Path, *, advance: Advance = _unheard) -> Digests:
 
 
 @contextmanager
-def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
+def opened(path: FilePlace, *, follow_links: bool = False) -> Iterator[int]:
     """A descriptor of the regular file `path` for the length of a block."""
     descriptor = open_regular(path, follow_links=follow_links)
     try:

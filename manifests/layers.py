@@ -7,13 +7,12 @@ and where they cross it lies.
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 
 from blake3 import blake3
 
 from .digest import Advance, RecordHasher, opened
 from .errors import StorageError
-from .files import read_exactly
+from .files import FilePlace, read_exactly
 from .places import SOUGHT_EVERYWHERE, Place, Places
 from .report import Finding
 from .rules import used_bytes
@@ -39,7 +38,7 @@ class LayerScan:
 
 
 def scan(
-    path: Path,
+    path: FilePlace,
     index: int,
     layer: ExpertLayer,
     experts: int,

@@ -10,7 +10,7 @@ import msgspec
 
 from . import canonical, digest, names, rules
 from .errors import CorruptInputError, MismatchError, UnsupportedError
-from .files import read_small
+from .files import Folder, read_small
 from .rules import under
 from .schema import FORMAT_VERSION, MAX_MANIFEST_BYTES, Manifest
 
@@ -18,14 +18,15 @@ CHECKSUM = "checksum"
 SUPPORTED_FEATURES: tuple[str, ...] = ()
 
 
-def read_manifest(pack: Path) -> Manifest:
+def read_manifest(pack: Path | Folder) -> Manifest:
     """The manifest of the pack in directory `pack`.
 
     Raises CorruptInputError if it is missing or breaks a rule, MismatchError if it was altered, UnsupportedError if
     it needs a newer version of this program.
     """
-    if not pack.is_dir():
-        raise CorruptInputError(f"{pack} is not a pack: there is no such directory")
+    if isinstance(pack, Path):
+        with Folder(pack) as folder:
+            return read_manifest(folder)
     file = pack / names.MANIFEST_FILE
     with under("M1"):
         content = read_small(file, MAX_MANIFEST_BYTES)
@@ -41,7 +42,7 @@ def parse_manifest(content: bytes, file: str) -> Manifest:
     return manifest
 
 
-def pack_digest(pack: Path) -> str:
+def pack_digest(pack: Path | Folder) -> str:
     """The hexadecimal BLAKE3 digest of `manifest.json`: one name for every byte of the pack."""
     return digest.of_file(pack / names.MANIFEST_FILE)
 

@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from .errors import CorruptInputError, StorageError
+from .files import FilePlace, open_regular
 
 LEAST_NICE = 19
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # the number of the system call; the C library has no name for it
@@ -41,7 +43,7 @@ class Pace:
         self._stopped.set()
 
     @contextmanager
-    def reading(self, path: Path) -> Iterator[None]:
+    def reading(self, path: FilePlace) -> Iterator[None]:
         """Read a file in the block: from the disk, not from memory, if nothing is to stay cached."""
         self._forget(path)
         try:
@@ -49,12 +51,12 @@ class Pace:
         finally:
             self._forget(path)
 
-    def _forget(self, path: Path) -> None:
+    def _forget(self, path: FilePlace) -> None:
         if self._keep_cached or not hasattr(os, "posix_fadvise"):
             return
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
+            descriptor = open_regular(path)
+        except (CorruptInputError, StorageError):
             return  # whoever reads it has the words for that
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -10,7 +10,7 @@ from pathlib import Path
 from . import inventory, names
 from .digest import of_bytes
 from .errors import CorruptInputError, StorageError
-from .files import read_small
+from .files import Folder, read_small
 from .report import Finding
 from .schema import Manifest
 
@@ -33,11 +33,14 @@ def listed_names(manifest: Manifest) -> list[str]:
     return sorted(inventory.expected_sizes(manifest).keys() - {names.SUMS_FILE})
 
 
-def read(pack: Path, manifest: Manifest) -> dict[str, str] | None:
+def read(pack: Path | Folder, manifest: Manifest) -> dict[str, str] | None:
     """The SHA-256 of every file, by name, as the pack's SHA256SUMS lists them; None if it is damaged or unreadable.
 
     Raises CorruptInputError if it is what the manifest promises, and yet no such list.
     """
+    if isinstance(pack, Path):
+        with Folder(pack) as folder:
+            return read(folder, manifest)
     promised = next(file for file in manifest.files if file.name == names.SUMS_FILE)
     try:
         content = read_small(pack / names.SUMS_FILE, promised.size)

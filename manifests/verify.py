@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import digest, inventory, layers, names, sums
 from .errors import CorruptInputError, StorageError
-from .files import read_small
+from .files import Folder, read_small
 from .ledger import Done, Forgetful, Ledger
 from .manifest import pack_digest, read_manifest
 from .pace import Pace
@@ -43,23 +43,24 @@ def verify(
     leaves in `ledger` what was done by then.
     """
     start = time.monotonic()
-    manifest = read_manifest(path)
-    reading = _Reading.of(manifest, scope)
-    with progress.task("Verifying", reading.size) as task:
-        meter = _Meter(task, pace or Pace())
-        found = list(_Verification(path, manifest, reading, threads, meter, ledger or Forgetful()).findings())
-    return Report(
-        ok=not found,
-        pack_digest=pack_digest(path),
-        findings=found,
-        bytes_checked=meter.size,
-        seconds=time.monotonic() - start,
-        scope=scope.name,
-        bytes_total=sum(inventory.expected_sizes(manifest).values()),
-        records_checked=meter.records,
-        records_total=manifest.model.num_layers * manifest.model.num_experts,
-        bytes_earlier=meter.earlier,
-    )
+    with Folder(path) as folder:
+        manifest = read_manifest(folder)
+        reading = _Reading.of(manifest, scope)
+        with progress.task("Verifying", reading.size) as task:
+            meter = _Meter(task, pace or Pace())
+            found = list(_Verification(folder, manifest, reading, threads, meter, ledger or Forgetful()).findings())
+        return Report(
+            ok=not found,
+            pack_digest=pack_digest(folder),
+            findings=found,
+            bytes_checked=meter.size,
+            seconds=time.monotonic() - start,
+            scope=scope.name,
+            bytes_total=sum(inventory.expected_sizes(manifest).values()),
+            records_checked=meter.records,
+            records_total=manifest.model.num_layers * manifest.model.num_experts,
+            bytes_earlier=meter.earlier,
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class _Local:
 
 @dataclass(frozen=True)
 class _Verification:
-    path: Path
+    pack: Folder
     manifest: Manifest
     reading: _Reading
     threads: int
@@ -138,11 +139,11 @@ class _Verification:
     ledger: Ledger
 
     def findings(self) -> Iterator[Finding]:
-        for name in inventory.extra_names(self.path, self.manifest):
+        for name in inventory.extra_names(self.pack, self.manifest):
             yield Finding(name, "does not belong to the pack; remove it", kind="stray")
         listed: Mapping[str, str] = {}
         try:
-            listed = sums.read(self.path, self.manifest) or {}
+            listed = sums.read(self.pack, self.manifest) or {}
         except CorruptInputError as error:
             yield Finding(names.SUMS_FILE, str(error))
         for file in self.manifest.files:
@@ -150,7 +151,7 @@ class _Verification:
         yield from self._layers(self._record_digests(), listed)
 
     def _file(self, file: File, listed: Mapping[str, str]) -> Iterator[Finding]:
-        problem = inventory.fault(self.path, file.name, file.size)
+        problem = inventory.fault(self.pack, file.name, file.size)
         if problem is not None:
             yield Finding(file.name, problem)
         elif self.reading.trunk or file.name != self.manifest.trunk.file:
@@ -159,7 +160,7 @@ class _Verification:
 
     def _file_read(self, file: File, listed: Mapping[str, str], local: _Local) -> tuple[list[Finding], int]:
         try:
-            actual = digest.both_of_file(self.path / file.name, advance=local.advance)
+            actual = digest.both_of_file(self.pack / file.name, advance=local.advance)
         except (CorruptInputError, StorageError) as error:
             return [Finding(file.name, f"cannot be read: {error}", kind="unreadable")], 0
         if actual.blake3 != file.blake3:
@@ -169,7 +170,7 @@ class _Verification:
     def _record_digests(self) -> Places | None:
         listed = next(file for file in self.manifest.files if file.name == self.manifest.digests)
         try:
-            content = read_small(self.path / listed.name, listed.size)
+            content = read_small(self.pack / listed.name, listed.size)
         except (CorruptInputError, StorageError):
             return None
         if digest.of_bytes(content).hex() != listed.blake3:
@@ -192,7 +193,7 @@ class _Verification:
         self, index: int, layer: ExpertLayer, places: Places | None, listed: Mapping[str, str]
     ) -> Iterator[Finding]:
         chosen, experts = self.reading.experts[index], self.manifest.model.num_experts
-        problem = inventory.fault(self.path, layer.file, layer.stride * experts)
+        problem = inventory.fault(self.pack, layer.file, layer.stride * experts)
         if problem is not None:
             yield Finding(layer.file, problem, index)
         if chosen is not None and (not chosen or places is None):
@@ -200,7 +201,7 @@ class _Verification:
 
         def read(local: _Local) -> tuple[list[Finding], int]:
             try:
-                scan = layers.scan(self.path / layer.file, index, layer, experts, local.advance, places, chosen)
+                scan = layers.scan(self.pack / layer.file, index, layer, experts, local.advance, places, chosen)
             except (CorruptInputError, StorageError) as error:
                 unreadable = Finding(layer.file, f"cannot be read: {error}", index, kind="unreadable")
                 return ([] if problem is not None else [unreadable]), 0
@@ -214,13 +215,13 @@ class _Verification:
 
     def _once(self, name: str, how: str, read: Callable[[_Local], tuple[list[Finding], int]]) -> list[Finding]:
         """What is found in a file: by reading it, unless the ledger knows and the file is as it was."""
-        stamp = f"{inventory.stamp(self.path, name)} {how}".strip()
+        stamp = f"{inventory.stamp(self.pack, name)} {how}".strip()
         done = self.ledger.known(name)
         if done is not None and done.stamp == stamp:
             self.meter.skip(done)
         else:
             local = _Local(self.meter)
-            with self.meter.pace.reading(self.path / name):
+            with self.meter.pace.reading(self.pack / name):
                 found, records = read(local)
             done = Done(stamp, found, local.size, records)
             if not any(finding.kind == "unreadable" for finding in found):  # the next run may have more luck

@@ -11,23 +11,23 @@ from typing import Any
 from ..layout.reader import Pack
 from ..manifests import canonical, digest
 from ..manifests.errors import CorruptInputError, MismatchError
-from ..manifests.files import read_small
+from ..manifests.files import Folder, read_small
 from ..manifests.schema import File
 
 MAX_CONFIG_BYTES = 16 * 1024 * 1024  # tokenizer_config.json of large vocabularies repeats every added token
 
 
 class PackFiles:
-    """Reads the files that the manifest of the pack at `path` lists as `listed`."""
+    """Reads the files that the manifest of the pack at `path`, or in an opened folder, lists as `listed`."""
 
-    def __init__(self, path: Path, listed: Iterable[File]) -> None:
+    def __init__(self, path: Path | Folder, listed: Iterable[File]) -> None:
         self.path = path
         self._listed = {file.name: file for file in listed}
 
     @classmethod
     def of(cls, pack: Pack) -> "PackFiles":
         """The files of an opened pack."""
-        return cls(pack.path, pack.manifest.files)
+        return cls(pack.folder, pack.manifest.files)
 
     def __contains__(self, name: str) -> bool:
         return name in self._listed
@@ -56,9 +56,10 @@ class LooseFiles(PackFiles):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, ())
+        self._checkpoint = path
 
     def __contains__(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        return (self._checkpoint / name).is_file()
 
     def read(self, name: str, limit: int) -> bytes:
         """All bytes of a file. Raises CorruptInputError if it is missing or has more than `limit`."""

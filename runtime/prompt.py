@@ -95,6 +95,6 @@ def _tool_list(value: Any, name: str) -> list[Mapping[str, Any]] | None:
 
 def _json(content: bytes, name: str) -> Any:
     try:
-        return canonical.decode(content, name)
+        return canonical.decode(content, name, canonical.OWN)
     except CorruptInputError as error:
         raise UsageError(str(error)) from error

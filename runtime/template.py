@@ -1,8 +1,7 @@
 """Chat templates: the messages of a chat as the text its model was trained on.
 
-A template comes with a checkpoint and is code, so it runs only in jinja2's immutable sandbox, on plain JSON values,
-with a limit on its source, on what it prints and on the numbers it may build. The names it finds there are those that
-transformers gives a template. Knows nothing of tokens.
+A template comes with a checkpoint and is code, so it runs only in our sandbox, on plain JSON values. The names it finds
+there are those that transformers gives a template. Knows nothing of tokens.
 """
 
 import json
@@ -15,19 +14,17 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
 from ..manifests.errors import CorruptInputError, UsageError
 from .packfiles import PackFiles
+from .sandbox import ITEM, Meter, Sandbox, limited_filter, metered
 
 FILE = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"
-MAX_TEMPLATE_BYTES = 1024 * 1024
-MAX_PROMPT_CHARACTERS = 64 * 1024 * 1024
-MAX_LOOPS = 1_000_000  # all `range` calls of one rendering together
-MAX_PRODUCT = 10_000_000  # items in what `*` may build by repetition; also the largest base of `**`
-MAX_EXPONENT = 64
+MAX_TEMPLATE_BYTES = 64 * 1024  # four times the longest that we know of; compiling takes time and memory
+MAX_TEMPLATES = 4
+MAX_DATE_FORMAT = 200
 REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names; templates read either
 BUILT_INS = {"range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"}
 RESERVED = BUILT_INS | {"messages", "tools", "documents", "add_generation_prompt"}  # no variable may replace these
@@ -81,8 +78,8 @@ class ChatTemplate:
             **(variables or {}),
         }
         template = self._templates[self._choose(with_tools=tools is not None)]
-        values["range"] = _limited_range()
-        return self._guarded(lambda: _bounded_text(template, values))
+        with metered(len(json.dumps(values))) as meter:
+            return self._guarded(lambda: _bounded_text(template, values, meter))
 
     def source(self, *, with_tools: bool) -> str:
         """The source of the template that renders chats with or without tools."""
@@ -99,6 +96,8 @@ class ChatTemplate:
             return work()
         except SecurityError as error:
             raise CorruptInputError(f"{self._name} tries what a chat template may not: {_sentence(error)}") from error
+        except MemoryError as error:
+            raise CorruptInputError(f"{self._name} takes more memory than there is") from error
         except _Refusal as error:
             raise UsageError(f"the chat template refuses these messages: {_sentence(error)}") from error
         except Exception as error:  # a template can raise whatever Python's operators raise
@@ -107,26 +106,6 @@ class ChatTemplate:
 
 class _Refusal(jinja2.TemplateError):
     """A template's own `raise_exception`."""
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, which refuses an unsafe attribute at once (jinja2's would print nothing until it is used).
-
-    It bounds products and powers, since two characters of source must not fill the memory.
-    """
-
-    intercepted_binops: ClassVar[frozenset[str]] = frozenset({"*", "**"})  # type: ignore[misc]
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "*":
-            _check_repetition(left, right)
-            _check_repetition(right, left)
-        elif abs(left) > MAX_PRODUCT or abs(right) > MAX_EXPONENT:
-            raise SecurityError(f"it computes a power beyond {MAX_PRODUCT} ** {MAX_EXPONENT}")
-        return super().call_binop(context, operator, left, right)
-
-    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
-        raise SecurityError(f"it asks for the attribute {attribute!r} of a {type(obj).__name__}")
 
 
 class _Generation(Extension):
@@ -163,25 +142,21 @@ class _Namespace(Namespace):
         super().__setitem__(name, value)
 
 
-def _check_repetition(sequence: Any, count: Any) -> None:
-    if isinstance(sequence, (str, list, tuple)) and isinstance(count, int) and len(sequence) * count > MAX_PRODUCT:
-        raise SecurityError(f"it repeats a text or list beyond {MAX_PRODUCT} items")
-
-
 def _check_public(name: Any) -> None:
     if str(name).startswith("_"):
         raise SecurityError(f"it stores {name!r} in a namespace")
 
 
 def _compile(source: str, name: str) -> jinja2.Template:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension])
-    environment.filters["tojson"] = _tojson
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension])
+    environment.filters["tojson"] = limited_filter("tojson", _tojson)
     environment.globals |= {"dict": _Dict(), "namespace": _Namespace, "raise_exception": _raise_exception}
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    del environment.globals["lipsum"]
+    environment.globals["strftime_now"] = _strftime_now
     try:
         return environment.from_string(source)
-    except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
+    except SecurityError as error:
+        raise CorruptInputError(f"{name} tries what a chat template may not: {_sentence(error)}") from error
+    except Exception as error:  # what jinja2 makes of it is Python, whose compiler has limits of its own
         raise CorruptInputError(f"{name} is not a chat template: {_sentence(error)}") from error
 
 
@@ -196,31 +171,20 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _strftime_now(format: str) -> str:
+    if len(format) > MAX_DATE_FORMAT:
+        raise SecurityError(f"it writes the date in more than {MAX_DATE_FORMAT} characters")
+    return datetime.now().strftime(format)
+
+
 def _raise_exception(message: str) -> None:
     raise _Refusal(message)
 
 
-def _limited_range() -> Callable[..., range]:
-    """The sandbox's `range`, which refuses long ones, with a limit on all of one rendering together."""
-    left = MAX_LOOPS
-
-    def limited(*bounds: int) -> range:
-        nonlocal left
-        numbers = safe_range(*bounds)
-        left -= len(numbers)
-        if left < 0:
-            raise SecurityError(f"it loops more than {MAX_LOOPS} times")
-        return numbers
-
-    return limited
-
-
-def _bounded_text(template: jinja2.Template, values: Mapping[str, Any]) -> str:
-    parts, size = [], 0
+def _bounded_text(template: jinja2.Template, values: Mapping[str, Any], meter: Meter) -> str:
+    parts = []
     for part in template.generate(values):
-        size += len(part)
-        if size > MAX_PROMPT_CHARACTERS:
-            raise SecurityError(f"it prints more than {MAX_PROMPT_CHARACTERS} characters")
+        meter.spend(len(part) + ITEM)
         parts.append(part)
     return "".join(parts)
 
@@ -242,6 +206,8 @@ def _configured(value: Any, name: str) -> dict[str, str]:
         sources = {entry["name"]: entry["template"] for entry in value}
     except (TypeError, KeyError) as error:
         raise CorruptInputError(f"{name}: chat_template is neither a text nor a list of named templates") from error
+    if len(sources) > MAX_TEMPLATES:
+        raise CorruptInputError(f"{name} has more than {MAX_TEMPLATES} chat templates")
     for source in sources.values():
         if not isinstance(source, str) or len(source) > MAX_TEMPLATE_BYTES:
             raise CorruptInputError(f"{name}: a chat template is not a text of at most {MAX_TEMPLATE_BYTES} characters")

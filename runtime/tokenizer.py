@@ -5,17 +5,25 @@ use. Promises that streamed text is never half a character and that its pieces j
 once gives. Knows nothing of chats or of the model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
+import msgspec
+from msgspec import Raw, Struct
 from tokenizers import Tokenizer as Vocabulary
 
-from ..manifests.errors import CorruptInputError, UsageError
+from ..manifests import canonical
+from ..manifests.errors import CorruptInputError, UnsupportedError, UsageError
 from ._native import trim_heap
 from .packfiles import PackFiles
 
 FILE = "tokenizer.json"
-MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
+MAX_TOKENIZER_BYTES = 32 * 1024 * 1024  # 250,000 tokens take 15 MiB; reading takes some ten times that
+MAX_PATTERN = 2048  # characters of a regular expression
+MAX_REPEATS = 10_000  # what its counted repetitions multiply to: each of them is compiled so many times
 REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are not, or not yet, a character
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -53,7 +61,8 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UsageError("the text is not valid UTF-8, so it has no tokens; check how it was passed") from error
-        ids: list[int] = self._vocabulary.encode(text, add_special_tokens=add_special_tokens).ids
+        with _faults_of_the_library(f"{FILE} fails on this text"):
+            ids: list[int] = self._vocabulary.encode(text, add_special_tokens=add_special_tokens).ids
         if ids and max(ids) >= self._vocab_size:
             raise CorruptInputError(
                 f"{FILE} made token {max(ids)}, but the model has only {self._vocab_size}: they are not of one model"
@@ -62,7 +71,8 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of `tokens`; special tokens are left out unless `special`. Ids without a text give none."""
-        text: str = self._vocabulary.decode(list(tokens), skip_special_tokens=not special)
+        with _faults_of_the_library(f"{FILE} fails on these tokens"):
+            text: str = self._vocabulary.decode(list(tokens), skip_special_tokens=not special)
         return text
 
     @property
@@ -127,14 +137,65 @@ class TextStream:
 
 def _parse(files: PackFiles) -> Vocabulary:
     content = files.read(FILE, MAX_TOKENIZER_BYTES)
-    try:
+    where = str(files.path / FILE)
+    _check_parts(content, where)
+    with _faults_of_the_library(f"{where} is not a tokenizer"):
         vocabulary = Vocabulary.from_buffer(content)
-    except Exception as error:  # the library raises bare Exceptions for some faults
-        raise CorruptInputError(f"{files.path / FILE} is not a tokenizer: {error}") from error
     trim_heap()  # parsing takes twice what it leaves
     vocabulary.no_truncation()  # a file may ask for either; both would change a prompt silently
     vocabulary.no_padding()
     return vocabulary
+
+
+@contextmanager
+def _faults_of_the_library(what: str) -> Iterator[None]:
+    """A block in which the library may raise bare Exceptions for some faults, and panics, which are not even that."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise CorruptInputError(f"{what}: {' '.join(str(error).split()):.300}") from error
+
+
+class _Model(Struct):
+    vocab: Raw = Raw(b"{}")
+
+
+class _Parts(Struct):
+    """What of a tokenizer.json must be looked at before the library compiles it; the vocabulary is stepped over."""
+
+    model: _Model
+    normalizer: Raw = Raw(b"null")
+    pre_tokenizer: Raw = Raw(b"null")
+    post_processor: Raw = Raw(b"null")
+    decoder: Raw = Raw(b"null")
+
+
+def _check_parts(content: bytes, where: str) -> None:
+    try:
+        parts = msgspec.json.decode(content, type=_Parts)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptInputError(f"{where} is not a tokenizer: {error}") from error
+    if not bytes(parts.model.vocab).startswith(b"{"):  # a tree of one node per character, of hundreds of bytes
+        raise UnsupportedError(f"{where} has no vocabulary by token, such as BPE's; unigram models are not supported")
+    for part in (parts.normalizer, parts.pre_tokenizer, parts.post_processor, parts.decoder):
+        for pattern in _patterns(canonical.decode(bytes(part), where)):
+            _check_pattern(pattern, where)
+
+
+def _patterns(part: Any) -> Iterator[str]:
+    """Every regular expression in a decoded part of a tokenizer."""
+    if isinstance(part, dict) and isinstance(part.get("Regex"), str):
+        yield part["Regex"]
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from _patterns(inner)
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    counts = (int(count) for count in re.findall(r"(?<=[{,])\d{1,9}(?=[,}])", pattern) if int(count))
+    if len(pattern) > MAX_PATTERN or prod(counts) > MAX_REPEATS or re.search(r"\{,?\d{10}|,\d{10}", pattern):
+        raise CorruptInputError(f"{where} has a regular expression that is too large: {pattern!r:.100}")
 
 
 def _named_tokens(files: PackFiles) -> dict[str, str]:

@@ -15,7 +15,6 @@ from blake3 import blake3
 from ..layout.reader import Pack
 from ..layout.tensorfile import ARRAY_DTYPES, Array, TensorEntry, byte_view
 from ..manifests.errors import MismatchError
-from ..manifests.files import open_regular, read_exactly
 from . import host
 from .arena import HOST, Packing, occupied
 from .backends.base import Memory
@@ -127,7 +126,7 @@ def _in_file_order(pack: Pack) -> list[TensorEntry]:
 def _begun(pack: Pack) -> blake3:
     """A hasher that has seen the file up to its first tensor."""
     hasher = blake3(max_threads=blake3.AUTO)
-    hasher.update(_prefix(pack, min((entry.offset for entry in pack.trunk.entries.values()), default=pack.trunk.size)))
+    hasher.update(pack.trunk.prefix())
     return hasher
 
 
@@ -137,10 +136,3 @@ def _require_digest(pack: Pack, found: str) -> None:
         raise MismatchError(
             f"{pack.trunk.path} is damaged: its bytes differ from the manifest's digest; fetch or build the pack again"
         )
-
-
-def _prefix(pack: Pack, size: int) -> bytes:
-    prefix = bytearray(size)
-    with open(open_regular(pack.trunk.path), "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor, not a path)
-        read_exactly(file.fileno(), memoryview(prefix), 0, pack.trunk.path)
-    return bytes(prefix)

@@ -115,7 +115,7 @@ class CalibrationFile:
         try:
             if zstandard.frame_content_size(stored) == section.size:
                 return zstandard.ZstdDecompressor().decompress(stored)
-        except zstandard.ZstdError:
+        except (zstandard.ZstdError, MemoryError):
             pass
         raise CorruptInputError(f"{self.path}: section {section.name!r} does not hold {section.size} bytes")
 

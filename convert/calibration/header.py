@@ -12,7 +12,9 @@ from ..sensitivities import Sensitivities
 from .sections import ExpertHessians, Shape, section_size
 
 VERSION: Literal[1] = 1
-MAX_HEADER_BYTES = 16 * 1024 * 1024
+MAX_HEADER_BYTES = 6 * 1024 * 1024
+MAX_SECTIONS = 2**15  # of the 397B model, 30,780
+LIMITS = canonical.Limits(MAX_HEADER_BYTES, 5 * MAX_SECTIONS + 2**15, MAX_HEADER_BYTES)
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +83,7 @@ class Header(Part, frozen=True, forbid_unknown_fields=True):
     format: Literal["moecal"]
     version: Literal[1]
     facts: Facts
-    sections: Annotated[list[Section], Meta(max_length=2**20)]
+    sections: Annotated[list[Section], Meta(max_length=MAX_SECTIONS)]
     sensitivities: Sensitivities | UnsetType = UNSET
 
 
@@ -92,7 +94,7 @@ def render(facts: Facts, sections: list[Section], sensitivities: Sensitivities |
 
 def parse(content: bytes, where: str) -> Header:
     """The header with these bytes. Raises CorruptInputError if it contradicts itself, UnsupportedError if newer."""
-    fields: Any = canonical.decode(content, where)
+    fields: Any = canonical.decode(content, where, LIMITS)
     if not isinstance(fields, dict) or fields.get("format") != "moecal":
         raise CorruptInputError(f"{where} is not the header of a calibration file")
     if fields.get("version") != VERSION:
@@ -113,6 +115,8 @@ def _check(header: Header, where: str) -> None:
         len(header.sensitivities.layers) != header.facts.model.layers or not header.sensitivities.measured
     ):
         raise CorruptInputError(f"{where}: its sensitivities are not those of its model's layers")
+    if len(header.sections) != header.facts.shape.count:  # before as many names are made as a header may ask for
+        raise CorruptInputError(f"{where}: its sections are not those of its model")
     wanted = header.facts.shape.all_sections()
     found = {section.name: section.size for section in header.sections}
     if list(found) != list(wanted) or len(found) != len(header.sections):

@@ -96,6 +96,11 @@ class Shape:
         return {name: fields for layer in range(self.layers) for name, fields in self.sections(layer).items()}
 
     @property
+    def count(self) -> int:
+        """How many sections the file has."""
+        return self.layers * (1 + (self.experts if self.own else 0))
+
+    @property
     def correlation_bytes(self) -> int:
         """Bytes of all correlations, of pools and experts, before compression."""
         fields = self.layers * [*self.layer_fields(), *(self.experts * self.expert_fields())]

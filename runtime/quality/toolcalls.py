@@ -110,7 +110,7 @@ def _require_offered(name: str, chat: Chat) -> None:
 
 def _json(line: bytes) -> Any:
     try:
-        return canonical.decode(line, "it")
+        return canonical.decode(line, "it", canonical.OWN)
     except CorruptInputError as error:
         cause = error.__cause__
         if isinstance(cause, json.JSONDecodeError):  # whose own line number is that within the line

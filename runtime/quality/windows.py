@@ -97,7 +97,7 @@ def read_tokens(path: Path, *, limit: int | None = None) -> Windows:
     """
     content = _content(path)
     try:
-        value = canonical.decode(content, str(path))
+        value = canonical.decode(content, str(path), canonical.OWN)
     except CorruptInputError as error:
         raise UsageError(str(error)) from error
     if (

@@ -47,7 +47,10 @@ NOT_JSON = {
     "Infinity": b'{"format":-Infinity}',
     "duplicate key": b'{"format":"moepack","format":"moepack"}',
     "duplicate key inside": b'{"model":{"a":1,"a":1}}',
-    "deep nesting": b'{"format":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+    "deep nesting": b'{"format":' + b"[" * 65 + b"]" * 65 + b"}",
+    "too many values": b'{"format":' + b"[" * 2**17 + b"}",
+    "number beyond all floats": b'{"version":1e999}',
+    "half of a surrogate pair": b'{"format":"\\ud800"}',
     "number of 10,000 digits": b'{"version":' + b"9" * 10_000 + b"}",
 }
 
@@ -56,14 +59,15 @@ NOT_JSON = {
 def test_what_is_not_strict_json_is_refused(pack: Path, case: str) -> None:
     """M1"""
     replace_file(pack / "manifest.json", NOT_JSON[case])
-    refused(pack, CorruptInputError, r"manifest.json is not acceptable JSON: .* \(M1\)")
+    refused(pack, CorruptInputError, r"manifest.json (is not acceptable JSON: .*|has more than 131072 values) \(M1\)")
 
 
 def test_a_manifest_too_large_is_refused_before_it_is_read(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """M1"""
-    os.truncate(replace(pack), 16 * 1024 * 1024 + 1)
-    monkeypatch.setattr(os, "preadv", None)
-    refused(pack, CorruptInputError, r"has 16777217 bytes; at most 16777216 are allowed \(M1\)")
+    os.truncate(replace(pack), 4 * 1024 * 1024 + 1)
+    for read in ("pread", "preadv", "read"):
+        monkeypatch.setattr(os, read, None)
+    refused(pack, CorruptInputError, r"has 4194305 bytes; at most 4194304 are allowed \(M1\)")
 
 
 def replace(pack: Path) -> Path:
@@ -96,7 +100,7 @@ def test_other_renderings_of_the_same_json_are_refused(pack: Path) -> None:
         refused(pack, CorruptInputError, r"is not canonical JSON .* \(M2\)")
 
 
-@pytest.mark.parametrize("text", [b'{"a":9007199254740993}', b'{"a":1e999}', b'{"a":"\\ud800"}', b'{"a":1.0}', b"{} "])
+@pytest.mark.parametrize("text", [b'{"a":9007199254740993}', b'{"a":1.0}', b"{} "])
 def test_what_has_no_canonical_rendering_is_refused(pack: Path, text: bytes) -> None:
     """M2"""
     replace_file(pack / "manifest.json", text)

@@ -253,8 +253,8 @@ def test_a_template_that_is_none_is_one_sentence(tmp_path: Path, content: bytes)
 
 
 def test_an_oversized_template_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(CorruptInputError, match="at most 1048576"):
-        ChatTemplate.open(small_files(tmp_path, chat_template__jinja=b" " * (2**20 + 1)), {})
+    with pytest.raises(CorruptInputError, match="at most 65536"):
+        ChatTemplate.open(small_files(tmp_path, chat_template__jinja=b" " * (2**16 + 1)), {})
 
 
 @pytest.mark.parametrize(
@@ -270,9 +270,6 @@ def test_an_oversized_template_is_not_read(tmp_path: Path) -> None:
         ("{{ 1 // 0 }}", QUESTION, "ZeroDivisionError"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", QUESTION, "RecursionError"),
         ("{{ lipsum() }}", QUESTION, "'lipsum' is undefined"),
-        ("{% include 'x' %}", QUESTION, "fails on these messages"),
-        ("{% import '/etc/passwd' as x %}", QUESTION, "fails on these messages"),
-        ("{% extends messages[0].content %}", QUESTION, "fails on these messages"),
     ],
 )
 def test_what_a_template_cannot_render_is_one_sentence(template: str, messages: Any, sentence: str) -> None:

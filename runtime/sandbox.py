@@ -1,0 +1,368 @@
+"""Where a chat template runs: jinja2's immutable sandbox, with a meter on the time and memory that it takes.
+
+jinja2's sandbox keeps a template from Python's internals; it does not keep `'x'.ljust(10**10)` from the memory, nor
+loops in loops from the clock. Here every operator, call, filter, slice and turn of a loop is counted before or as soon
+as it is done. Promises that a template over its allowance ends in SecurityError, a little late at most. Knows nothing
+of chats.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, ClassVar, cast
+
+import jinja2
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+
+MAX_NODES = 8000  # of its syntax; the longest that we know of have some 2500
+MAX_LOOPS = 1_000_000  # all `range` calls of one rendering together
+MAX_PRODUCT = 10_000_000  # items in what `*` may build by repetition; also the largest base of `**`
+MAX_EXPONENT = 64
+MAX_BITS = 4096  # of a whole number
+MAX_WIDTH = 1000  # characters that a text may be padded or indented to
+SECONDS = 1.5  # of this thread's processor time
+MEMORY = 24 * 1024 * 1024  # bytes of all that is ever built, besides what the chat's own size allows
+PER_INPUT_BYTE = 256  # templates may go over a chat again and again
+ITEM = 64  # bytes of a list for each of its items, the item's own head included
+
+# Filters that serve no chat, and would need limits of their own.
+LEFT_OUT = (
+    *("attr", "batch", "center", "filesizeformat", "groupby", "pprint", "random", "slice", "striptags"),
+    *("urlize", "wordwrap", "xmlattr"),
+)
+SPREADING = ("list", "sort", "unique", "dictsort", "reverse")  # filters that make an item of every character
+FORBIDDEN_METHODS = ("translate", "format_map", "encode", "maketrans")
+PADDING_METHODS = ("ljust", "rjust", "center", "zfill", "expandtabs")
+_WIDE_FORMAT = re.compile(r"\{[^{}]*\{|[0-9]{4}")  # a width inside a width, or one of four digits
+_WIDE_PERCENT = re.compile(r"%[^%a-zA-Z]*(?:\*|[0-9]{4})")
+
+
+class Meter:
+    """What one rendering may still take; `own` are bytes of what it was given."""
+
+    def __init__(self, own: int) -> None:
+        self._left = MEMORY + PER_INPUT_BYTE * own
+        self._loops = MAX_LOOPS
+        self._end = time.thread_time() + SECONDS + own * 1e-5
+        self._ticks = 0
+        self._weights: dict[int, int] = {}
+        self._kept: list[Any] = []  # so that no other value gets the id of one that was weighed
+
+    def tick(self) -> None:
+        """One more turn of a loop, or operation."""
+        self._ticks += 1
+        if self._ticks % 32 == 0 and time.thread_time() > self._end:
+            raise SecurityError("it computes for too long")
+
+    def spend(self, size: int) -> None:
+        """`size` more bytes are about to be built."""
+        self.tick()
+        self._left -= size
+        if self._left < 0:
+            raise SecurityError("it builds more than a chat template needs")
+
+    def loop(self, turns: int) -> None:
+        """A `range` of so many numbers."""
+        self._loops -= turns
+        if self._loops < 0:
+            raise SecurityError(f"it loops more than {MAX_LOOPS} times")
+
+    def built(self, value: Any) -> Any:
+        """`value`, just built: what showing or comparing it would take is known, and is not too much."""
+        if isinstance(value, str):
+            self.spend(len(value))
+        elif type(value) in (list, tuple, dict):
+            self.spend(ITEM * (len(value) + 3))  # three for what is noted of it here
+            if self._weight(value) > MEMORY:
+                raise SecurityError("it builds more than a chat template needs, of parts that are shared")
+        elif type(value) is int and value.bit_length() > MAX_BITS:
+            raise SecurityError(f"it computes a number of more than {MAX_BITS} bits")
+        return value
+
+    def _weight(self, value: Any) -> int:
+        """Bytes of a value with all that is in it, as often as it is in it."""
+        if type(value) not in (list, tuple, dict):
+            return ITEM + (len(value) if isinstance(value, str) else 0)
+        if id(value) not in self._weights:
+            parts = [*value, *value.values()] if type(value) is dict else value
+            self._weights[id(value)] = ITEM + sum(map(self._weight, parts))
+            self._kept.append(value)
+        return self._weights[id(value)]
+
+
+_METER: ContextVar[Meter] = ContextVar("meter")
+
+
+@contextmanager
+def metered(own: int) -> Iterator[Meter]:
+    """A block whose templates have a meter; `own` are bytes of what they are given."""
+    meter = Meter(own)
+    token = _METER.set(meter)
+    try:
+        yield meter
+    finally:
+        _METER.reset(token)
+
+
+def _meter() -> Meter:
+    return _METER.get(None) or Meter(0)  # while jinja2 folds the constants of a template that is being compiled
+
+
+class _Counted:
+    """An iterable whose turns are counted; `stored` bytes are kept of each."""
+
+    def __init__(self, inner: Iterable[Any], stored: int) -> None:
+        self._inner, self._stored = inner, stored
+
+    def __iter__(self) -> Iterator[Any]:
+        meter = _meter()
+        for item in self._inner:
+            meter.spend(self._stored)
+            yield item
+
+
+class _CountedAndSized(_Counted):
+    def __len__(self) -> int:
+        return len(cast(Sized, self._inner))
+
+
+class _Code(CodeGenerator):
+    """jinja2's compiler, which would let joining, slicing and literals past the environment."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 (jinja2's names)
+        self._through("joined", node.nodes, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
+        if not isinstance(node.arg, nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        none = nodes.Const(None)
+        bounds = [part or none for part in (node.arg.start, node.arg.stop, node.arg.step)]
+        self._through("sliced", [node.node, *bounds], frame)
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802
+        self._built(lambda: super(_Code, self).visit_List(node, frame))
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802
+        if node.ctx != "load":
+            super().visit_Tuple(node, frame)
+        else:
+            self._built(lambda: super(_Code, self).visit_Tuple(node, frame))
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802
+        self._built(lambda: super(_Code, self).visit_Dict(node, frame))
+
+    def _through(self, function: str, arguments: Iterable[nodes.Node], frame: Frame) -> None:
+        self.write(f"environment.{function}(")
+        for argument in arguments:
+            self.visit(argument, frame)
+            self.write(", ")
+        self.write(")")
+
+    def _built(self, visit: Callable[[], None]) -> None:
+        self.write("environment.built(")
+        visit()
+        self.write(")")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment; an unsafe attribute is refused at once (jinja2's prints nothing until it is used)."""
+
+    intercepted_binops: ClassVar[frozenset[str]] = frozenset({"+", "-", "*", "/", "//", "%", "**"})  # type: ignore[misc]
+    code_generator_class = _Code
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in LEFT_OUT:
+            del self.filters[name]
+        self.filters.update({name: limited_filter(name, filter_) for name, filter_ in self.filters.items()})
+        self.globals["range"] = _limited_range
+        del self.globals["lipsum"]
+        self.concat = _concat  # type: ignore[method-assign]
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        if sum(1 for _ in source.find_all(nodes.Node)) > MAX_NODES:
+            raise SecurityError(f"it has more than {MAX_NODES} parts")
+        if any(source.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends))):
+            raise SecurityError("it asks for another template")
+        buffering = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
+        stored = {id(loop) for block in source.find_all(buffering) for loop in block.find_all(nodes.For)}
+        for loop in list(source.find_all(nodes.For)):
+            kept = 8 * sum(len(each.nodes) for each in loop.find_all(nodes.Output)) if id(loop) in stored else 0
+            loop.iter = nodes.Call(
+                nodes.EnvironmentAttribute("counted"),
+                [loop.iter, nodes.Const(kept)],
+                [],
+                None,
+                None,
+                lineno=loop.lineno,
+            )
+        return super()._generate(source, *args, **kwargs)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The value of an operator."""
+        _check_operands(operator, left, right)
+        return _meter().built(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (jinja2's names)
+        """What a call gives."""
+        meter = _meter()
+        for passed in filter(None, (args, kwargs)):  # what a macro may keep
+            meter.built(passed)
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            _check_method(meter, owner, __obj.__name__, args, kwargs)
+        return meter.built(super().call(__context, __obj, *args, **kwargs))
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`obj.attribute`."""
+        _meter().tick()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """`obj[argument]`."""
+        _meter().tick()
+        return super().getitem(obj, argument)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`format` of a text, made safe by jinja2, and by us of a size."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+        text, format_ = str(value.__self__), wrapped
+
+        def limited(*args: Any, **kwargs: Any) -> str:
+            _check_method(_meter(), text, value.__name__, args, kwargs)
+            return format_(*args, **kwargs)
+
+        return limited
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        """Refuse what Python's own objects would give away."""
+        raise SecurityError(f"it asks for the attribute {attribute!r:.100} of a {type(obj).__name__}")
+
+    def built(self, value: Any) -> Any:
+        """A list, tuple or dictionary that a template wrote down."""
+        return _meter().built(value)
+
+    def joined(self, *parts: Any) -> str:
+        """`parts` as one text."""
+        return _concat([part if isinstance(part, str) else str(part) for part in parts])
+
+    def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
+        """`value[start:stop:step]`."""
+        if isinstance(value, Sized):
+            _meter().spend(len(value))
+        return _meter().built(value[start:stop:step])
+
+    def counted(self, inner: Any, stored: int) -> Any:
+        """What a loop goes over."""
+        return (_CountedAndSized if isinstance(inner, Sized) else _Counted)(inner, stored)
+
+
+def _concat(parts: Iterable[str]) -> str:
+    parts = list(parts)
+    _meter().spend(sum(map(len, parts)))
+    return "".join(parts)
+
+
+def _limited_range(*bounds: int) -> range:
+    numbers = safe_range(*bounds)
+    _meter().loop(len(numbers))
+    return numbers
+
+
+def limited_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose arguments are looked at first, and whose result is counted."""
+    passed = 1 if hasattr(filter_, "jinja_pass_arg") else 0  # the context, before the value
+
+    @wraps(filter_)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        meter = _meter()
+        value, *rest = args[passed:] if len(args) > passed else (None,)
+        if isinstance(value, Sized):
+            meter.spend(len(value) * (ITEM if name in SPREADING else 1))
+        for argument in (*rest, *kwargs.values()):
+            if type(argument) is int and abs(argument) > MAX_WIDTH and name not in ("default", "d", "format"):
+                raise SecurityError(f"it gives the filter {name!r} the number {argument!s:.40}")
+        _check_filter(meter, name, value, rest, kwargs)
+        return meter.built(filter_(*args, **kwargs))
+
+    return limited
+
+
+def _check_filter(meter: Meter, name: str, value: Any, rest: list[Any], kwargs: dict[str, Any]) -> None:
+    if name == "indent":
+        width = rest[0] if rest else kwargs.get("width", 4)
+        meter.spend(str(value).count("\n") * (len(width) if isinstance(width, str) else 4))
+    elif name == "tojson" and any(isinstance(argument, str) for argument in (*rest, *kwargs.values())):
+        raise SecurityError("it indents JSON by a text")
+    elif name == "replace":
+        texts = [str(part) for part in (value, *rest, *kwargs.values())]
+        _check_replaced(meter, texts)
+    elif name == "join":
+        _check_joined(meter, str(rest[0] if rest else kwargs.get("d", "")), value)
+    elif name == "format":
+        _check_operands("%", str(value), rest)
+    elif name == "sum" and not all(type(part) in (int, float) for part in (*rest[1:], kwargs.get("start", 0))):
+        raise SecurityError("it sums what are no numbers")
+
+
+def _check_operands(operator: str, left: Any, right: Any) -> None:
+    if operator == "*":
+        _check_repetition(left, right)
+        _check_repetition(right, left)
+    elif operator == "**" and (abs(left) > MAX_PRODUCT or abs(right) > MAX_EXPONENT):
+        raise SecurityError(f"it computes a power beyond {MAX_PRODUCT} ** {MAX_EXPONENT}")
+    elif operator == "%" and isinstance(left, str) and _WIDE_PERCENT.search(left):
+        raise SecurityError("it pads a text beyond all measure")
+    elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
+        _meter().spend(len(left) + len(right))
+
+
+def _check_repetition(sequence: Any, count: Any) -> None:
+    if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
+        if len(sequence) * count > MAX_PRODUCT:
+            raise SecurityError(f"it repeats a text or list beyond {MAX_PRODUCT} items")
+        _meter().spend(max(0, len(sequence) * count) * (1 if isinstance(sequence, str) else 8))
+
+
+def _check_method(meter: Meter, text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What a method of a text is about to build, as far as it may be more than a few times that text."""
+    meter.spend(len(text))
+    if name in FORBIDDEN_METHODS:
+        raise SecurityError(f"it calls {name!r} of a text")
+    numbers = [part for part in (*args, *kwargs.values()) if isinstance(part, int)]
+    if name in PADDING_METHODS and any(abs(number) > MAX_WIDTH for number in numbers):
+        raise SecurityError(f"it pads a text to more than {MAX_WIDTH} characters")
+    if name == "format" and _WIDE_FORMAT.search(text):
+        raise SecurityError("it pads a text beyond all measure")
+    if name == "expandtabs":
+        meter.spend(text.count("\t") * MAX_WIDTH)
+    elif name in ("split", "rsplit", "splitlines"):
+        separator = args[0] if args else kwargs.get("sep")
+        count = text.count(separator) if isinstance(separator, str) and separator else len(text) // 2
+        meter.spend(count * ITEM)
+    elif name == "replace":
+        _check_replaced(meter, [text, *(str(part) for part in args)])
+    elif name == "join":
+        _check_joined(meter, text, args[0] if args else ())
+
+
+def _check_replaced(meter: Meter, texts: list[str]) -> None:
+    if len(texts) >= 3:
+        text, old, new = texts[:3]
+        meter.spend((text.count(old) if old else len(text) + 1) * len(new))
+
+
+def _check_joined(meter: Meter, separator: str, parts: Any) -> None:
+    if isinstance(parts, Sized):
+        meter.spend(len(parts) * len(separator))
+        if isinstance(parts, list | tuple):
+            meter.spend(sum(len(part) for part in parts if isinstance(part, str)))
