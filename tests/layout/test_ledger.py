@@ -9,6 +9,7 @@ from tinypack import build, replace_file, tiny_model, tiny_plan
 from moepack.layout.checking import check
 from moepack.manifests import layers
 from moepack.manifests.errors import CorruptInputError, UsageError
+from moepack.manifests.files import FilePlace
 from moepack.manifests.progress import Silent
 from moepack.manifests.report import Finding, Report
 from moepack.manifests.scope import Quick, Scope, Slice
@@ -35,10 +36,10 @@ def interrupted(pack: Path, state: Path) -> None:
     """A check that is interrupted at layer 2."""
     whole = layers.scan
 
-    def scan(path: Path, *rest: Any) -> Any:
-        if path.name == "layer_02.bin":
+    def scan(place: FilePlace, *rest: Any) -> Any:
+        if str(place).endswith("layer_02.bin"):
             raise KeyboardInterrupt
-        return whole(path, *rest)
+        return whole(place, *rest)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(layers, "scan", scan)
