@@ -43,7 +43,7 @@ def test_strace_counts_the_same_calls(site: Site, tmp_path: Path) -> None:
         pytest.skip("processes may not be traced here")
     assert traced.returncode == 0, traced.stderr
     lines = [line for line in trace.read_text().splitlines() if "resumed>" not in line]
-    ours = [line for line in lines if str(target.parent) in line and "<pipe:" not in line]  # what is printed has paths too
+    ours = [line for line in lines if str(target.parent) in line and "<pipe:" not in line]  # printing is no change
     found = Counter(match[1] for line in ours if (match := re.match(r"\d+\s+(\w+)\(", line)))
     wanted = Counter(call.name for call in changes(site.calls) if call.name != "open")
     assert Counter({name.removesuffix("at"): count for name, count in found.items()}) == wanted
