@@ -32,7 +32,7 @@ RUNS = (("--jobs", "1,2,8"), ("--jobs", "2", "--kill"))
 
 @dataclass(frozen=True)
 class Cell:
-    """One machine, compiler and set of libraries; `model` is an emulated processor's; an `isa` of "" is the best it has."""
+    """One machine, compiler and set of libraries; `model` is an emulated processor's; no `isa` is the best it has."""
 
     name: str
     compiler: str
@@ -167,19 +167,19 @@ def _version(compiler: str) -> str:
     return f"{'clang' if 'clang' in compiler else 'gcc'} {number[0] if number else '?'}"
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """What a cell needs is not there and could not be had; the text says what."""
 
 
 def attempted(cell: Cell) -> list[dict[str, Any]]:
-    """What the cell built. Raises Missing if it cannot be run here, CalledProcessError if it ran and failed."""
+    """What the cell built. Raises MissingError if it cannot be run here, CalledProcessError if it ran and failed."""
     if cell.missing:
         names = ", ".join(f"{tool} (package {FROM.get(tool, tool)})" for tool in cell.missing)
-        raise Missing(f"not installed: {names}")
+        raise MissingError(f"not installed: {names}")
     try:
         python, env = prepared(cell)
     except (OSError, StopIteration, subprocess.CalledProcessError) as error:
-        raise Missing(f"preparing it failed: {error}") from error
+        raise MissingError(f"preparing it failed: {error}") from error
     return run(python, env)
 
 
@@ -190,7 +190,7 @@ def table(cells: list[Cell]) -> tuple[list[str], list[str], bool, int]:
         start = time.monotonic()
         try:
             built = attempted(cell)
-        except Missing as error:
+        except MissingError as error:
             left.append(f"- {cell.name}: not run. {error}")
             continue
         except subprocess.CalledProcessError:
