@@ -1,9 +1,10 @@
 """Packs the golden checkpoint again by each of its recipes, and prints a line of JSON for each pack:
 
-    PYTHONPATH=tests python -m golden.again FOLDER [--jobs 1,2,8] [--kill] [--packs golden,every-1]
+    PYTHONPATH=tests python -m golden.again FOLDER [--jobs 1,2,8] [--kill] [--packs golden,every-1] [--compare]
 
 The first line says what it runs on. With --kill every build is killed under way, at a place that differs from pack to
-pack, and taken up by another process. It needs no engine, and judges nothing: `kept()` are the digests to compare with.
+pack, and taken up by another process. It needs no engine, and judges only with --compare: it then ends with 1 if any
+digest is not the kept one.
 """
 
 import argparse
@@ -102,10 +103,15 @@ def main() -> None:
     parser.add_argument("--jobs", default="2")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--packs", default=",".join(EVERY))
+    parser.add_argument("--compare", action="store_true")
     wish = parser.parse_args()
     print(json.dumps(machine()), flush=True)
+    others = set()
     for found in packs(wish.folder, wish.packs.split(","), list(map(int, wish.jobs.split(","))), kill=wish.kill):
         print(json.dumps(found), flush=True)
+        others |= {found["pack"]} if found["digest"] != kept()[found["pack"]] else set()
+    if wish.compare and others:
+        sys.exit(f"not the bytes that are kept: {', '.join(sorted(others))}")
 
 
 if __name__ == "__main__":
