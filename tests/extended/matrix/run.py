@@ -84,7 +84,7 @@ def staged(compiler: str, emulated_arm: bool) -> Path:
     if emulated_arm:
         headers = userland() / "usr/include/python3.11"
         settings += ["CMAKE_SYSTEM_NAME=Linux", "CMAKE_SYSTEM_PROCESSOR=aarch64", f"Python_INCLUDE_DIR={headers}"]
-        settings += [f"CMAKE_CXX_FLAGS=-I{userland() / 'usr/include'}"]
+        settings += [f"CMAKE_CXX_FLAGS=-idirafter {userland() / 'usr/include'}"]
         settings += ["CMAKE_CXX_COMPILER_TARGET=aarch64-linux-gnu"] if "clang" in compiler else []
     return stage(f"{compiler}{'-arm' if emulated_arm else ''}", settings)
 
