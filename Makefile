@@ -7,7 +7,7 @@ DEMO := build/demo
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench calls emulated corpus crash fuzz mutants pipelines scale soak wide quality timeline trust clean
+.PHONY: help demo test lint type check bench calls emulated corpus crash fuzz matrix mutants pipelines scale soak wide quality timeline trust clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for 
 
 crash: $(VENV)/ready-dev ## Every fault at every system call of a build and a calibration, losses of power, real disks (PARTS=names)
 	PYTHONPATH=tests $(BIN)/python tests/extended/crash.py
+
+matrix: $(VENV)/ready-dev ## Build the golden packs by other compilers, libraries and (emulated) processors, write docs/reproducibility.md
+	$(BIN)/python tests/extended/matrix/run.py
 
 mutants: $(VENV)/ready-dev ## Would the tests of the Metal backend notice faults? Some 330 are tried (MUTANTS=names, JOBS=2)
 	PYTHONPATH=tests $(BIN)/python tests/extended/mutants/run.py

@@ -3,7 +3,7 @@
 What of the checkpoint is not as the manifest says is told, not judged: a digest decides whether bytes are the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,26 @@ from ..layout.plan import BLANK
 from ..manifests import schema
 from ..manifests.diff import ABSENT, MADE, Change, changes
 from ..manifests.errors import MismatchError, UnsupportedError, UsageError
+from ..manifests.progress import Progress
 from .calibration.file import CalibrationFile
 from .calibration.matching import require_same
 from .checkpoint import Checkpoint
 from .plan import Packing, plan_pack, understand
 from .recipe import Coding, Override, Recipe, checked_trunk_format
+from .sources import digest_changes
 
 
 @dataclass(frozen=True)
 class Again:
-    """How a pack is made again, and which weight files and copied files of the checkpoint are not the manifest's."""
+    """How a pack is made again, and which weight files and copied files of the checkpoint are not the manifest's.
+
+    Weight files are known by name, size and header, and by their SHA-256 only if `source_digests`.
+    """
 
     packing: Packing
     source: list[Change]
     files: list[Change]
+    source_digests: bool = False
 
 
 def again(manifest: schema.Manifest, pack: Path, checkpoint: Checkpoint, calibration: CalibrationFile | None) -> Again:
@@ -47,6 +53,15 @@ def again(manifest: schema.Manifest, pack: Path, checkpoint: Checkpoint, calibra
     packing = plan_pack(understood, recipe_of(manifest.recipe, pack), calibration)
     _require_same_plan(manifest, pack, packing)
     return Again(packing, _source(manifest, checkpoint), _files(manifest, packing))
+
+
+def with_source_digests(made: Again, manifest: schema.Manifest, progress: Progress) -> Again:
+    """The same, with weight files that have another SHA-256 than the manifest's: reads the whole checkpoint.
+
+    Raises CorruptInputError for a file that has gone or changed meanwhile, StorageError.
+    """
+    changed = digest_changes(manifest.source.files, made.packing.source.checkpoint.files, progress)
+    return replace(made, source=[*made.source, *changed], source_digests=True)
 
 
 def recipe_of(recorded: schema.Recipe, pack: Path) -> Recipe:

@@ -134,6 +134,12 @@ SubsetOption = Annotated[
         help="Read the n-th of t slices of the records, or a share drawn by --seed; all else that is small.",
     ),
 ]
+SourceDigestsOption = Annotated[
+    bool,
+    typer.Option(
+        "--source-digests", help="Hash all weight files of the checkpoint too, and hold them to the manifest."
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Which share is drawn.", show_default="0")]
 StateOption = Annotated[
     Path | None,

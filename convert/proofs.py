@@ -131,6 +131,7 @@ def reproduce_table(facts: dict[str, Any]) -> Text:
         ("digest", facts["pack_digest"]),
         ("compared", f"{compared}{' and the trunk' if facts['trunk_compared'] else ''}"),
         ("", f"{amount(facts['bytes_compared'])} in {duration(facts['seconds'])}"),
+        *([("hashed", "all weight files of the checkpoint")] if facts["source_digests"] else []),
     ]
     return table(facts["pack"], rows)
 

@@ -22,7 +22,7 @@ from ..manifests.scope import Quick, Scope, parse_subset
 from ..manifests.verify import FULL
 from ..manifests.verify import verify as verify_pack
 from . import facts, proofs
-from .again import again
+from .again import again, with_source_digests
 from .attesting import require_signed
 from .calibration.file import CalibrationFile
 from .checkpoint import Checkpoint
@@ -46,6 +46,7 @@ from .options import (
     SignatureOption,
     SignedByOption,
     SourceArgument,
+    SourceDigestsOption,
     StateOption,
     SubsetOption,
     TrunkOption,
@@ -139,6 +140,7 @@ def reproduce(
     ] = None,
     seed: SeedOption = None,
     trunk: Annotated[bool, typer.Option("--trunk", help="Make the trunk again too.")] = False,
+    source_digests: SourceDigestsOption = False,
     calibration: CalibrationOption = None,
     lock: LockOption = None,
     jobs: JobsOption = JOBS,
@@ -158,6 +160,8 @@ def reproduce(
             made = again(sound.manifest, pack, checkpoint, calibrated)
             if locked is not None:
                 locked.require_source(made.packing)
+            if source_digests:
+                made = with_source_digests(made, sound.manifest, ConsoleProgress())
             for remark in proofs.source_remarks(made, source, pack):
                 say(remark)
             found = reproduce_pack(sound, made, picks, trunk=trunk, jobs=jobs, progress=ConsoleProgress())
@@ -207,6 +211,7 @@ def lock(
     bits: BitsOption = None,
     budget: BudgetOption = None,
     calibration: CalibrationOption = None,
+    source_digests: SourceDigestsOption = False,
     jobs: JobsOption = JOBS,
     json: JsonOption = False,
 ) -> None:
@@ -220,11 +225,16 @@ def lock(
     order = Order(expert_format, method, trunk, recipe, bits, wanted)
     if pack is not None and order != Order():
         raise UsageError("--pack says what the recipe is; leave the other options of one out")
+    if source_digests and pack is None:
+        raise UsageError("--source-digests holds the checkpoint to a pack's manifest; name the pack with --pack")
     with Checkpoint.open(source) as checkpoint, opened(CalibrationFile.open, calibration) as calibrated:
         if pack is None:
             packing, _ = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
         else:
-            made = again(read_manifest(pack), pack, checkpoint, calibrated)
+            manifest = read_manifest(pack)
+            made = again(manifest, pack, checkpoint, calibrated)
+            if source_digests:
+                made = with_source_digests(made, manifest, ConsoleProgress())
             packing = made.packing
             with Pack.open(pack) as sound:
                 picks = pick(sound.model, None, None, None)

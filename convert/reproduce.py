@@ -30,13 +30,15 @@ from .trunk import trunk_blocks
 class Reproduction(Struct, frozen=True):
     """What came of it: `source` and `files` of the checkpoint that are not the manifest's, and what differs.
 
-    `ok` says that all that was made again is in the pack, and that the checkpoint's files are those of the manifest.
+    `ok` says that all that was made again is in the pack, and that the checkpoint's files are those of the manifest: by
+    name, size and header, and by every byte if `source_digests`.
     """
 
     ok: bool
     pack_digest: str
     source: list[Change]
     files: list[Change]
+    source_digests: bool
     findings: list[Finding]
     how: str
     records_compared: int
@@ -62,6 +64,7 @@ def reproduce(pack: Pack, made: Again, picks: Picks, *, trunk: bool, jobs: int, 
         pack_digest=pack_digest(pack.path),
         source=made.source,
         files=made.files,
+        source_digests=made.source_digests,
         findings=found,
         how=picks.how,
         records_compared=picks.count,

@@ -1,7 +1,7 @@
 """The SHA-256 of a checkpoint's weight files, computed beside the build, in a thread of its own.
 
 A manifest says by it which files a pack was made of, as the Hub lists them. A file that an earlier run has hashed, and
-whose size and time of change are still the same, is not read again.
+whose size and time of change are still the same, is not read again. `digest_changes` holds a checkpoint against it.
 """
 
 import os
@@ -14,9 +14,11 @@ from types import TracebackType
 from ..layout.journal import SourceDone
 from ..layout.tensorfile import TensorFile
 from ..manifests import digest
+from ..manifests.diff import Change
 from ..manifests.errors import CorruptInputError
 from ..manifests.files import pieces
 from ..manifests.progress import Progress
+from ..manifests.schema import SourceFile
 
 
 class SourceHashing:
@@ -71,6 +73,20 @@ class SourceHashing:
         if (after.st_size, after.st_mtime_ns) != (file.size, before.st_mtime_ns):
             raise CorruptInputError(f"{file.path} changed while it was read; {self._remedy}")
         return SourceDone(file.path.name, after.st_size, after.st_mtime_ns, hasher.hexdigest())
+
+
+def digest_changes(listed: Sequence[SourceFile], files: Sequence[TensorFile], progress: Progress) -> list[Change]:
+    """Which of `files` have another SHA-256 than a manifest lists; names that are in one only are not judged here.
+
+    Reads every byte. Raises CorruptInputError for a file that has gone or changed meanwhile, StorageError.
+    """
+    wanted = {file.name: file.sha256 for file in listed}
+    known = [file for file in files if file.path.name in wanted]
+    with SourceHashing(known, {}, "let nothing write to it, and start again") as hashing:
+        there = {file.name: file.sha256 for file in hashing.rest(progress)}
+    return [
+        Change(f"{name}.sha256", wanted[name], found) for name, found in sorted(there.items()) if found != wanted[name]
+    ]
 
 
 def is_current(file: TensorFile, hashed: SourceDone | None) -> bool:

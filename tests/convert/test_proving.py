@@ -121,6 +121,35 @@ def test_other_weights_are_found_though_headers_agree(checkpoint: Path, pack: Pa
     assert all(one["component"].startswith("up.") for one in findings)
 
 
+def test_source_digests_find_what_no_sample_looked_at(checkpoint: Path, pack: Path, moe_pack: MoePack) -> None:
+    with_other_weights(checkpoint)
+    asked = ("reproduce", pack, "--source", checkpoint, "--experts", "0:0", "--json")
+    sampled = found(moe_pack(*asked))
+    assert (sampled["ok"], sampled["source_digests"]) == (True, False)
+    done = moe_pack(*asked, "--source-digests")
+    done.refused(1, checkpoint, "model.safetensors differ", "every expert looked at is equal")
+    wanted = json.loads((pack / "manifest.json").read_bytes())["source"]["files"][0]["sha256"]
+    written = sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    assert found(done)["source"] == [{"field": "model.safetensors.sha256", "a": wanted, "b": written}]
+    assert f"{checkpoint} is not what {pack} was made from, by its weight files" in done.err
+
+
+def test_source_digests_agree_with_the_checkpoint_itself(source: Path, pack: Path, moe_pack: MoePack) -> None:
+    asked = ("reproduce", pack, "--source", source, "--experts", "0:0", "--source-digests")
+    told = found(moe_pack(*asked, "--json"))
+    assert (told["ok"], told["source_digests"], told["source"]) == (True, True, [])
+    assert "all weight files of the checkpoint" in moe_pack(*asked).out
+
+
+def test_source_digests_judge_files_of_the_manifests_names_only(
+    make_checkpoint: CheckpointMaker, pack: Path, moe_pack: MoePack
+) -> None:
+    """The same weights in other shards: told by their names, as without the option."""
+    other = make_checkpoint(Variant(shard="100KB"))
+    asked = ("reproduce", pack, "--source", other, "--experts", "0:0", "--json")
+    assert found(moe_pack(*asked, "--source-digests"))["source"] == found(moe_pack(*asked))["source"] != []
+
+
 def test_another_trunk_names_its_tensor(checkpoint: Path, pack: Path, moe_pack: MoePack) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + np.ones(1, tensors["model.norm.weight"].dtype)
@@ -409,6 +438,21 @@ def test_a_lock_of_a_pack_from_other_weights_is_not_written(checkpoint: Path, pa
     out = pack.with_name("lock.toml")
     moe_pack("lock", checkpoint, "--pack", pack, "--out", out).refused(1, "1 of 32 experts differ")
     assert not out.exists()
+
+
+def test_a_lock_with_source_digests_sees_every_weight(
+    checkpoint: Path, pack: Path, tmp_path: Path, moe_pack: MoePack
+) -> None:
+    asked = ("lock", checkpoint, "--pack", pack, "--source-digests", "--out")
+    assert moe_pack(*asked, tmp_path / "lock.toml").code == 0
+    with (checkpoint / "model.safetensors").open("r+b") as file:  # in the trunk, of which a lock makes nothing again
+        file.seek(-1, 2)
+        last = file.read()
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    moe_pack(*asked, tmp_path / "other.toml").refused(1, "model.safetensors differ")
+    assert not (tmp_path / "other.toml").exists()
+    moe_pack("lock", checkpoint, "--source-digests", "--out", tmp_path / "other.toml").refused(2, "--pack")
 
 
 def test_another_pack_than_the_locked_one_is_told(source: Path, pack: Path, tmp_path: Path, moe_pack: MoePack) -> None:

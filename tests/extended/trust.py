@@ -26,6 +26,7 @@ PROMISES = {  # in the order of docs/trust.md
         "tests/quantize/test_quantize_bytes.py",
         "tests/quantize/test_quantize_refusals.py",
         "tests/test_golden.py",
+        "tests/test_reproducible.py",
     ],
     "crash safety": ["tests/crash", "tests/layout/test_crash.py", "tests/test_writes.py"],
     "hostile input": [

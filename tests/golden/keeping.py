@@ -1,4 +1,4 @@
-"""The golden packs' recipe, and how one is kept: in an archive, with the logits of a prompt."""
+"""How a golden pack is kept: in an archive, with the logits of a prompt."""
 
 import io
 import tarfile
@@ -7,37 +7,19 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from moepack.convert.calibration.file import CalibrationFile
-from moepack.convert.checkpoint import Checkpoint
-from moepack.convert.pipeline import build
-from moepack.convert.plan import plan_pack, understand
-from moepack.convert.recipe import Coding, Override, Recipe
-from moepack.manifests.progress import Silent
 from moepack.runtime.engine import Engine, EngineOptions
 
 from .checkpoint import VOCAB
+from .recipes import RECIPE, build_by
 
 HERE = Path(__file__).parent
 ARCHIVE, CALIBRATION, FACTS = "pack.tar.zst", "golden.moecal", "facts.json"
 PROMPT = [token * 37 % VOCAB for token in range(1, 13)]
-# Every kind of format and every method; layers, and projections of one layer, that differ.
-RECIPE = Recipe(
-    Coding.parse("book2-g8", "mse"),
-    "affine8-g64",
-    (
-        Override((0,), ("gate", "up"), Coding.parse("affine2-g32", "minmax")),
-        Override((0,), ("down",), Coding.parse("affine4-g32", "mse")),
-        Override((1,), ("gate", "up"), Coding.parse("affine3-g16s", "imatrix")),
-        Override((2,), ("gate", "down"), Coding.parse("book3-g16", "gptq")),
-        Override((3,), ("up",), Coding.parse("affine2-g32", "gptq")),
-    ),
-)
 
 
 def build_golden(checkpoint: Path, calibration: Path, target: Path) -> None:
     """Pack the golden checkpoint by the golden recipe."""
-    with Checkpoint.open(str(checkpoint)) as opened, CalibrationFile.open(calibration) as calibrated:
-        build(plan_pack(understand(opened), RECIPE, calibrated), target, jobs=2, progress=Silent())
+    build_by(RECIPE, checkpoint, calibration, target)
 
 
 def logits(pack: Path) -> np.ndarray:
