@@ -378,6 +378,7 @@ def _build(
         require_outside(target, checkpoint)
         packing, choice = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
         if locked is not None:
+            locked.require_arithmetic()
             locked.require_source(packing)
             locked.require_calibration(packing)
         _say_choice(choice)

@@ -1,6 +1,7 @@
 """A lock: a small TOML file that names a checkpoint, a recipe and the pack they give, for a repository to commit.
 
     version = 1
+    arithmetic = 1        # of the moepack that wrote it: another may give other bytes
     [source]              # repository and revision, if it is from the Hub; fingerprint
     [[source.files]]      # name, size and header_blake3 of each weight file
     [[source.copied]]     # name and blake3 of each file that a pack takes over
@@ -20,13 +21,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
-from ..layout.atomic import AtomicFile
+from ..layout.atomic import replace
 from ..manifests.diff import changes
-from ..manifests.errors import MismatchError, UsageError
+from ..manifests.errors import MismatchError, UnsupportedError, UsageError
 from ..manifests.manifest import pack_digest
-from ..manifests.schema import Digest, Name, Size, SourceName
+from ..manifests.schema import Count, Digest, Name, Size, SourceName
+from ..quantize.methods import ARITHMETIC
 from .checkpoint import Checkpoint
 from .fingerprint import fingerprint
+from .hub import is_repository_name
 from .plan import Packing
 from .recipe import Recipe
 from .recipefile import decoded, recipe_in, written
@@ -59,6 +62,7 @@ class _Named(Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Lock(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     version: Literal[1]
+    arithmetic: Count
     source: _Source
     recipe: dict[str, Any]
     calibration: _Named | None = None
@@ -70,6 +74,7 @@ class Lock:
     """A lock that was read from `path`; `pack_digest` is None if none was known when it was written."""
 
     path: Path
+    arithmetic: int
     recipe: Recipe
     calibration: str | None
     pack_digest: str | None
@@ -77,9 +82,9 @@ class Lock:
 
     @property
     def repository(self) -> str:
-        """Where the checkpoint can be had. Raises UsageError if the lock does not name a repository."""
+        """Where the checkpoint can be had. Raises UsageError if the lock does not name a repository of the Hub."""
         source = self._source
-        if source.repository is None:
+        if source.repository is None or not is_repository_name(source.repository):
             raise UsageError(f"{self.path} names no repository; say where its checkpoint is")
         return f"{source.repository}@{source.revision}" if source.revision else source.repository
 
@@ -89,6 +94,14 @@ class Lock:
         source = self._source
         told = {"repository": source.repository, "revision": source.revision, "files": len(source.files)}
         return {**told, "recipe": written(self.recipe)}
+
+    def require_arithmetic(self) -> None:
+        """Raise UnsupportedError if this moepack computes other bytes than the one that wrote the lock."""
+        if self.arithmetic != ARITHMETIC:
+            raise UnsupportedError(
+                f"{self.path} is of a moepack with arithmetic {self.arithmetic}, and this one has {ARITHMETIC}, which"
+                " gives other bytes; use that version, or lock again"
+            )
 
     def require_source(self, packing: Packing) -> None:
         """Raise MismatchError, naming the first file that differs, unless this is the checkpoint that was locked."""
@@ -125,7 +138,7 @@ def read_lock(path: Path) -> Lock:
     except msgspec.ValidationError as error:
         raise UsageError(f"{path} is not a lock: {error}") from None
     calibration, pack = (None if named is None else named.digest for named in (lock.calibration, lock.pack))
-    return Lock(path, recipe_in(lock.recipe, path), calibration, pack, lock.source)
+    return Lock(path, lock.arithmetic, recipe_in(lock.recipe, path), calibration, pack, lock.source)
 
 
 def require_lock_name(path: Path) -> None:
@@ -139,14 +152,14 @@ def write_lock(path: Path, packing: Packing, pack: Path | None) -> None:
     recorded = packing.plan.recipe.calibration
     lock = _Lock(
         version=1,
+        arithmetic=ARITHMETIC,
         source=_source(packing.source.checkpoint, packing),
         recipe=written(packing.recipe),
         calibration=None if recorded is UNSET else _Named(recorded.digest),
         pack=None if pack is None else _Named(pack_digest(pack)),
     )
     content = "\n".join(_toml(msgspec.to_builtins(lock))).encode() + b"\n"
-    with AtomicFile(path, len(content)) as file:
-        file.write(content)
+    replace(path, content)
 
 
 def _source(checkpoint: Checkpoint, packing: Packing) -> _Source:

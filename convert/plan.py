@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ..layout.formats import Format
 from ..layout.plan import PackPlan, expert_shape, told_bytes
 from ..layout.record import PROJECTIONS, RecordLayout
-from ..manifests import schema
+from ..manifests import names, schema
 from ..manifests.errors import CorruptInputError, StorageError, UsageError
 from ..quantize.methods import instruction_set
 from . import huggingface, mlx
@@ -135,6 +135,8 @@ def require_new(target: Path) -> None:
         raise UsageError(f"{target} exists; remove it or choose another output")
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is not a folder to write into; make it or choose another output")
+    if (target.parent / names.MANIFEST_FILE).exists() and (target.parent / names.DIGESTS_FILE).exists():
+        raise UsageError(f"{target.parent} is a pack, in which nothing else may lie; choose another output")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise StorageError(f"{target.parent} may not be written into; choose another output")
 

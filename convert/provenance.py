@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from ..layout.atomic import publish
+from ..layout.atomic import replace
 from ..manifests import inventory, names, sums
 from ..manifests.errors import MismatchError, UsageError
 from ..manifests.files import Folder, read_small
@@ -58,7 +58,7 @@ def provenance_of(pack: Path, builder: Builder) -> dict[str, Any]:
 
 def write(statement: dict[str, Any], out: Path) -> None:
     """Write a statement as JSON."""
-    publish(out, (json.dumps(statement, indent=2) + "\n").encode())
+    replace(out, (json.dumps(statement, indent=2) + "\n").encode())
 
 
 def _subjects(pack: Path, manifest: Manifest) -> Iterator[dict[str, Any]]:

@@ -159,6 +159,7 @@ def reproduce(
         with Checkpoint.open(source) as checkpoint, opened(CalibrationFile.open, calibration) as calibrated:
             made = again(sound.manifest, pack, checkpoint, calibrated)
             if locked is not None:
+                locked.require_arithmetic()
                 locked.require_source(made.packing)
             if source_digests:
                 made = with_source_digests(made, sound.manifest, ConsoleProgress())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from ..layout.atomic import publish
+from ..layout.atomic import replace
 from ..layout.checking import check
 from ..manifests import names, sums
 from ..manifests.errors import (
@@ -151,7 +151,7 @@ def sign(pack: Path, signer: Signer, out: Path, *, threads: int, progress: Progr
     if found != expected:
         raise MismatchError(f"{pack} is damaged, {_difference(expected, found)}; nothing was signed")
     content = _signature(config, hashed, pack)
-    publish(out, content)
+    replace(out, content)
     return Signed(str(pack), pack_digest(pack), str(out), str(signer), len(found))
 
 

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -27,8 +28,8 @@ class AtomicFile:
     """A file of exactly `size` bytes that appears under its name when its `with` block ends well, or not at all.
 
     `size` is None if it cannot be known before; `mode` is that of the finished file; `apart` sets its temporary name
-    apart from other writers'. Raises StorageError when the disk is full or fails, ValueError when other than `size`
-    bytes were written.
+    apart from other writers' and other people's, where no lock keeps these away. Raises StorageError when the disk is
+    full or fails, ValueError when other than `size` bytes were written.
     """
 
     def __init__(self, path: Path, size: int | None, mode: int = READ_ONLY, *, apart: str = "") -> None:
@@ -37,10 +38,11 @@ class AtomicFile:
         self.mode = mode
         self.written = 0
         self._temporary = path.with_name(path.name + apart + TEMPORARY_SUFFIX)
+        self._there = os.O_EXCL if apart else os.O_TRUNC  # what a lock protects can only be our own, left by a crash
         self._descriptor = -1
 
     def __enter__(self) -> "AtomicFile":
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | self._there | os.O_CLOEXEC | os.O_NOFOLLOW
         with self._reporting():
             self._descriptor = os.open(self._temporary, flags, 0o644)
         self._behind = WriteBehind(self._descriptor)
@@ -95,9 +97,9 @@ def publish(path: Path, content: bytes | memoryview, mode: int = READ_ONLY) -> N
         file.write(content)
 
 
-def replace(path: Path, content: bytes | memoryview) -> None:
+def replace(path: Path, content: bytes | memoryview, mode: int = REPLACEABLE) -> None:
     """Write a whole small file that belongs to no pack and may be there already, whoever else does so at once."""
-    with AtomicFile(path, len(content), REPLACEABLE, apart=f".{os.getpid()}") as file:
+    with AtomicFile(path, len(content), mode, apart=f".{os.getpid()}-{threading.get_native_id()}") as file:
         file.write(content)
 
 

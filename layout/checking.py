@@ -9,8 +9,8 @@ from ..manifests.progress import Progress
 from ..manifests.report import Report
 from ..manifests.scope import Scope
 from ..manifests.verify import FULL, verify
-from .ledger import StateFile
 from .reader import Pack
+from .statefile import StateFile
 
 
 def check(

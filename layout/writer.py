@@ -17,6 +17,7 @@ from ..manifests.files import gigabytes
 from ..manifests.progress import Progress, Silent
 from .atomic import (
     REPLACEABLE,
+    TEMPORARY_SUFFIX,
     AtomicFile,
     Published,
     Reporting,
@@ -26,7 +27,7 @@ from .atomic import (
     rename,
     sync_directory,
 )
-from .journal import Journal, LayerDone, Running, SourceDone, TrunkDone
+from .journal import JOURNAL_FILE, Journal, LayerDone, Running, SourceDone, TrunkDone
 from .lock import LockedDirectory
 from .plan import PackPlan
 from .reader import Pack
@@ -34,6 +35,7 @@ from .resume import Finished, finished_units, open_journal, set_aside
 from .sinks import HashingSink, LayerSink, TrunkSink
 
 COPY_BYTES = 4 * 1024 * 1024
+MOST_NAME_BYTES = 255  # of a name, on every common file system
 HASHING_THREADS = 3  # one for record digests, one for component digests, one for SHA-256
 
 
@@ -181,10 +183,15 @@ class PackWriter:
 
 
 def partial_directory(target: Path) -> Path:
-    """Where the pack `target` is made: beside it. Raises UsageError if `target` has no name of its own."""
+    """Where the pack `target` is made: beside it. Raises UsageError for a name that is none, or too long for that."""
     if target.name in ("", ".."):
         raise UsageError(f"{str(target)!r} names no new directory; give the pack a name")
-    return target.with_name(target.name + ".partial")
+    partial = target.with_name(target.name + ".partial")
+    longest = set_aside(partial / JOURNAL_FILE).name + TEMPORARY_SUFFIX
+    excess = len(os.fsencode(longest)) - MOST_NAME_BYTES
+    if excess > 0:
+        raise UsageError(f"{target.name} is too long a name by {excess} bytes: its journal's would not fit; shorten it")
+    return partial
 
 
 def require_absent(target: Path) -> None:

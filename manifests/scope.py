@@ -85,7 +85,9 @@ def parse_subset(text: str, seed: int | None) -> Slice | Share:
         except UsageError:
             raise UsageError(f"{text!r} is no subset; write one such as 3/7 or 5%") from None
     part, parts = int(match[1]), int(match[2])
-    if not 1 <= part <= parts <= MOST_SLICES:
+    if parts > MOST_SLICES:
+        raise UsageError(f"{text!r} is no subset: there are at most {MOST_SLICES} slices")
+    if not 1 <= part <= parts:
         raise UsageError(f"{text!r} is no subset: of {parts} slices, the first is 1/{parts}, the last {parts}/{parts}")
     if seed is not None:
         raise UsageError(f"{text} is drawn by no seed, as a share such as 5% is; leave --seed out")

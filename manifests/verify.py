@@ -73,19 +73,19 @@ class _Reading:
 
     @classmethod
     def of(cls, manifest: Manifest, scope: Scope) -> "_Reading":
-        layers, per_layer = manifest.model.num_layers, manifest.model.num_experts
-        chosen = scope.chosen(layers * per_layer + 1)
-        sizes = inventory.expected_sizes(manifest)
+        count, per_layer = manifest.model.num_layers, manifest.model.num_experts
         if isinstance(scope, Full):
-            return cls(dict.fromkeys(range(layers)), True, sum(sizes.values()))
-        experts: dict[int, set[int]] = {index: set() for index in range(layers)}
+            return cls(dict.fromkeys(range(count)), True, sum(inventory.expected_sizes(manifest).values()))
+        chosen = scope.chosen(count * per_layer + 1)
+        experts: list[set[int]] = [set() for _ in range(count)]
         for index in chosen:
-            if index < layers * per_layer:
+            if index < count * per_layer:
                 experts[index // per_layer].add(index % per_layer)
-        trunk = layers * per_layer in chosen
+        trunk = count * per_layer in chosen
         size = sum(file.size for file in manifest.files if trunk or file.name != manifest.trunk.file)
-        size += sum(manifest.layers[index].stride * len(one) for index, one in experts.items())
-        return cls(experts, trunk, size)
+        size += sum(layer.stride * len(one) for layer, one in zip(manifest.layers, experts, strict=True))
+        whole = {index: one if len(one) < per_layer else None for index, one in enumerate(experts)}
+        return cls(whole, trunk, size)
 
 
 class _Meter:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..layout.atomic import AtomicFile
+from ..layout.atomic import replace
 from ..manifests.errors import StorageError, UsageError
 from .engine import Engine
 from .tally import Tally
@@ -107,8 +107,7 @@ class Watch:
     def write(self) -> None:
         """Publish the trace, whole or not at all. Raises StorageError if the disk refuses."""
         content = json.dumps(self._trace.document("moe-run bench", self._about)).encode()
-        with AtomicFile(self.path, len(content)) as file:
-            file.write(content)
+        replace(self.path, content)
 
 
 def _check(path: Path) -> None:

@@ -34,16 +34,17 @@ def runs(steps: list[dict[str, Any]]) -> list[str]:
 def test_every_input_is_used_and_every_input_that_is_used_is_there() -> None:
     action = document(ACTION / "action.yml")
     passed = [value for step in action["runs"]["steps"] for value in step["env"].values()]
-    used = {EXPRESSION.fullmatch(value)[1].removeprefix("inputs.") for value in passed}  # type: ignore[index]
-    assert used == set(action["inputs"])
+    assert all(EXPRESSION.sub("", value) == "" for value in passed)
+    used = {name for value in passed for name in EXPRESSION.findall(value)}
+    assert used == {f"inputs.{name}" for name in action["inputs"]} | {"steps.install.outputs.program"}
     assert all(each.get("required") or "default" in each for each in action["inputs"].values())
     assert all(each["description"] for each in (*action["inputs"].values(), *action["outputs"].values()))
 
 
 def test_every_variable_that_is_passed_is_read() -> None:
-    *_, verify = document(ACTION / "action.yml")["runs"]["steps"]
-    script = (ACTION / "verify.sh").read_text()
-    assert all(re.search(rf"\$\{{?{name}\b", script) for name in verify["env"])
+    for step in document(ACTION / "action.yml")["runs"]["steps"]:
+        script = (ACTION / f"{step['id']}.sh").read_text()
+        assert all(re.search(rf"\$\{{?{name}\b", script) for name in step["env"])
 
 
 def test_every_output_is_written() -> None:
@@ -92,7 +93,8 @@ def acted(pack: Path, folder: Path, **inputs: object) -> tuple[int, dict[str, st
     folder.mkdir(exist_ok=True)
     output = folder / "output"
     output.write_text("")
-    passed = dict.fromkeys(("SCOPE", "PUBLIC_KEY", "SIGNATURE", "SOURCE", "EXPERTS"), "")
+    *_, verify = document(ACTION / "action.yml")["runs"]["steps"]
+    passed = dict.fromkeys(set(verify["env"]) - {"MOE_PACK"}, "")
     passed |= {"PACK": str(pack), **{name: str(value) for name, value in inputs.items()}}
     known = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RUNNER_TEMP": str(folder)}
     done = subprocess.run(
@@ -107,7 +109,7 @@ def test_an_intact_pack_passes(demo: Path, tmp_path: Path) -> None:
     assert (code, outputs["digest"]) == (0, pack_digest(demo))
     found = json.loads(Path(outputs["report"]).read_bytes())
     assert (found["ok"], found["scope"], "signed" in found) == (True, "full", True)
-    made = json.loads(Path(outputs["report"]).with_name("reproduce.json").read_bytes())
+    made = json.loads(Path(outputs["reproduced"]).read_bytes())
     assert (made["ok"], made["records_compared"]) == (True, 2)
 
 
@@ -132,8 +134,30 @@ def test_a_damaged_pack_fails_with_1_and_its_report_is_there(demo: Path, tmp_pat
 
 def test_a_wrong_key_and_no_pack_fail(demo: Path, tmp_path: Path) -> None:
     assert acted(demo, tmp_path, SCOPE="quick", PUBLIC_KEY=demo.with_name("pack.sig"))[0] == 3
-    code, outputs = acted(tmp_path / "none", tmp_path / "out")
-    assert (code, outputs["digest"]) == (3, "")
+    nothing = {"digest": "", "report": "", "reproduced": ""}
+    assert acted(tmp_path / "none", tmp_path / "out") == (3, nothing)
+    assert acted(demo, tmp_path / "out", PACK="") == (2, {})
+
+
+def test_what_was_locked_and_calibrated_is_passed_on(demo: Path, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("moe-pack")
+    lock = tmp_path / "lock.toml"
+    subprocess.run([program, "lock", CHECKPOINT, "--pack", demo, "-o", lock], capture_output=True, check=True)
+    given = {"SOURCE": CHECKPOINT, "SAMPLE": 2, "TRUNK": "true", "SOURCE_DIGESTS": "true", "LOCK": lock}
+    code, outputs = acted(demo, tmp_path / "out", **given)
+    made = json.loads(Path(outputs["reproduced"]).read_bytes())
+    assert (code, made["records_compared"], made["trunk_compared"]) == (0, 2, True)
+    code, outputs = acted(demo, tmp_path / "out", **given, CALIBRATION=lock)
+    assert (code, outputs["reproduced"]) == (3, "")
+    lock.write_text(lock.read_text().replace(pack_digest(demo), "0" * 64))
+    assert acted(demo, tmp_path / "out", LOCK=lock)[0] == 1
+
+
+def test_two_uses_in_one_job_keep_their_reports(demo: Path, tmp_path: Path) -> None:
+    first, second = (acted(demo, tmp_path, SCOPE="quick")[1]["report"] for _ in range(2))
+    assert first != second
+    assert Path(first).exists()
+    assert Path(second).exists()
 
 
 @pytest.mark.parametrize("text", ["$(touch ran)`touch ran`' ; touch ran\" ; touch ran\ntouch ran", "--help"])

@@ -494,6 +494,24 @@ def test_locks_and_options_that_contradict_each_other(
     assert not (tmp_path / "lock.json").exists()
 
 
+def test_a_lock_of_other_arithmetic_is_refused_before_anything_is_made(
+    source: Path, pack: Path, tmp_path: Path, moe_pack: MoePack
+) -> None:
+    lock = locked(source, pack, tmp_path / "lock.toml", moe_pack)
+    other = tmp_path / "other.toml"
+    other.write_text(lock.read_text().replace("\narithmetic = ", "\narithmetic = 9", 1))
+    moe_pack("build", source, tmp_path / "again", "--lock", other).refused(5, other, "arithmetic 9")
+    moe_pack("reproduce", pack, "--source", source, "--lock", other).refused(5, other, "arithmetic 9")
+    assert not list(tmp_path.glob("again*"))
+
+
+def test_a_lock_fetches_from_a_repository_only(source: Path, tmp_path: Path, moe_pack: MoePack) -> None:
+    lock = locked(source, None, tmp_path / "lock.toml", moe_pack)
+    other = tmp_path / "other.toml"
+    other.write_text(lock.read_text().replace("\n[source]\n", f"\n[source]\nrepository = {json.dumps(str(source))}\n"))
+    moe_pack("build", "--lock", other, tmp_path / "pack").refused(2, other, "names no repository")
+
+
 def test_every_recipe_survives_its_lock(source: Path, tmp_path: Path, moe_pack: MoePack) -> None:
     from moepack.convert.lock import read_lock
 

@@ -319,6 +319,13 @@ def test_a_copied_file_that_grows_meanwhile_is_noticed(tmp_path: Path, plan: Pac
             write_missing(writer, Content(plan))
 
 
+def test_a_name_that_would_be_too_long_in_the_end_is_refused_at_the_start(tmp_path: Path, plan: PackPlan) -> None:
+    longest = 255 - len(".partial.journal.jsonl.tmp")
+    with pytest.raises(UsageError, match=r"too long a name by 2 bytes"):
+        build(tmp_path / ("é" + "n" * longest), plan)
+    build(tmp_path / ("n" * longest), plan)
+
+
 @pytest.mark.parametrize("target", ["", ".", "/", "..", "nowhere/.."])
 def test_a_target_without_a_name_of_its_own(
     tmp_path: Path, plan: PackPlan, target: str, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,7 @@
 """The state of a verification in a file: durable, of one pack and one scope, gone when the work is done."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from tinypack import build, replace_file, tiny_model, tiny_plan
 
 from moepack.layout.checking import check
 from moepack.manifests import layers
-from moepack.manifests.errors import CorruptInputError, UsageError
+from moepack.manifests.errors import CorruptInputError, StorageError, UsageError
 from moepack.manifests.files import FilePlace
 from moepack.manifests.progress import Silent
 from moepack.manifests.report import Finding, Report
@@ -113,3 +115,20 @@ def test_a_pack_that_is_none_leaves_no_state(tmp_path: Path) -> None:
     with pytest.raises(CorruptInputError):
         checked(tmp_path, tmp_path.parent / "state")
     assert not (tmp_path.parent / "state").exists()
+
+
+def test_a_state_touches_nobody_elses_file_and_several_runs_may_share_it(pack: Path, tmp_path: Path) -> None:
+    state, theirs = tmp_path / "state", tmp_path / "state.tmp"
+    theirs.write_text("precious")
+    with ThreadPoolExecutor(4) as runs:
+        assert all(report.ok for report in runs.map(lambda _: checked(pack, state), range(12)))
+    assert theirs.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("state")) == ["state.tmp"]
+
+
+def test_a_folder_that_may_not_be_written_into_is_told_before_the_work(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(StorageError, match="may not be written into; keep the state elsewhere, with --state FILE"):
+        checked(pack, tmp_path / "state")

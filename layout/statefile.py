@@ -1,18 +1,19 @@
 """The state of a verification, in a file outside the pack: a run that was interrupted is gone on with.
 
 The file is replaced whole after each file of the pack, never changed in place. It belongs to one pack and one scope;
-what it says of a file that has been written since is not believed.
+what it says of a file that has been written since is not believed. Two runs with one file do some work twice.
 """
 
+import os
 import threading
 from pathlib import Path
 
 import msgspec
 
-from ..manifests.errors import CorruptInputError, UsageError
+from ..manifests.errors import CorruptInputError, StorageError, UsageError
 from ..manifests.files import read_small
 from ..manifests.ledger import Done
-from .atomic import AtomicFile, Reporting, remove, sync_directory
+from .atomic import Reporting, remove, replace, sync_directory
 
 MAX_STATE_BYTES = 256 * 1024 * 1024
 
@@ -27,7 +28,11 @@ class StateFile:
     """The ledger of a verification of the pack `pack_digest` by `scope`, kept at `path`; begun if there is none."""
 
     def __init__(self, path: Path, pack_digest: str, scope: str) -> None:
-        """Raises UsageError if there is something else at `path`, or the state of another pack or scope."""
+        """Raises UsageError if there is something else at `path`, or the state of another pack or scope.
+
+        Raises StorageError if its folder may not be written into.
+        """
+        _require_writable(path.parent)
         self.path = path
         self._state = _read(path) if path.exists() or path.is_symlink() else _State(pack_digest, scope, {})
         self._lock = threading.Lock()
@@ -50,14 +55,18 @@ class StateFile:
         with self._lock:
             self._state.done[file] = done
             content = msgspec.json.encode(self._state)
-            with AtomicFile(self.path, len(content)) as written:
-                written.write(content)
+            replace(self.path, content)
 
     def remove(self) -> None:
         """The work is finished."""
         with Reporting(self.path):
             remove(self.path)
             sync_directory(self.path.parent)
+
+
+def _require_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"{folder} may not be written into; keep the state elsewhere, with --state FILE")
 
 
 def _read(path: Path) -> _State:
