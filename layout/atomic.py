@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +21,7 @@ from ..manifests.files import OUT_OF_SPACE, gigabytes
 TEMPORARY_SUFFIX = ".tmp"
 READ_ONLY = 0o444
 REPLACEABLE = 0o644
+PRIVATE = 0o600
 FLUSH_BYTES = 64 * 1024 * 1024  # measured: twice the rate of leaving all of a 2 GB file to the last fsync
 
 
@@ -42,7 +44,7 @@ class AtomicFile:
     def __enter__(self) -> "AtomicFile":
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         with self._reporting():
-            self._descriptor = os.open(self._temporary, flags, 0o644)
+            self._descriptor = os.open(self._temporary, flags, 0o644 & self.mode | stat.S_IWUSR)
         self._behind = WriteBehind(self._descriptor)
         return self
 
@@ -95,9 +97,9 @@ def publish(path: Path, content: bytes | memoryview, mode: int = READ_ONLY) -> N
         file.write(content)
 
 
-def replace(path: Path, content: bytes | memoryview) -> None:
+def replace(path: Path, content: bytes | memoryview, mode: int = REPLACEABLE) -> None:
     """Write a whole small file that belongs to no pack and may be there already, whoever else does so at once."""
-    with AtomicFile(path, len(content), REPLACEABLE, apart=f".{os.getpid()}") as file:
+    with AtomicFile(path, len(content), mode, apart=f".{os.getpid()}") as file:
         file.write(content)
 
 
@@ -107,11 +109,11 @@ class AppendedFile:
     `content` is what it held when opened. Raises StorageError when the disk is full or fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int = REPLACEABLE) -> None:
         self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         with Reporting(path):
-            self._descriptor = os.open(path, flags, REPLACEABLE)
+            self._descriptor = os.open(path, flags, mode)
             try:
                 sync_directory(path.parent)
                 self.content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
