@@ -187,7 +187,9 @@ def chat(
         Path | None,
         _chat(metavar="FILE", help="Where typed lines are kept.", show_default="moepack/chat_history of XDG's state"),
     ] = None,
-    keep_history: Annotated[bool, _chat(" /--no-history", help="Keep typed lines for this run only.")] = True,
+    keep_history: Annotated[
+        bool, _chat(" /--no-history", help="Keep typed lines for this run only.", show_default=False)
+    ] = True,
     max_tokens: MaxTokensOption = None,
     stop: StopOption = None,
     temp: TempOption = None,
@@ -213,18 +215,18 @@ def chat(
     given = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     flags = {name: value for name, value in given.items() if value is not None}
     wanted = Wanted(
-        system,
-        messages,
-        tools,
-        template_vars,
-        thinking,
-        fold,
-        load,
-        history,
-        keep_history,
-        max_tokens,
-        tuple(stop or ()),
-        flags,
+        system=system,
+        messages=messages,
+        tools=tools,
+        variables=template_vars,
+        thinking=thinking,
+        fold=fold,
+        load=load,
+        history=history,
+        keep_history=keep_history,
+        max_tokens=max_tokens,
+        stops=tuple(stop or ()),
+        sampling=flags,
     )
     with Pack.open(pack) as opened:
         language = Language.of(opened)

@@ -1,1 +1,1 @@
-"""`moe-run chat`: a conversation at a terminal or through a pipe, on the engine, the loop and the readers of the rest."""
+"""`moe-run chat`: a conversation, at a terminal or through a pipe, on the engine and the loop of generate."""

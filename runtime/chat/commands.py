@@ -124,6 +124,6 @@ COMMANDS = {
     "quit": Command(_quit, "", "end the chat, as Ctrl-D does"),
 }
 KEYS = (
-    "Enter sends; Alt-Enter or Ctrl-J is a new line; Ctrl-C stops an answer, or empties the line; a blank before a slash"
-    " sends it"
+    "Enter sends; Alt-Enter or Ctrl-J is a new line; Ctrl-C stops an answer, or empties the line; a blank before a"
+    " slash sends it"
 )

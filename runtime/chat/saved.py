@@ -24,7 +24,7 @@ from .conversation import Conversation, Entry, check_tools
 from .partner import Settings
 from .recall import Recall
 
-VERSION = 1
+VERSION: Literal[1] = 1
 _TAG = re.compile(r"[0-9a-f]{16}")
 
 

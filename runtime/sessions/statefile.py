@@ -109,18 +109,22 @@ def _blocks(name: str, state: State, tokens: int, ends: Sequence[Snapshot], back
 
 
 def _check_shapes(file: TensorFile, state: State, backend: Backend, room: Room) -> None:
-    shapes = [file.entries[name].shape if name in file.entries else () for name in (TOKENS, ENDS)]
-    fits = all(len(shape) == 1 for shape in shapes)
-    if fits and 0 < shapes[0][0] <= room.context and 0 < shapes[1][0] <= MOST_ENDS:
-        expected = {spec.name: (spec.dtype, spec.shape) for spec in _specs(state, *shapes[0], *shapes[1], backend)}
+    tokens, ends = _length(file, TOKENS), _length(file, ENDS)
+    fits = 0 < tokens <= room.context and 0 < ends <= MOST_ENDS
+    if fits:
+        expected = {spec.name: (spec.dtype, spec.shape) for spec in _specs(state, tokens, ends, backend)}
         fits = expected == {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
-    else:
-        fits = False
     if not fits:
         raise CorruptInputError(
             f"{file.path} holds no state of this pack that fits a context of {room.context} tokens; remove it, or give"
             " a larger --context"
         )
+
+
+def _length(file: TensorFile, name: str) -> int:
+    """Of a list that a file has; 0 where it has none."""
+    shape = file.entries[name].shape if name in file.entries else ()
+    return shape[0] if len(shape) == 1 else 0
 
 
 def _check_values(path: Path, tokens: Array, ends: Array, room: Room) -> None:
