@@ -26,11 +26,18 @@ PROBE = "x"  # any text, to see where a template's rendering of a longer convers
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are made."""
+    """How answers are made. Raises UsageError as generate.Limits does."""
 
     sampling: Sampling
     max_tokens: int
     stops: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.limits(1, frozenset())
+
+    def limits(self, context: int, end_tokens: frozenset[int]) -> Limits:
+        """What ends an answer."""
+        return Limits(self.max_tokens, context, end_tokens, self.stops)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class Partner:
         settings, tools = self.settings, conversation.tools or []
         rest = self.recall.begin(prompt, self._place(conversation, prompt))
         self._before, self._position = self.engine.stats, self.recall.position
-        limits = Limits(settings.max_tokens, self.engine.context, self._tokenizer.end_tokens, settings.stops)
+        limits = settings.limits(self.engine.context, self._tokenizer.end_tokens)
         stream = self._tokenizer.stream(special=self._spell)
         generation = Generation(self.recall, rest, Sampler(settings.sampling), stream, limits)
         dialect = self._dialect(conversation)

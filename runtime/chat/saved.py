@@ -20,6 +20,7 @@ from ...manifests.errors import CorruptInputError, StorageError, UsageError
 from ...manifests.files import read_small
 from ..prompt import MAX_MESSAGES_BYTES
 from ..sampling import Sampling
+from ..template import check_variables
 from .conversation import Conversation, Entry, check_tools
 from .partner import Settings
 from .recall import Recall
@@ -63,6 +64,12 @@ class Saved(Struct, forbid_unknown_fields=True):
     stop: list[str]
     state: SavedState | None
 
+    def check(self) -> None:
+        """Raise UsageError for what the types do not say."""
+        check_variables(self.template_vars)
+        check_tools(self.tools or (), "tools")
+        _ = self.settings
+
     @property
     def conversation(self) -> Conversation:
         """What was said."""
@@ -100,8 +107,7 @@ def read(path: Path) -> Saved:
     value = canonical.decode(read_small(path, MAX_MESSAGES_BYTES, follow_links=True), str(path), canonical.OWN)
     try:
         saved = msgspec.convert(value, Saved)
-        saved.settings  # noqa: B018  # which checks it
-        check_tools(saved.tools or (), str(path))
+        saved.check()
         return saved
     except (msgspec.ValidationError, UsageError) as error:
         raise CorruptInputError(f"{path} is no conversation that chat saved: {error!s:.300}") from error
