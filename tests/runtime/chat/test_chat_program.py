@@ -21,7 +21,8 @@ from moe_run_program import MOE_RUN, document, moe_run
 QUICK = ("--temp", "0", "-n", "16", "--threads", "2")
 LONG = ("--temp", "9", "--seed", "1", "-n", "100000", "--threads", "1", "--context", "4096")  # random: it never ends
 ESCAPE = "\x1b"
-SECONDS = 60
+ASKED, TOLD = b"\x1b[6n", "\x1b[1;1R"  # where the cursor is, as terminals are asked and tell
+SECONDS = 25
 READY = r"\x1b\[\?2004h"  # the editor takes keys
 
 
@@ -33,7 +34,7 @@ class Terminal:
         self._seen = 0
         self.pid, self._descriptor = pty.fork()
         if self.pid == 0:
-            os.execve(arguments[0], arguments, {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", **environment})
+            os.execve(arguments[0], arguments, {**os.environ, **environment})
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
 
     def send(self, keys: str) -> None:
@@ -68,6 +69,8 @@ class Terminal:
         except OSError:  # it has ended
             return False
         self.text += content.decode(errors="replace").replace("\r\n", "\n")
+        for _ in range(content.count(ASKED)):
+            self.send(TOLD)
         return bool(content)
 
 
