@@ -16,14 +16,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from moe_run_program import MOE_RUN, document, moe_run
+from moe_run_program import MOE_RUN, called, document, moe_run
 
 QUICK = ("--temp", "0", "-n", "16", "--threads", "2")
 LONG = ("--temp", "9", "--seed", "1", "-n", "100000", "--threads", "1", "--context", "4096")  # random: it never ends
 ESCAPE = "\x1b"
 ASKED, TOLD = b"\x1b[6n", "\x1b[1;1R"  # where the cursor is, as terminals are asked and tell
-SECONDS = 25
+SECONDS = 60
 READY = r"\x1b\[\?2004h"  # the editor takes keys
+SENT = r"\x1b\[\?2004l"  # and no more
 
 
 class Terminal:
@@ -51,9 +52,11 @@ class Terminal:
 
     def ended(self) -> int:
         """The exit code, once all was read."""
-        while self._read():
-            pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        end = time.monotonic() + SECONDS
+        while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
+            assert time.monotonic() < end, self.text
+            self._read(0.05)
+        return os.waitstatus_to_exitcode(found[1])
 
     def close(self) -> None:
         with suppress(ProcessLookupError, ChildProcessError):
@@ -61,8 +64,8 @@ class Terminal:
             os.waitpid(self.pid, 0)
         os.close(self._descriptor)
 
-    def _read(self) -> bool:
-        if not select.select([self._descriptor], [], [], SECONDS)[0]:
+    def _read(self, seconds: float = SECONDS) -> bool:
+        if not select.select([self._descriptor], [], [], seconds)[0]:
             return False
         try:
             content = os.read(self._descriptor, 65536)
@@ -95,7 +98,7 @@ def test_a_pipe_gets_only_answers_line_by_line(demo: Path) -> None:
 
 
 def test_a_pipe_with_nothing_in_it_is_no_error(demo: Path) -> None:
-    run = moe_run("chat", demo, stdin=b"")
+    run = called("chat", demo, stdin=b"")
     assert (run.returncode, run.stdout) == (0, "")
 
 
@@ -112,14 +115,14 @@ def test_a_pipe_with_nothing_in_it_is_no_error(demo: Path) -> None:
 def test_a_pipe_ends_with_the_first_error(
     demo: Path, stdin: bytes, arguments: tuple[str, ...], code: int, told: str
 ) -> None:
-    run = moe_run("chat", demo, *arguments, stdin=stdin)
+    run = called("chat", demo, *arguments, stdin=stdin)
     assert (run.returncode, run.stdout) == (code, "")
     assert told in run.stderr.splitlines()[-1]
 
 
 def test_a_messages_file_that_asks_is_answered_at_once(demo: Path, tmp_path: Path) -> None:
     question = Path(__file__).parents[3] / "convert/demo/question.json"
-    run = moe_run("chat", demo, "--messages", question, "--temp", "0")
+    run = called("chat", demo, "--messages", question, "--temp", "0")
     assert run.stdout == '{"name": "get_weather", "arguments": {"city": "Paris", "day": "tomorrow"}}\n'
 
 
@@ -127,16 +130,21 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(demo: Path, tmp_path: Path
     with terminal(demo, *LONG, "--history", str(tmp_path / "history")) as chat:
         chat.until(READY)
         chat.send("Once\r")
-        chat.until(r"\w+ \w+ \w+")
-        time.sleep(0.5)
+        chat.until(SENT)
+        chat.until(r"\w+\W+\w+\W+\w+")
         chat.send("\x03")
         assert "stopped; what was said stays in the conversation" in chat.until("in memory")
         chat.until(READY)
         chat.send(f"/save {tmp_path / 'talk.json'}\r")
         chat.until("saved 2 messages")
-        chat.send("abc\x03\x03\x03")
+        chat.until(READY)
+        chat.send("abc\x03")  # empties the line
+        chat.send("\x03")
+        chat.until("Ctrl-C once more leaves with 130")
+        chat.until(READY)
+        chat.send("\x03")
         assert chat.ended() == 130
-    assert "error: interrupted" in chat.text
+    assert chat.text.endswith(" interrupted\n")
     assert (tmp_path / "history").read_text().startswith('"Once"\n')
 
 
@@ -155,6 +163,7 @@ def test_no_color_means_none(demo: Path) -> None:
         chat.until("/help")
         chat.send("Who are you?\r")
         chat.until("in memory")
+        chat.until(READY)
         chat.send("\x04")
         assert chat.ended() == 0
     assert not re.search(r"\x1b\[[0-9;]*[349][0-7]m", chat.text)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,14 @@ def file(kept: dict[str, bytes], tmp_path: Path) -> Path:
     return tmp_path / "talk.json"
 
 
+@pytest.fixture(scope="module")
+def steady(demo: Path) -> Iterator[Chatted]:
+    """A chat of one answer, for what changes nothing."""
+    with chatted(demo) as chat:
+        chat.type("Hello")
+        yield chat
+
+
 def state_of(file: Path) -> Path:
     return next(file.parent.glob("*.state"))
 
@@ -180,18 +188,15 @@ def test_another_k_does_not_use_it_either(demo: Path, file: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 9, 300, -1])
-def test_a_damaged_state_is_refused_and_nothing_changes(demo: Path, file: Path, at: int) -> None:
+def test_a_damaged_state_is_refused_and_nothing_changes(steady: Chatted, file: Path, at: int) -> None:
     state = state_of(file)
     flip(state, at % state.stat().st_size)
-    with chatted(demo) as chat:
-        chat.type("Hello")
-        said = chat.said
-        text = chat.type(f"/load {file}")
-        assert text.startswith("error: ")
-        assert text.count("\n") == 1
-        assert chat.said == said
-        chat.type("And?")
-        assert chat.talk.last.result.prompt_tokens < chat.talk.last.prompt
+    said, position = steady.said, steady.talk.partner.recall.position
+    text = steady.type(f"/load {file}")
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    assert (steady.said, steady.talk.partner.recall.position) == (said, position)
+    assert steady.talk.partner.recall.sound
 
 
 def test_a_state_that_does_not_fit_the_context_is_refused(demo: Path, file: Path) -> None:
@@ -234,38 +239,37 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_one_sentence(demo: Path, file: Path, name: str) -> None:
+def test_a_hostile_file_is_one_sentence(steady: Chatted, file: Path, name: str) -> None:
     document = json.loads(file.read_text())
     change(*HOSTILE[name])(document)
     file.write_text(json.dumps(document))
-    with chatted(demo) as chat:
-        text = chat.type(f"/load {file}")
-        assert text.startswith("error: "), text
-        assert str(tmp := file.parent) in text, tmp
-        assert text.count("\n") == 1
-        assert len(text) < 700
-        assert chat.roles == []
+    text = steady.type(f"/load {file}")
+    assert text.startswith("error: ")
+    assert str(file.parent) in text
+    assert text.count("\n") == 1
+    assert len(text) < 700
+    assert steady.roles == ["user", "assistant"]
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[" * 5000, b"\xff", b'{"a": 1, "a": 2}', b"null", b'{"moepack_chat": NaN}']
 )
-def test_what_is_no_json_is_refused(chat: Chatted, tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_json_is_refused(steady: Chatted, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    text = chat.type(f"/load {tmp_path / 'x.json'}")
+    text = steady.type(f"/load {tmp_path / 'x.json'}")
     assert text.startswith("error: ")
     assert text.count("\n") == 1
 
 
-def test_pipes_and_folders_are_refused_at_once(chat: Chatted, tmp_path: Path) -> None:
+def test_pipes_and_folders_are_refused_at_once(steady: Chatted, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "is not a regular file" in chat.type(f"/load {tmp_path / 'pipe'}")
-    assert "error: " in chat.type(f"/load {tmp_path}")
+    assert "is not a regular file" in steady.type(f"/load {tmp_path / 'pipe'}")
+    assert "error: " in steady.type(f"/load {tmp_path}")
 
 
 @pytest.mark.parametrize(("name", "values"), [("tokens", [10**6]), ("tokens", [-1]), ("ends", [0]), ("ends", [10**6])])
 def test_a_state_with_a_right_digest_and_wrong_values_is_refused(
-    demo: Path, file: Path, name: str, values: list[int]
+    steady: Chatted, file: Path, name: str, values: list[int]
 ) -> None:
     state = state_of(file)
     with TensorFile.open(state) as opened:
@@ -276,7 +280,5 @@ def test_a_state_with_a_right_digest_and_wrong_values_is_refused(
     document = json.loads(file.read_text())
     document["state"]["blake3"] = digest.of_file(state)
     file.write_text(json.dumps(document))
-    with chatted(demo) as chat:
-        assert "names tokens or positions that do not exist" in chat.type(f"/load {file}")
-        chat.type("Hello")
-        assert chat.roles == ["user", "assistant"]
+    assert "names tokens or positions that do not exist" in steady.type(f"/load {file}")
+    assert steady.talk.partner.recall.sound
