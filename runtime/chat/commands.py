@@ -59,7 +59,8 @@ def _save(talk: "Talk", text: str) -> None:
     path = Path(text).expanduser()
     partner = talk.partner
     size = saved.save(path, talk.conversation, partner.settings, partner.recall, talk.pack, talk.identity)
-    talk.screen.note(f"saved {len(talk.conversation.entries)} messages and the state to {path}, {megabytes(size)}")
+    beside = f", and the state that computing them left beside it, {megabytes(size)}" if size else ""
+    talk.screen.note(f"saved {len(talk.conversation.entries)} messages to {path}{beside}")
 
 
 def load(talk: "Talk", text: str) -> None:

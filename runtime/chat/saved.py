@@ -82,7 +82,7 @@ class Saved(Struct, forbid_unknown_fields=True):
 
 
 def save(path: Path, conversation: Conversation, settings: Settings, recall: Recall, pack: str, identity: bytes) -> int:
-    """Write both files, over earlier ones of ours only; the bytes they have.
+    """Write both files, over earlier ones of ours only; the bytes of the state's, 0 if there is none.
 
     The JSON comes last, and until then names the earlier state. Raises UsageError if something else has the name,
     StorageError if the disk is full or fails.
@@ -99,7 +99,7 @@ def save(path: Path, conversation: Conversation, settings: Settings, recall: Rec
         atomic.remove(file)
         raise
     _remove_others(path, file)
-    return len(content) + (file.stat().st_size if state else 0)
+    return file.stat().st_size if state else 0
 
 
 def read(path: Path) -> Saved:
