@@ -30,12 +30,26 @@ class Command:
 def do(talk: "Talk", line: str) -> bool:
     """Do what a line says; False to end the chat. Raises UsageError for what is no command, or lacks what it takes."""
     name, _, text = line[1:].partition(" ")
-    command, text = COMMANDS.get(name.strip()), text.strip()
+    command, text = COMMANDS.get(name.strip()), _checked(text.strip())
     if command is None:
         raise UsageError(f"there is no /{name:.40}; /help lists what there is, and a blank before the slash sends it")
     if not text and command.takes and not command.takes.startswith("["):
         raise UsageError(f"/{name} takes {command.takes}")
     return command.does(talk, text) is not False
+
+
+def _checked(text: str) -> str:
+    """Raise UsageError for a text that no file's name and no message can be."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise UsageError("what follows the command is not valid UTF-8; check how it was typed")
+    return text
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text} names a home that is not known; give the whole path") from error
 
 
 def _help(talk: "Talk", text: str) -> None:
@@ -56,7 +70,7 @@ def _reset(talk: "Talk", text: str) -> None:
 
 
 def _save(talk: "Talk", text: str) -> None:
-    path = Path(text).expanduser()
+    path = _path(text)
     partner = talk.partner
     size = saved.save(path, talk.conversation, partner.settings, partner.recall, talk.pack, talk.identity)
     beside = f", and the state that computing them left beside it, {megabytes(size)}" if size else ""
@@ -65,7 +79,7 @@ def _save(talk: "Talk", text: str) -> None:
 
 def load(talk: "Talk", text: str) -> None:
     """/load, and --load at the start."""
-    path = Path(text).expanduser()
+    path = _path(text)
     found = saved.read(path)
     known = saved.restore(path, found, talk.partner.recall, talk.identity)
     talk.conversation, talk.partner.settings = found.conversation, found.settings
@@ -87,7 +101,7 @@ def _tools(talk: "Talk", text: str) -> None:
     if text == "off":
         talk.conversation.tools = None
     elif text:
-        path = Path(text).expanduser()
+        path = _path(text)
         talk.conversation.tools = check_tools(parse_tools(content_of(path), str(path)), str(path))
     names = [tool["function"]["name"] for tool in talk.conversation.tools or ()]
     talk.screen.note(f"tools: {', '.join(names) or 'none'}")

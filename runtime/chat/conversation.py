@@ -56,7 +56,7 @@ class Entry(Struct, forbid_unknown_fields=True, omit_defaults=True):
         """A message of a messages file, in which arguments may be objects. Raises UsageError for any other."""
         try:
             return msgspec.convert({**message, "tool_calls": _spelled(message.get("tool_calls"))}, cls)
-        except (msgspec.ValidationError, TypeError, AttributeError, ValueError) as error:
+        except (msgspec.ValidationError, LookupError, TypeError, ValueError) as error:
             raise UsageError(f"a message that chat cannot take, {message!s:.60}: {error!s:.200}") from error
 
     @classmethod

@@ -51,14 +51,12 @@ class Figures:
     bytes_read: int
     records: int
     hits: int
-    wait_seconds: float
 
 
 class _Reads(TypedDict):
     bytes_read: int
     records: int
     hits: int
-    wait_seconds: float
 
 
 class Turn:
@@ -177,5 +175,4 @@ def _difference(now: EngineStats, before: EngineStats) -> _Reads:
         "bytes_read": now.bytes_read - before.bytes_read,
         "records": now.records_read - before.records_read,
         "hits": now.slot_hits - before.slot_hits,
-        "wait_seconds": now.wait_seconds - before.wait_seconds,
     }

@@ -7,6 +7,7 @@ nothing. Both files are the user's alone (mode 0600).
 
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +99,8 @@ def save(path: Path, conversation: Conversation, settings: Settings, recall: Rec
     except BaseException:
         atomic.remove(file)
         raise
-    _remove_others(path, file)
+    with suppress(OSError):  # what is left then, nothing names
+        _remove_others(path, file)
     return file.stat().st_size if state else 0
 
 

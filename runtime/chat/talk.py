@@ -67,7 +67,9 @@ class Talk:
         """Whether to go on after `work`."""
         try:
             return work() is not False
-        except MoepackError as error:
+        except BrokenPipeError:
+            raise
+        except (MoepackError, OSError) as error:
             if not self.person:
                 raise
             self.screen.note(f"error: {error}")

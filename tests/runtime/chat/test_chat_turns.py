@@ -243,6 +243,11 @@ def test_commands_say_what_they_did(chat: Chatted, tmp_path: Path) -> None:
         ("/think maybe", "/think takes show, fold or off"),
         ("/think off", "knows no thinking"),
         ("/save /nowhere/x.json", "is no directory"),
+        ("/save ~nobody-of-this-name/x", "names a home that is not known"),
+        ("/save a\0b", "is not valid UTF-8"),
+        ("/system \udcff", "is not valid UTF-8"),
+        (f"/save {'x' * 300}", "File name too long"),
+        (f"/load {'x' * 300}", "error: "),
     ],
 )
 def test_a_wrong_command_is_one_sentence_and_changes_nothing(chat: Chatted, line: str, told: str) -> None:
