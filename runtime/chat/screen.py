@@ -54,7 +54,7 @@ class Pipe:
                     self.end()
                     self._write(self._call + "}\n")
                 case Malformed(_, _, why):
-                    say(f"a call could not be read: {why}")
+                    say(f"a call could not be read: {visible(why)}")
         self._out.flush()
 
     def end(self) -> None:

@@ -14,6 +14,7 @@ from . import commands, status
 from .conversation import Call, Conversation, Entry
 from .interrupts import Interrupts
 from .keyboard import Keyboard
+from .markdown import visible
 from .partner import Figures, Partner, Turn
 from .screen import Screen
 from .status import Totals
@@ -150,7 +151,7 @@ class Talk:
         for call in calls:
             self.screen.note(f"{call.function.name} {call.function.arguments}: type its result; an empty line skips it")
             try:
-                text = self.keyboard.read(f"{call.function.name} = ", kept=False)
+                text = self.keyboard.read(f"{' '.join(visible(call.function.name).split())} = ", kept=False)
             except (EOFError, KeyboardInterrupt):
                 break
             if text.strip():

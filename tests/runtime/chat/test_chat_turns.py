@@ -193,6 +193,17 @@ def test_calls_are_shown_and_results_go_back(chat: Chatted, scripted: Script) ->
     assert calls[0].id == "call_00000002"
 
 
+def test_a_call_s_name_cannot_drive_the_terminal(chat: Chatted, scripted: Script) -> None:
+    chat.talk.partner.settings = Settings(Sampling(), 100)
+    chat.talk.conversation.tools = json.loads(QUESTION.read_text())["tools"]
+    call = '<tool_call>\n{"name": "a\\u001b[2J\\nb", "arguments": {}}\n</tool_call>'
+    scripted(chat.language, call)
+    text = chat.type("Call.", "")
+    assert "calls a␛[2J" in text
+    assert "\x1b" not in text
+    assert chat.talk.keyboard.prompts == ["> ", "a␛[2J b = ", "> "]  # type: ignore[attr-defined]
+
+
 def test_thinking_is_shown_counted_or_not_asked_for(thoughtful: Chatted, scripted: Script) -> None:
     scripted(thoughtful.language, *["I wonder.\n</think>\n\nSo it is."] * 2, "Plainly.")
     assert "[thinking]\nI wonder.\n[answer]\nSo it is.\n" in thoughtful.type("Why?")
