@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ..manifests.files import OUT_OF_SPACE, gigabytes
 TEMPORARY_SUFFIX = ".tmp"
 READ_ONLY = 0o444
 REPLACEABLE = 0o644
+PRIVATE = 0o600
 FLUSH_BYTES = 64 * 1024 * 1024  # measured: twice the rate of leaving all of a 2 GB file to the last fsync
 
 
@@ -44,7 +46,7 @@ class AtomicFile:
     def __enter__(self) -> "AtomicFile":
         flags = os.O_WRONLY | os.O_CREAT | self._there | os.O_CLOEXEC | os.O_NOFOLLOW
         with self._reporting():
-            self._descriptor = os.open(self._temporary, flags, 0o644)
+            self._descriptor = os.open(self._temporary, flags, 0o644 & self.mode | stat.S_IWUSR)
         self._behind = WriteBehind(self._descriptor)
         return self
 
@@ -109,11 +111,11 @@ class AppendedFile:
     `content` is what it held when opened. Raises StorageError when the disk is full or fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int = REPLACEABLE) -> None:
         self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         with Reporting(path):
-            self._descriptor = os.open(path, flags, REPLACEABLE)
+            self._descriptor = os.open(path, flags, mode)
             try:
                 sync_directory(path.parent)
                 self.content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)

@@ -57,21 +57,21 @@ class Asked:
 
     def _chat(self) -> Chat:
         path = self.messages
-        chat = Chat.parse(_content(path), str(path)) if path else Chat.of(self._text(), self.system)
+        chat = Chat.parse(content_of(path), str(path)) if path else Chat.of(self._text(), self.system)
         if self.tools is not None:
-            chat = replace(chat, tools=parse_tools(_content(self.tools), str(self.tools)))
+            chat = replace(chat, tools=parse_tools(content_of(self.tools), str(self.tools)))
         return replace(chat, variables=parse_variables(self.variables)) if self.variables is not None else chat
 
     def _text(self) -> str:
         """The prompt; of a file or standard input without the line's end that closes it."""
         if self.prompt_file is not None:
-            return _line(_content(self.prompt_file), str(self.prompt_file))
+            return _line(content_of(self.prompt_file), str(self.prompt_file))
         if self.prompt == STDIN:
             return _line(_limited(sys.stdin.buffer, "standard input"), "standard input")
         return self.prompt or ""
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
     """A file's bytes; pipes and links are fine, since the user named it."""
     try:
         with path.open("rb") as file:

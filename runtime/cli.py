@@ -20,6 +20,9 @@ from ._native import bound_heap
 from .asked import Asked
 from .backends.choice import MOST_THREADS, Kind
 from .bench import Workload, measure
+from .chat import opening
+from .chat.opening import Wanted
+from .chat.partner import Settings
 from .devices import device as find_device
 from .disk import limit as disk_limit
 from .doctor import diagnose, diagnose_for
@@ -40,10 +43,33 @@ app = application(
 
 _prompt = partial(typer.Option, rich_help_panel="Prompt")
 _sampling = partial(typer.Option, rich_help_panel="Sampling (defaults: the pack's generation_config.json)")
+_chat = partial(typer.Option, rich_help_panel="Chat")
 _server = partial(typer.Option, rich_help_panel="Server")
 _engine = partial(typer.Option, rich_help_panel="Engine")
 
 PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
+TempOption = Annotated[float | None, _sampling(help="Temperature; 0 always takes the likeliest token.")]
+TopPOption = Annotated[float | None, _sampling(help="Keep the likeliest tokens that reach this probability.")]
+TopKOption = Annotated[int | None, _sampling(help="Keep this many of the likeliest tokens; 0 keeps all.")]
+MinPOption = Annotated[float | None, _sampling(help="Drop tokens below this share of the likeliest one's.")]
+SeedOption = Annotated[int | None, _sampling(help="Same seed, same answer.", show_default="random")]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option("--max-tokens", "-n", help="Longest answer.", show_default=f"the pack's, else {MAX_TOKENS}"),
+]
+StopOption = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+]
+SystemOption = Annotated[str | None, _prompt(metavar="TEXT", help="A system message before the question.")]
+ToolsOption = Annotated[
+    Path | None, _prompt(metavar="FILE", help="A JSON file with a list of tools the model may call.")
+]
+VariablesOption = Annotated[
+    str | None, _prompt(metavar="JSON", help='Variables of the chat template: {"enable_thinking": false}.')
+]
+MessagesOption = Annotated[
+    Path | None, _prompt(metavar="FILE", help='A JSON file with a whole chat: {"messages": [...], "tools": [...]}.')
+]
 KOption = Annotated[
     int | None,
     _engine("--experts-per-token", "-K", help="Use fewer experts per token.", show_default="the model's own K"),
@@ -98,30 +124,19 @@ def generate(
         str | None, _prompt("--prompt", "-p", help="The question, or with --raw the text to continue; - reads stdin.")
     ] = None,
     prompt_file: Annotated[Path | None, _prompt(metavar="FILE", help="A file with the prompt.")] = None,
-    messages: Annotated[
-        Path | None, _prompt(metavar="FILE", help='A JSON file with a whole chat: {"messages": [...], "tools": [...]}.')
-    ] = None,
-    system: Annotated[str | None, _prompt(metavar="TEXT", help="A system message before the question.")] = None,
-    tools: Annotated[
-        Path | None, _prompt(metavar="FILE", help="A JSON file with a list of tools the model may call.")
-    ] = None,
-    template_vars: Annotated[
-        str | None, _prompt(metavar="JSON", help='Variables of the chat template: {"enable_thinking": false}.')
-    ] = None,
+    messages: MessagesOption = None,
+    system: SystemOption = None,
+    tools: ToolsOption = None,
+    template_vars: VariablesOption = None,
     raw: Annotated[bool, _prompt("--raw", help="Do not use the pack's chat template.")] = False,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option("--max-tokens", "-n", help="Longest answer.", show_default=f"the pack's, else {MAX_TOKENS}"),
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
-    ] = None,
+    max_tokens: MaxTokensOption = None,
+    stop: StopOption = None,
     special: Annotated[bool, typer.Option("--special", help="Show special tokens in the answer.")] = False,
-    temp: Annotated[float | None, _sampling(help="Temperature; 0 always takes the likeliest token.")] = None,
-    top_p: Annotated[float | None, _sampling(help="Keep the likeliest tokens that reach this probability.")] = None,
-    top_k: Annotated[int | None, _sampling(help="Keep this many of the likeliest tokens; 0 keeps all.")] = None,
-    min_p: Annotated[float | None, _sampling(help="Drop tokens below this share of the likeliest one's.")] = None,
-    seed: Annotated[int | None, _sampling(help="Same seed, same answer.", show_default="random")] = None,
+    temp: TempOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    seed: SeedOption = None,
     experts_per_token: KOption = None,
     memory: MemoryOption = None,
     slots: SlotsOption = None,
@@ -142,7 +157,7 @@ def generate(
     with Pack.open(pack) as opened:
         language = Language.of(opened)
         sampler = Sampler(_chosen(language, temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed))
-        longest = next(size for size in (max_tokens, language.max_tokens, MAX_TOKENS) if size is not None)
+        longest = _longest(max_tokens, language)
         room = plan_run(opened, options).context
         limits = Limits(longest, room, language.tokenizer.end_tokens, tuple(stop or ()))
         tokens = asked.tokens(language)
@@ -152,6 +167,73 @@ def generate(
             stream = language.tokenizer.stream(special=special)
             answer = Generation(engine.new_session(), tokens, sampler, stream, limits)
             _show(answer, sampler.settings, engine, json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+@reported
+def chat(
+    pack: PackArgument,
+    system: SystemOption = None,
+    messages: MessagesOption = None,
+    tools: ToolsOption = None,
+    template_vars: VariablesOption = None,
+    thinking: Annotated[
+        bool | None,
+        _prompt("--thinking/--no-thinking", help="Ask the template for it, or not.", show_default="the template's"),
+    ] = None,
+    fold: Annotated[bool, _chat("--fold", help="Count thinking in one line; /think show shows it.")] = False,
+    load: Annotated[Path | None, _chat(metavar="FILE", help="Go on with a conversation that /save wrote.")] = None,
+    history: Annotated[
+        Path | None,
+        _chat(metavar="FILE", help="Where typed lines are kept.", show_default="moepack/chat_history of XDG's state"),
+    ] = None,
+    keep_history: Annotated[
+        bool, _chat(" /--no-history", help="Keep typed lines for this run only.", show_default=False)
+    ] = True,
+    max_tokens: MaxTokensOption = None,
+    stop: StopOption = None,
+    temp: TempOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    seed: SeedOption = None,
+    experts_per_token: KOption = None,
+    memory: MemoryOption = None,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = DEFAULTS.threads,
+    context: ContextOption = None,
+    chunk: ChunkOption = None,
+    check_digests: DigestsOption = True,
+    exact: ExactOption = False,
+    access: AccessOption = None,
+    backend: BackendOption = DEFAULTS.backend,
+) -> None:
+    """Converse; /help says what can be typed. Through a pipe each line is a question; only answers go to stdout."""
+    options = EngineOptions(
+        threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
+    )
+    given = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
+    flags = {name: value for name, value in given.items() if value is not None}
+    wanted = Wanted(
+        system=system,
+        messages=messages,
+        tools=tools,
+        variables=template_vars,
+        thinking=thinking,
+        fold=fold,
+        load=load,
+        history=history,
+        keep_history=keep_history,
+        max_tokens=max_tokens,
+        stops=tuple(stop or ()),
+        sampling=flags,
+    )
+    with Pack.open(pack) as opened:
+        language = Language.of(opened)
+        settings = Settings(_chosen(language, **flags), _longest(max_tokens, language), wanted.stops)
+        with Engine.of(opened, opening.reserving(options, opened.model)) as engine:
+            _say_notes(engine)
+            opening.run(opened, engine, language, settings, wanted)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -309,6 +391,11 @@ def _chosen(language: Language, **flags: float | None) -> Sampling:
     if language.unsupported:
         say(f"the pack asks for {', '.join(language.unsupported)}, which is not applied")
     return settings
+
+
+def _longest(given: int | None, language: Language) -> int:
+    """The longest answer: the user's, else the pack's, else ours."""
+    return next(size for size in (given, language.max_tokens, MAX_TOKENS) if size is not None)
 
 
 def _show(answer: Generation, sampling: Sampling, engine: Engine, *, json: bool) -> None:

@@ -22,7 +22,7 @@ from .disk import Tuning, tune
 from .experts import ExpertStream
 from .memory import MemoryPlan, plan
 from .model import Given, TextModel
-from .sessions.snapshot import Snapshot, restore
+from .sessions.snapshot import Snapshot, restore, rewind
 from .state import State
 from .streaming.files import Access
 from .trace import Recorder
@@ -242,6 +242,13 @@ class Session:
             )
         self.failed = True
         restore(self.state, snapshots, self._engine.backend)
+        self.failed = False
+
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Go back to the end of a snapshot of this session, all tokens before which it still has, failed or not."""
+        self._require_open()
+        self.failed = True
+        rewind(self.state, snapshot, self._engine.backend)
         self.failed = False
 
     def check(self, tokens: Sequence[int]) -> None:

@@ -67,8 +67,7 @@ class ChatTemplate:
         Raises UsageError for variables that would replace the chat or a built-in, and when the template refuses the
         messages or fails on them; CorruptInputError when it tries what the sandbox forbids.
         """
-        if taken := sorted(RESERVED & (variables or {}).keys()):
-            raise UsageError(f"a template variable cannot be named {taken[0]!r}: that is the chat's own or built in")
+        check_variables(variables or {})
         values = {
             **self._variables,
             "messages": [_normal(message) for message in messages],
@@ -102,6 +101,12 @@ class ChatTemplate:
             raise UsageError(f"the chat template refuses these messages: {_sentence(error)}") from error
         except Exception as error:  # a template can raise whatever Python's operators raise
             raise UsageError(f"{self._name} fails on these messages: {_sentence(error)}") from error
+
+
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """Raise UsageError for variables that would replace the chat or a built-in."""
+    if taken := sorted(RESERVED & variables.keys()):
+        raise UsageError(f"a template variable cannot be named {taken[0]!r}: that is the chat's own or built in")
 
 
 class _Refusal(jinja2.TemplateError):

@@ -41,7 +41,7 @@ class Message:
 
     def turn(self) -> dict[str, Any]:
         """As chat templates read it: arguments are an object. Only whole calls, for no template can write others."""
-        whole = [_call(call, _value(call.arguments)) for call in self.calls if call.whole]
+        whole = [_call(call, arguments_value(call.arguments)) for call in self.calls if call.whole]
         return {**self.document(), "content": self.content or "", "tool_calls": whole or None}
 
 
@@ -94,7 +94,7 @@ def call_id(number: int) -> str:
     return f"call_{number:08d}"
 
 
-def _value(arguments: str) -> Any:
+def arguments_value(arguments: str) -> Any:
     """Numbers beyond a double, which JSON may have, become the largest: a template would print them as no JSON."""
     return json.loads(arguments, parse_float=lambda text: max(-LARGEST, min(LARGEST, float(text))))
 

@@ -11,9 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blake3 import blake3
-
-from ... import __version__
 from ...layout.reader import Pack
 from ...manifests.errors import UsageError
 from ...manifests.manifest import pack_digest
@@ -29,6 +26,7 @@ from ..sampling import Sampler, Sampling
 from ..serving.answer import Answer
 from ..serving.request import Request
 from ..serving.scheduler import Scheduler
+from ..sessions.identity import identity
 from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
 from .channel import Channel, Pending
@@ -154,9 +152,3 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
         scheduler = resources.enter_context(Scheduler(engine, prefixes, settings.queue))
         name = pack.path.resolve().name
         yield Service(name, engine, language, scheduler, prefixes, settings, int(time.time()))
-
-
-def identity(root: str, engine: Engine) -> bytes:
-    """All that a session's state depends on besides its tokens: pack, K, what computes, how exactly, which version."""
-    facts = (root, engine.experts_per_token, type(engine.backend).__name__, engine.options.exact, __version__)
-    return blake3("\0".join(map(str, facts)).encode()).digest()

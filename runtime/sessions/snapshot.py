@@ -63,6 +63,18 @@ def restore(state: State, snapshots: Sequence[Snapshot], backend: Backend) -> No
     state.position = ends[-1]
 
 
+def rewind(state: State, snapshot: Snapshot, backend: Backend) -> None:
+    """Bring a state that has passed the end of a snapshot back there; its caches still hold the rows before.
+
+    The snapshot needs no rows. Between forward passes only, or after one that failed.
+    """
+    for layer, (conv, memory) in zip(state.layers, snapshot.layers, strict=True):
+        if not isinstance(layer, AttentionState):
+            backend.write(layer.conv, conv)
+            backend.write(layer.memory, memory)
+    state.position = snapshot.last
+
+
 def _restore_caches(layer: AttentionState, index: int, snapshots: Sequence[Snapshot], backend: Backend) -> None:
     for each in snapshots:
         rows, (keys, values) = slice(each.first, each.last), each.layers[index]

@@ -9,6 +9,7 @@ from checkpoints import CheckpointMaker
 from metal.whole import TOLERANCE, Packs, on_cpu, on_metal
 
 from moepack.runtime.engine import Turn
+from moepack.runtime.sessions import statefile
 
 TOKENS = [5, 99, 17, 250, 3, 41, 7, 12, 64, 8, 1]
 
@@ -62,3 +63,22 @@ def test_a_sequence_goes_on_from_snapshots(packs: dict[str, Path]) -> None:
         session.restore([])
         session.extend(tokens[:24])
         assert np.array_equal(session.extend(tokens[24:]), wanted)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_sequence_goes_back_and_is_kept_in_a_file(packs: dict[str, Path], tmp_path: Path) -> None:
+    with on_metal(packs["odd"], chunk=8) as engine:
+        tokens = random_tokens(engine.model.vocab_size, 40)
+        session = engine.new_session()
+        session.extend(tokens[:16])
+        place = session.snapshot(16)
+        wanted = session.extend(tokens[16:])
+        session.rewind(place)
+        assert np.array_equal(session.extend(tokens[16:]), wanted)
+        session.rewind(place)
+        file = tmp_path / "state"
+        digest = statefile.save(file, tokens[:16], session.state, [place], engine.backend)
+        other, room = engine.new_session(), statefile.Room(engine.context, engine.model.vocab_size)
+        found, places = statefile.load(file, digest, other.state, engine.backend, room)
+        assert (found, [each.last for each in places]) == (tokens[:16], [16])
+        assert np.array_equal(other.extend(tokens[16:]), wanted)
