@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from stages import LIBRARIES, PLACE, ROOT, environment, stage
@@ -28,6 +29,7 @@ X86, ARM = "qemu-x86_64-static", "qemu-aarch64-static"
 FROM = {X86: "qemu-user-static", ARM: "qemu-user-static", "clang++-19": "clang-19", "g++": "g++", "cmake": "cmake"}
 FROM |= {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "apt-get": "apt", "dpkg-deb": "dpkg"}
 RUNS = (("--jobs", "1,2,8"), ("--jobs", "2", "--kill"))
+EMULATED_RUNS = (("--jobs", "8"), ("--jobs", "1", "--kill"))  # some thirty times as slow
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,13 @@ def prepared(cell: Cell) -> tuple[list[str], dict[str, str]]:
     return python, env | ({"MOEPACK_ISA": cell.isa} if cell.isa else {})
 
 
-def run(python: list[str], env: dict[str, str]) -> list[dict[str, Any]]:
+def run(python: list[str], env: dict[str, str], runs: tuple[tuple[str, ...], ...]) -> list[dict[str, Any]]:
     """Every pack that a cell's Python built: what it ran on, and its digest. Raises CalledProcessError."""
     found = []
-    for options in RUNS:
-        work = PLACE / "work"
-        shutil.rmtree(work, ignore_errors=True)
-        command = [*python, "-m", "golden.again", str(work), *options]
-        done = subprocess.run(command, env=env, cwd=PLACE, check=True, stdout=subprocess.PIPE, text=True)
+    for options in runs:
+        with TemporaryDirectory(dir=PLACE) as scratch:
+            command = [*python, "-m", "golden.again", f"{scratch}/work", *options]
+            done = subprocess.run(command, env=env, cwd=scratch, check=True, capture_output=True, text=True)
         machine, *packs = map(json.loads, done.stdout.splitlines())
         found += [machine | pack for pack in packs]
     return found
@@ -180,7 +181,7 @@ def attempted(cell: Cell) -> list[dict[str, Any]]:
         python, env = prepared(cell)
     except (OSError, StopIteration, subprocess.CalledProcessError) as error:
         raise MissingError(f"preparing it failed: {error}") from error
-    return run(python, env)
+    return run(python, env, EMULATED_RUNS if cell.emulator else RUNS)
 
 
 def table(cells: list[Cell]) -> tuple[list[str], list[str], bool, int]:
@@ -193,7 +194,8 @@ def table(cells: list[Cell]) -> tuple[list[str], list[str], bool, int]:
         except MissingError as error:
             left.append(f"- {cell.name}: not run. {error}")
             continue
-        except subprocess.CalledProcessError:
+        except subprocess.CalledProcessError as error:
+            print(error.stderr)
             left.append(f"- {cell.name}: **failed**")
             good = False
             continue
