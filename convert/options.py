@@ -15,8 +15,9 @@ SourceArgument = Annotated[
         help="A checkpoint: a directory, or org/name or org/name@revision on the Hugging Face Hub (downloaded first).",
     ),
 ]
-PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
-PacksArgument = Annotated[list[Path], typer.Argument(metavar="PACK...", help="Packs of one model.")]
+# Not readable by typer's leave: our own sentence says what failed, and how (exit code 4, not 2).
+PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.", readable=False)]
+PacksArgument = Annotated[list[Path], typer.Argument(metavar="PACK...", help="Packs of one model.", readable=False)]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="What moe-pack calibrate has written; imatrix and gptq need it."),

@@ -117,8 +117,8 @@ def scrub(
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A pack's directory.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another's.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A pack's directory.", readable=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another's.", readable=False)],
     json: JsonOption = False,
 ) -> None:
     """Say what differs between two packs, and why: by their digests; weights are read only to find where."""

@@ -47,7 +47,7 @@ _chat = partial(typer.Option, rich_help_panel="Chat")
 _server = partial(typer.Option, rich_help_panel="Server")
 _engine = partial(typer.Option, rich_help_panel="Engine")
 
-PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.")]
+PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A pack's directory.", readable=False)]
 TempOption = Annotated[float | None, _sampling(help="Temperature; 0 always takes the likeliest token.")]
 TopPOption = Annotated[float | None, _sampling(help="Keep the likeliest tokens that reach this probability.")]
 TopKOption = Annotated[int | None, _sampling(help="Keep this many of the likeliest tokens; 0 keeps all.")]
