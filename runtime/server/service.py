@@ -63,13 +63,13 @@ class Service:
             raise UsageError("this pack has no chat template; use /v1/completions")
         chat = Chat(wish.messages, tools, wish.variables)
         text = template.render(chat.messages, tools=chat.tools, variables=chat.variables)
-        tokens = self._encoded(text)
+        tokens, marks = self.language.tokenizer.encode_cut(text, self._beginnings(chat, text))
         dialect = Dialect.of(template.source(with_tools=tools is not None))
         thinking = dialect.thinking(text)
         calls = dialect.calls if tools else None
         return replace(
             self._ask(tokens, wish.wish),
-            marks=frozenset(self._marks(chat, text, tokens)),
+            marks=frozenset(marks),
             calls=calls,
             thinking=thinking,
             tools=wish.form.tools,
@@ -116,16 +116,10 @@ class Service:
             self._grammars = self._grammars or Grammars(self.language.tokenizer)
             return self._grammars.constraint(wish.form, calls, thinking)
 
-    def _encoded(self, text: str) -> list[int]:
-        return self.language.tokenizer.encode(text, add_special_tokens=False)
-
-    def _marks(self, chat: Chat, text: str, tokens: Sequence[int]) -> Iterator[int]:
-        """Ends of what other prompts may begin with, too: system message and tools, and the messages so far."""
+    def _beginnings(self, chat: Chat, text: str) -> list[int]:
+        """How much of a chat's text others may begin with, too: system message and tools, and the messages so far."""
         system = 0 if chat.messages[0]["role"] != "system" else 1
-        for messages in (chat.messages[:system], chat.messages):
-            begun = self._encoded(self._beginning(chat, messages, text))
-            if 0 < len(begun) < len(tokens) and list(tokens[: len(begun)]) == begun:
-                yield len(begun)
+        return [len(self._beginning(chat, messages, text)) for messages in (chat.messages[:system], chat.messages)]
 
     def _beginning(self, chat: Chat, messages: Sequence[Any], text: str) -> str:
         """The text of some messages, where the whole chat's begins with it."""
