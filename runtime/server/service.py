@@ -35,7 +35,9 @@ from .channel import Channel, Pending
 from .settings import Settings
 from .wishes import Ask, ChatWish, Wish
 
-SERVER_BYTES = 60_000_000  # measured: what the server's libraries, its connections and llguidance add to a process
+SERVER_BYTES = 40_000_000  # measured: 25 MB for libraries, llguidance and streams; the rest is for requests' bodies
+GRAMMAR_READING = 14  # measured: the peak of llguidance reading a vocabulary, in sizes of the tokenizer.json
+WAITING_PART = 4  # one part in four of the memory for prompts is for those that wait to be written
 
 
 @dataclass
@@ -138,16 +140,23 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
     """The pack, read and ready; at the end all requests fail, and the state's folder is free again."""
     with ExitStack() as resources:
         root = pack_digest(pack.path)
-        store = None
+        store, queue = None, 0
         if settings.state is not None:
-            store = Store(settings.state / root, settings.state_bytes)
+            queue = settings.prefix_bytes // WAITING_PART
+            store = Store(settings.state / root, settings.state_bytes, queue)
             resources.callback(store.close)
-        reserved = replace(options, prefix_bytes=settings.prefix_bytes + SERVER_BYTES)
+        reserved = replace(options, prefix_bytes=settings.prefix_bytes + server_bytes(pack))
         engine = resources.enter_context(Engine.of(pack, reserved))
-        prefixes = Prefixes(settings.prefix_bytes, identity(root, engine), store)
+        prefixes = Prefixes(settings.prefix_bytes - queue, identity(root, engine), store)
         scheduler = resources.enter_context(Scheduler(engine, prefixes, settings.queue))
         name = pack.path.resolve().name
         yield Service(name, engine, language, scheduler, prefixes, settings, int(time.time()))
+
+
+def server_bytes(pack: Pack) -> int:
+    """What serving adds to a process that generates."""
+    tokenizer = pack.path / "tokenizer.json"
+    return SERVER_BYTES + GRAMMAR_READING * (tokenizer.stat().st_size if tokenizer.exists() else 0)
 
 
 def identity(root: str, engine: Engine) -> bytes:
