@@ -7,7 +7,7 @@ DEMO := build/demo
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type check bench calls emulated corpus crash fuzz matrix mutants pipelines scale soak wide quality timeline trust clean
+.PHONY: help demo test lint type check bench calls emulated corpus crash fuzz matrix mutants pipelines scale soak wide quality serving timeline trust clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ scale: $(VENV)/ready-dev ## Pack and verify one layer of the 397B model's full w
 
 soak: $(VENV)/ready-dev ## Load a server with all sorts of requests, good and bad, on loopback (MINUTES=60): nothing fails, sticks or leaks
 	PYTHONPATH=tests $(BIN)/python tests/extended/soak.py $(MINUTES)
+
+serving: $(VENV)/ready-dev ## Time a continued conversation and eight streams over HTTP, and print the tables of docs/server.md (PARTS=names)
+	PYTHONPATH=tests:tests/runtime $(BIN)/python tests/extended/serving.py $(PARTS)
 
 wide: $(VENV)/ready-dev ## Run two layers of the 397B model's full width on the Metal backend, under its stand-in (5 GB of disk, 4 GB of memory)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_wide.py

@@ -23,7 +23,7 @@ from .experts import ExpertStream
 from .memory import MemoryPlan, plan
 from .model import Given, TextModel
 from .sessions.snapshot import Snapshot, restore, rewind
-from .state import State
+from .state import State, position_bytes, recurrent_bytes
 from .streaming.files import Access
 from .trace import Recorder
 
@@ -224,10 +224,18 @@ class Session:
         """One chunk: the logits after its last `wanted` tokens."""
         return advance(self._decoder, [Turn(self, tokens, wanted)])[0]
 
-    def snapshot(self, first: int) -> Snapshot:
-        """A copy of what its positions from `first` on left behind. Raises UsageError after an error."""
+    def snapshot(self, first: int, last: int | None = None) -> Snapshot:
+        """A copy of what its positions from `first` on left behind, or those up to a `last` that the last turn marked.
+
+        Raises UsageError after an error.
+        """
         self._require_usable()
-        return Snapshot.of(self.state, first, self._engine.backend)
+        return Snapshot.of(self.state, first, self.position if last is None else last, self._engine.backend)
+
+    def snapshot_bytes(self, first: int, last: int) -> int:
+        """The size of such a copy."""
+        model = self._engine.model
+        return recurrent_bytes(model) + (last - first) * position_bytes(model)
 
     def restore(self, snapshots: Sequence[Snapshot]) -> None:
         """Go to the end of snapshots that follow each other from position 0 on, or to 0, whatever happened before.
@@ -277,18 +285,22 @@ class Session:
 
 @dataclass(frozen=True)
 class Turn:
-    """Tokens that a session is given, at least one; logits are `wanted` after the last so many of them."""
+    """Tokens that a session is given, at least one; logits are `wanted` after the last so many of them.
+
+    `marks`: numbers of tokens, less than all, after which a snapshot may be wanted, until the session's next turn.
+    """
 
     session: Session
     tokens: Sequence[int]
     wanted: int = 1
+    marks: Sequence[int] = ()
 
 
 def advance(decoder: TextModel, turns: Sequence[Turn]) -> list[Floats]:
     """One chunk of turns that were checked: the logits of each."""
     for turn in turns:
         turn.session.failed = True
-    logits = decoder.logits([Given(turn.tokens, turn.session.state, turn.wanted) for turn in turns])
+    logits = decoder.logits([Given(turn.tokens, turn.session.state, turn.wanted, turn.marks) for turn in turns])
     for turn in turns:
         turn.session.state.position += len(turn.tokens)
         turn.session.failed = False

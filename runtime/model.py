@@ -11,11 +11,11 @@ import numpy as np
 
 from ..layout.record import RecordLayout
 from ..manifests import schema
-from .backends.base import Backend, Floats, Routes, Stretch, Tensor
+from .backends.base import Backend, DeltaState, Floats, Routes, Stretch, Tensor
 from .decoding import Experts, Parts
 from .operations import Operations
 from .stages import Stages
-from .state import State
+from .state import State, copied
 from .weights import Weights
 
 SPAN = 256  # rows of a chunk that go through a mixer together; experts see the whole chunk
@@ -23,11 +23,15 @@ SPAN = 256  # rows of a chunk that go through a mixer together; experts see the 
 
 @dataclass(frozen=True)
 class Given:
-    """Tokens that continue a sequence, at least one; logits are `wanted` after the last so many of them."""
+    """Tokens that continue a sequence, at least one; logits are `wanted` after the last so many of them.
+
+    After each of the numbers of tokens in `marks`, less than all, the recurrent states are copied to `state.marked`.
+    """
 
     tokens: Sequence[int]
     state: State
     wanted: int
+    marks: Sequence[int] = ()
 
 
 class TextModel:
@@ -84,6 +88,8 @@ class TextModel:
     def _logits(self, given: Sequence[Given]) -> list[Floats]:
         """The same, of experts of which nobody knows yet whether they are good."""
         tokens = [token for each in given for token in each.tokens]
+        for each in given:
+            each.state.marked = {each.state.position + mark: [] for mark in each.marks}
         x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
         if len(tokens) == 1:
             self._decode(x, given)
@@ -123,9 +129,17 @@ class TextModel:
     def _mix(self, x: Tensor, index: int, given: Sequence[Given]) -> None:
         """x += the layer's mixer, a span of rows at a time, which bounds the memory of its projections."""
         self.stages.turn("mixer")
-        for first in range(0, len(x), SPAN):
-            rows = slice(first, min(first + SPAN, len(x)))
+        for rows in _spans(given, len(x)):
             self._operations.add_mixed(x[rows], self._weights.layers[index], list(_stretches(given, index, rows)))
+            self._keep(index, given, rows.stop)
+
+    def _keep(self, index: int, given: Sequence[Given], row: int) -> None:
+        """Copy the state of a sequence that has a mark before this row: nothing leads back there later."""
+        for each, first in zip(given, _starts(given), strict=True):
+            layer = each.state.layers[index]
+            if row - first in each.marks and isinstance(layer, DeltaState):
+                copies = copied(layer.conv, self._backend), copied(layer.memory, self._backend)
+                each.state.marked[each.state.position + row - first].append(copies)
 
     def _sweep(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
         """What all experts give to many tokens, one expert after the other."""
@@ -141,6 +155,21 @@ class TextModel:
         stages.turn("shared")
         self._operations.add_shared(out, normed, self._weights.layers[index])
         return out
+
+
+def _starts(given: Sequence[Given]) -> Iterator[int]:
+    """The first row of each sequence in a chunk."""
+    return accumulate((len(each.tokens) for each in given[:-1]), initial=0)
+
+
+def _spans(given: Sequence[Given], count: int) -> Iterator[slice]:
+    """A chunk's rows, cut at the marks and wherever a span is full."""
+    marks = {first + mark for each, first in zip(given, _starts(given), strict=True) for mark in each.marks}
+    begin = 0
+    for end in sorted({*marks, count}):
+        for first in range(begin, end, SPAN):
+            yield slice(first, min(first + SPAN, end))
+        begin = end
 
 
 def _stretches(given: Sequence[Given], layer: int, rows: slice) -> Iterator[Stretch]:

@@ -3,8 +3,10 @@
 Caches are reserved at once and never moved: a position costs memory when it is first written, and no copy ever exists.
 """
 
+import numpy as np
+
 from ..manifests import schema
-from .backends.base import AttentionState, Backend, DeltaState
+from .backends.base import AttentionState, Backend, DeltaState, Floats, Tensor
 
 FLOAT_BYTES = 4
 
@@ -14,6 +16,7 @@ class State:
 
     def __init__(self, model: schema.Model, backend: Backend, context: int) -> None:
         self.position = 0
+        self.marked: dict[int, list[tuple[Floats, Floats]]] = {}  # the linear layers' states inside the last pass
         self.layers = [layer_state(model, backend, layer, context) for layer in range(model.num_layers)]
 
 
@@ -33,6 +36,11 @@ def _delta_state(model: schema.Model, backend: Backend) -> DeltaState:
     shape = model.linear_attention
     conv = backend.state(shape.conv_kernel - 1, delta_channels(shape))
     return DeltaState(conv, backend.state(shape.num_value_heads, shape.key_head_dim, shape.value_head_dim))
+
+
+def copied(tensor: Tensor, backend: Backend) -> Floats:
+    """A tensor's values, in memory of their own."""
+    return np.array(backend.to_host(tensor), np.float32)
 
 
 def delta_channels(shape: schema.LinearAttention) -> int:

@@ -6,6 +6,7 @@ once gives. Knows nothing of chats or of the model.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Vocabulary
 
 from ..manifests import canonical
@@ -57,17 +59,32 @@ class Tokenizer:
 
         Raises UsageError for text that has no UTF-8 form, CorruptInputError for an id that the model lacks.
         """
+        ids: list[int] = self._encoding(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_cut(self, text: str, cuts: Iterable[int]) -> tuple[list[int], list[int]]:
+        """The ids of `text` without a frame, and how many of them lie before each of the cuts, counted in characters.
+
+        A cut inside of a token is left out. Raises as `encode` does.
+        """
+        encoding = self._encoding(text, add_special_tokens=False)
+        places = encoding.offsets
+        counts = {cut: bisect_right(places, cut, key=lambda place: place[1]) for cut in cuts}
+        whole = [n for cut, n in counts.items() if n == len(places) or places[n][0] >= cut]
+        return encoding.ids, whole
+
+    def _encoding(self, text: str, *, add_special_tokens: bool) -> Encoding:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UsageError("the text is not valid UTF-8, so it has no tokens; check how it was passed") from error
         with _faults_of_the_library(f"{FILE} fails on this text"):
-            ids: list[int] = self._vocabulary.encode(text, add_special_tokens=add_special_tokens).ids
-        if ids and max(ids) >= self._vocab_size:
+            encoding = self._vocabulary.encode(text, add_special_tokens=add_special_tokens)
+        if (highest := max(encoding.ids, default=0)) >= self._vocab_size:
             raise CorruptInputError(
-                f"{FILE} made token {max(ids)}, but the model has only {self._vocab_size}: they are not of one model"
+                f"{FILE} made token {highest}, but the model has only {self._vocab_size}: they are not of one model"
             )
-        return ids
+        return encoding
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of `tokens`; special tokens are left out unless `special`. Ids without a text give none."""

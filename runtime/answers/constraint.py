@@ -73,7 +73,7 @@ class Grammars:
 
 
 class Constraint:
-    """One answer's. Ask what is `allowed`, then `take` the token that came; or first take all that are `forced`."""
+    """One answer's. Ask what is `allowed`, then `take` the token that came."""
 
     def __init__(self, matcher: Any, size: int, ends: list[int]) -> None:
         self._matcher, self._size, self._ends = matcher, size, ends
@@ -89,11 +89,6 @@ class Constraint:
         mask[:known] = bits[:known]
         self._require_sound()
         return mask
-
-    def forced(self) -> list[int]:
-        """The tokens that follow whatever the model says, for an engine to take at once with the one before them."""
-        tokens: list[int] = self._matcher.compute_ff_tokens()
-        return tokens
 
     def take(self, token: int) -> None:
         """A token that came, an end token included."""

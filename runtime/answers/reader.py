@@ -42,6 +42,11 @@ class AnswerReader:
         self._until = StopStrings((THOUGHT,)) if thinking == "begun" else self._until_call()
         self._read = starts.get(thinking, self._content)
 
+    @property
+    def thinking(self) -> bool:
+        """Whether thinking has begun, and has not ended."""
+        return self._read == self._thought
+
     def push(self, text: str) -> list[Event]:
         """The events that a piece of text completes."""
         for character in text:  # one by one, so that no cut can make a difference

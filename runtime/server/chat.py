@@ -273,7 +273,8 @@ class ChatShape:
         return "tool_calls" if called and self._end.finish == "stop" else self._end.finish
 
     def _usage(self) -> dict[str, Any]:
-        return usage(len(self._ask.tokens), self._cached, self._end.tokens)
+        details = {"completion_tokens_details": {"reasoning_tokens": self._end.reasoning}}
+        return {**usage(len(self._ask.tokens), self._cached, self._end.tokens), **details}
 
 
 def usage(prompt: int, cached: int, answer: int) -> dict[str, Any]:

@@ -309,4 +309,6 @@ class ResponseShape:
     def _usage(self) -> dict[str, Any]:
         prompt, answer = len(self._ask.tokens), self._end.tokens if self._end else 0
         counted = {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer}
-        return {**counted, "input_tokens_details": {"cached_tokens": self._cached}}
+        reasoning = self._end.reasoning if self._end else 0
+        details = {"output_tokens_details": {"reasoning_tokens": reasoning}}
+        return {**counted, "input_tokens_details": {"cached_tokens": self._cached}, **details}

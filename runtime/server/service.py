@@ -33,7 +33,9 @@ from .channel import Channel, Pending
 from .settings import Settings
 from .wishes import Ask, ChatWish, Wish
 
-SERVER_BYTES = 60_000_000  # measured: what the server's libraries, its connections and llguidance add to a process
+SERVER_BYTES = 40_000_000  # measured: 25 MB for libraries, llguidance and streams; the rest is for requests' bodies
+GRAMMAR_READING = 14  # measured: the peak of llguidance reading a vocabulary, in sizes of the tokenizer.json
+WAITING_PART = 4  # one part in four of the memory for prompts is for those that wait to be written
 
 
 @dataclass
@@ -61,13 +63,13 @@ class Service:
             raise UsageError("this pack has no chat template; use /v1/completions")
         chat = Chat(wish.messages, tools, wish.variables)
         text = template.render(chat.messages, tools=chat.tools, variables=chat.variables)
-        tokens = self._encoded(text)
+        tokens, marks = self.language.tokenizer.encode_cut(text, self._beginnings(chat, text))
         dialect = Dialect.of(template.source(with_tools=tools is not None))
         thinking = dialect.thinking(text)
         calls = dialect.calls if tools else None
         return replace(
             self._ask(tokens, wish.wish),
-            marks=frozenset(self._marks(chat, text, tokens)),
+            marks=frozenset(marks),
             calls=calls,
             thinking=thinking,
             tools=wish.form.tools,
@@ -114,16 +116,10 @@ class Service:
             self._grammars = self._grammars or Grammars(self.language.tokenizer)
             return self._grammars.constraint(wish.form, calls, thinking)
 
-    def _encoded(self, text: str) -> list[int]:
-        return self.language.tokenizer.encode(text, add_special_tokens=False)
-
-    def _marks(self, chat: Chat, text: str, tokens: Sequence[int]) -> Iterator[int]:
-        """Ends of what other prompts may begin with, too: system message and tools, and the messages so far."""
+    def _beginnings(self, chat: Chat, text: str) -> list[int]:
+        """How much of a chat's text others may begin with, too: system message and tools, and the messages so far."""
         system = 0 if chat.messages[0]["role"] != "system" else 1
-        for messages in (chat.messages[:system], chat.messages):
-            begun = self._encoded(self._beginning(chat, messages, text))
-            if 0 < len(begun) < len(tokens) and list(tokens[: len(begun)]) == begun:
-                yield len(begun)
+        return [len(self._beginning(chat, messages, text)) for messages in (chat.messages[:system], chat.messages)]
 
     def _beginning(self, chat: Chat, messages: Sequence[Any], text: str) -> str:
         """The text of some messages, where the whole chat's begins with it."""
@@ -142,13 +138,20 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
     """The pack, read and ready; at the end all requests fail, and the state's folder is free again."""
     with ExitStack() as resources:
         root = pack_digest(pack.path)
-        store = None
+        store, queue = None, 0
         if settings.state is not None:
-            store = Store(settings.state / root, settings.state_bytes)
+            queue = settings.prefix_bytes // WAITING_PART
+            store = Store(settings.state / root, settings.state_bytes, queue)
             resources.callback(store.close)
-        reserved = replace(options, prefix_bytes=settings.prefix_bytes + SERVER_BYTES)
+        reserved = replace(options, prefix_bytes=settings.prefix_bytes + server_bytes(pack))
         engine = resources.enter_context(Engine.of(pack, reserved))
-        prefixes = Prefixes(settings.prefix_bytes, identity(root, engine), store)
+        prefixes = Prefixes(settings.prefix_bytes - queue, identity(root, engine), store)
         scheduler = resources.enter_context(Scheduler(engine, prefixes, settings.queue))
         name = pack.path.resolve().name
         yield Service(name, engine, language, scheduler, prefixes, settings, int(time.time()))
+
+
+def server_bytes(pack: Pack) -> int:
+    """What serving adds to a process that generates."""
+    tokenizer = pack.path / "tokenizer.json"
+    return SERVER_BYTES + GRAMMAR_READING * (tokenizer.stat().st_size if tokenizer.exists() else 0)

@@ -49,11 +49,15 @@ class Said:
 
 @dataclass(frozen=True)
 class Ended:
-    """The answer is whole, or was cut. `stop`: the stop string that ended it. `tokens`: how many, without an end's."""
+    """The answer is whole, or was cut. `stop`: the stop string that ended it. `tokens`: how many, without an end's.
+
+    `reasoning`: how many of them were thinking, its tags included.
+    """
 
     finish: Finish
     stop: str | None
     tokens: int
+    reasoning: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,10 @@ Part = Began | Said | Ended | Failed
 
 class Reading(Protocol):
     """What makes events of text; see answers.reader."""
+
+    @property
+    def thinking(self) -> bool:
+        """Whether thinking has begun, and has not ended."""
 
     def push(self, text: str) -> list[Event]:
         """The events that a piece completes."""
@@ -93,6 +101,7 @@ class Answer:
     ) -> None:
         self._steps, self._reader, self._hand = steps, reader, hand
         self._top, self._one_call = top_logprobs, one_call
+        self._reasoning = 0
 
     def begin(self, cached: int) -> None:
         """Tell that computing begins."""
@@ -104,13 +113,13 @@ class Answer:
         if self._steps.ends(token):
             self._end()
             return None
-        events = self._reader.push(self._steps.push(token))
+        events = self._read(token)
         called = self._one_call and _until_call(events)
         likelihood = None if self._top is None else Likelihood.of(logits, token, self._top)
         if events or likelihood is not None:
             self._hand(Said(tuple(events), likelihood))
         if called:
-            self._hand(Ended("stop", None, len(self._steps.tokens)))
+            self._hand(Ended("stop", None, len(self._steps.tokens), self._reasoning))
         elif self._steps.ended():
             self._end()
             return None
@@ -120,11 +129,19 @@ class Answer:
         """Tell why there is no more."""
         self._hand(Failed(error))
 
+    def _read(self, token: int) -> list[Event]:
+        """The events that a token completes."""
+        before = self._reader.thinking
+        events = self._reader.push(self._steps.push(token))
+        if before or self._reader.thinking:
+            self._reasoning = len(self._steps.tokens)
+        return events
+
     def _end(self) -> None:
         rest = [*self._reader.push(self._steps.rest()), *self._reader.finish()]
         if rest:
             self._hand(Said(tuple(rest)))
-        self._hand(Ended(self._steps.finish, self._steps.stop, len(self._steps.tokens)))
+        self._hand(Ended(self._steps.finish, self._steps.stop, len(self._steps.tokens), self._reasoning))
 
 
 def _until_call(events: list[Event]) -> bool:

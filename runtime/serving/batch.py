@@ -97,9 +97,11 @@ class Batch:
         self.counts.steps += 1
         for (running, turn), logits in zip(turns, found, strict=True):
             self._count(running, turn)
-            self._remember(running)
             if turn.wanted:
                 self._answer(running, logits[-1])
+        for running, _ in turns:  # once everybody has heard
+            if running in self._running:
+                self._remember(running)
 
     def end(self, error: Exception) -> None:
         """Fail all that is under way."""
@@ -108,6 +110,7 @@ class Batch:
 
     def _turns(self) -> Iterator[tuple[_Running, Turn]]:
         """What each request is given in this step: answers one token, then prompts what room there is."""
+        held = 0
         answering = [running for running in self._running if running.answering]
         prompts = [running for running in self._running if not running.answering]
         room = self._engine.memory.chunk - len(answering)
@@ -117,12 +120,28 @@ class Batch:
             yield running, Turn(running.session, running.tokens[-1:], 1)
         for index, running in enumerate(prompts):
             share = -(-room // (len(prompts) - index))
-            count = min(running.left, share, running.stops[0] - running.session.position)
-            if count > 0:
+            if (count := min(running.left, share)) > 0:
                 room -= count
                 first = running.session.position
+                marks, held = self._marks(running, first + count, held)
                 done = first + count == len(running.tokens)
-                yield running, Turn(running.session, running.tokens[first : first + count], int(done))
+                yield running, Turn(running.session, running.tokens[first : first + count], int(done), marks)
+
+    def _marks(self, running: _Running, last: int, held: int) -> tuple[list[int], int]:
+        """Where inside of a turn that ends at `last` copies are to be made, and what these and others' then hold.
+
+        Room is made for them before: copies beyond it are not made at all.
+        """
+        first, found = running.session.position, list[int]()
+        for stop in [stop for stop in running.stops if stop < last]:
+            node = self._prefixes.deepest(running.tokens[:stop])
+            size = running.session.snapshot_bytes(node.position, stop)
+            if self._prefixes.takes(node, held + size):
+                found.append(stop - first)
+                held += size
+            else:
+                running.stops.remove(stop)
+        return found, held
 
     def _count(self, running: _Running, turn: Turn) -> None:
         if running.answering:
@@ -131,17 +150,17 @@ class Batch:
             self.counts.prompt_tokens += len(turn.tokens)
 
     def _remember(self, running: _Running) -> None:
-        """A snapshot where one is worth it."""
-        if running.stops and running.session.position == running.stops[0]:
-            running.stops.popleft()
-            self._add(running)
+        """Snapshots of where they are worth it."""
+        while running.stops and running.stops[0] <= running.session.position:
+            self._add(running, running.stops.popleft())
 
-    def _add(self, running: _Running) -> None:
-        """All that is in the session, after what is remembered of it: others may have added or dropped some by now."""
-        tokens = running.tokens[: running.session.position]
+    def _add(self, running: _Running, last: int) -> None:
+        """The session up to `last`, after what is remembered of it: others may have added or dropped some by now."""
+        tokens = running.tokens[:last]
         node = self._prefixes.deepest(tokens)
-        if node.position < len(tokens):
-            self._prefixes.add(node, tokens[node.position :], running.session.snapshot(node.position))
+        if node.position < last and self._prefixes.takes(node, running.session.snapshot_bytes(node.position, last)):
+            snapshot = running.session.snapshot(node.position, last)
+            self._prefixes.add(node, tokens[node.position :], snapshot)
 
     def _answer(self, running: _Running, logits: Sequence[float]) -> None:
         try:
@@ -151,7 +170,8 @@ class Batch:
             return
         if token is None:
             self.counts.finished += 1
-            self._add(running)
+            self._remember(running)
+            self._add(running, running.session.position)
             self._release(running)
         elif running.session.position < self._engine.context:
             running.tokens.append(token)

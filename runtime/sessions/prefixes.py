@@ -84,11 +84,14 @@ class Prefixes:
         """The node after which something of these tokens, all of them computed, is left to be remembered."""
         return self._deepest([*tokens, _NO_TOKEN])[0]
 
+    def takes(self, node: Node, size: int) -> bool:
+        """Whether a stretch after `node` with a snapshot of so many bytes would be remembered; makes room for it."""
+        return self._make_room(size, node) or (self._store is not None and self._store.takes(size))
+
     def add(self, node: Node, tokens: Sequence[int], snapshot: Snapshot) -> Node:
         """Remember a stretch after `node`; returns the node of its end.
 
-        If there is room in neither memory nor store nothing is added, and `node` is returned. Raises StorageError if
-        the store fails; then memory remembers it all the same.
+        If there is room in neither memory nor store nothing is added, and `node` is returned.
         """
         stretch = tuple(tokens)
         if not stretch or stretch in node.children:

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..backends.base import AttentionState, Backend, Floats, Tensor
-from ..state import State
+from ..backends.base import AttentionState, Backend, Floats
+from ..state import State, copied
 
 LayerCopy: TypeAlias = tuple[Floats, Floats]  # keys and values of the stretch, or convolution and memory at its end
 
@@ -30,16 +30,20 @@ class Snapshot:
         return sum(array.nbytes for copies in self.layers for array in copies)
 
     @classmethod
-    def of(cls, state: State, first: int, backend: Backend) -> "Snapshot":
-        """The state's positions from `first` on; between forward passes only."""
-        rows = slice(first, state.position)
+    def of(cls, state: State, first: int, last: int, backend: Backend) -> "Snapshot":
+        """The state's positions from `first` to `last`, its own or one that the last pass marked.
+
+        Between forward passes only. Raises KeyError for another position; a marked one is given once.
+        """
+        recurrent = iter(_recurrent(state, backend) if last == state.position else state.marked.pop(last))
+        rows = slice(first, last)
         copies = [
-            (_copy(layer.keys[rows], backend), _copy(layer.values[rows], backend))
+            (copied(layer.keys[rows], backend), copied(layer.values[rows], backend))
             if isinstance(layer, AttentionState)
-            else (_copy(layer.conv, backend), _copy(layer.memory, backend))
+            else next(recurrent)
             for layer in state.layers
         ]
-        return cls(first, state.position, tuple(copies))
+        return cls(first, last, tuple(copies))
 
 
 def restore(state: State, snapshots: Sequence[Snapshot], backend: Backend) -> None:
@@ -82,5 +86,6 @@ def _restore_caches(layer: AttentionState, index: int, snapshots: Sequence[Snaps
         backend.write(layer.values[rows], values)
 
 
-def _copy(tensor: Tensor, backend: Backend) -> Floats:
-    return np.array(backend.to_host(tensor), np.float32)
+def _recurrent(state: State, backend: Backend) -> list[LayerCopy]:
+    layers = [layer for layer in state.layers if not isinstance(layer, AttentionState)]
+    return [(copied(layer.conv, backend), copied(layer.memory, backend)) for layer in layers]

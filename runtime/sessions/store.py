@@ -3,27 +3,35 @@
 A file's name is its key, which depends on the pack's digest, on how the engine computes and on every token up to the
 snapshot's end, and the digest of its content: what is damaged or of something else is never continued from. Promises to
 hold at most so many bytes, leaves used longest ago going first, and that a crash leaves whole files only. One process
-has a folder at a time. Knows nothing of what is in memory.
+has a folder at a time. Files are written by a thread of its own: what comes faster than the disk takes it is not kept.
+All else is for one thread. Knows nothing of what else is in memory.
 """
 
 import fcntl
+import logging
 import os
 import re
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 from blake3 import blake3
 
 from ...layout.atomic import TEMPORARY_SUFFIX, AtomicFile, make_folders, remove
-from ...layout.tensorfile import Array, TensorFile, TensorFileWriter, TensorSpec
-from ...manifests import digest
+from ...layout.tensorfile import Sink, TensorFile, TensorFileWriter, TensorSpec, byte_view
+from ...layout.tensorheader import render
 from ...manifests.errors import MismatchError, MoepackError, StorageError
-from .snapshot import LayerCopy, Snapshot
+from .snapshot import Snapshot
 
+log = logging.getLogger("moepack.server")
 ROOT = b""  # the key of a prompt's beginning
 TOKENS, PARENT = "tokens", "parent"
+QUEUE_BYTES = 64_000_000
 _NAME = re.compile(r"(?P<key>[0-9a-f]{64})-(?P<content>[0-9a-f]{64})\.safetensors")
 
 
@@ -34,21 +42,46 @@ def key_of(identity: bytes, tokens: Sequence[int]) -> bytes:
 
 @dataclass
 class Kept:
-    """A file of the store: the snapshot that it continues, the tokens since, its size, and when it was used."""
+    """A file of the store: the snapshot that it continues, the tokens since, its size, and when it was used.
 
-    path: Path
+    Until it is written it has no path, and the snapshot is `waiting`.
+    """
+
     parent: bytes
     tokens: tuple[int, ...]
     size: int
     used: int
+    file: Path | None = None
+    waiting: Snapshot | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is, once it was written."""
+        assert self.file is not None
+        return self.file
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What came of a file: its path, or why there is none. Both None: nobody wanted it any more."""
+
+    key: bytes
+    kept: Kept
+    bytes: int
+    path: Path | None
+    error: MoepackError | None
 
 
 class Store:
-    """The files of a folder. Raises StorageError if another process has it or the system refuses."""
+    """The files of a folder. Raises StorageError if another process has it or the system refuses.
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    Snapshots of at most `queue` bytes in all wait to be written; one may always.
+    """
+
+    def __init__(self, folder: Path, limit: int, queue: int = QUEUE_BYTES) -> None:
         self.folder = folder
         self.limit = limit
+        self._queue, self._waiting = queue, 0
         try:
             make_folders(folder)
             self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -59,10 +92,16 @@ class Store:
         except OSError as error:
             raise StorageError(f"{folder} cannot keep states: {error.strerror}; give another --state-dir") from error
         self._kept = dict(self._found())
+        self._jobs: SimpleQueue[tuple[bytes, Kept, int] | threading.Event | None] = SimpleQueue()
+        self._done: deque[_Written] = deque()
+        self._failing = False
+        self._writer = threading.Thread(target=self._write_all, name="moepack-store", daemon=True)
+        self._writer.start()
 
     @property
     def kept(self) -> Mapping[bytes, Kept]:
         """What there is, by key. Nothing of it but names and small tensors was read."""
+        self._settle()
         return self._kept
 
     @property
@@ -70,22 +109,23 @@ class Store:
         """Bytes of all files."""
         return sum(kept.size for kept in self._kept.values())
 
-    def save(self, key: bytes, parent: bytes, tokens: Sequence[int], snapshot: Snapshot) -> bool:
-        """Keep a snapshot; False if it has no room beside those that it continues.
+    def takes(self, size: int) -> bool:
+        """Whether a snapshot of so many bytes could wait to be written."""
+        self._settle()
+        return not self._waiting or self._waiting + size <= self._queue
 
-        Raises StorageError if the disk is full or fails.
+    def save(self, key: bytes, parent: bytes, tokens: Sequence[int], snapshot: Snapshot) -> bool:
+        """Keep a snapshot, soon; False if it has no room beside those that it continues, or too many wait.
+
+        If the disk is full or fails, that is logged, and it is not kept after all.
         """
-        arrays = {TOKENS: np.asarray(tokens, "<i4"), PARENT: np.frombuffer(parent, np.uint8)}
-        arrays |= {f"{index}.{part}": copy[part] for index, copy in enumerate(snapshot.layers) for part in range(2)}
-        specs = [TensorSpec(name, _DTYPES[array.dtype.str], array.shape) for name, array in arrays.items()]
-        measure = _Measure()
-        _write(measure, specs, arrays)
-        if not self._make_room(measure.size, parent):
+        kept = Kept(parent, tuple(tokens), 0, time.time_ns(), waiting=snapshot)
+        kept.size = _Content(snapshot, kept).size
+        if not self.takes(snapshot.size) or not self._make_room(kept.size, parent):
             return False
-        path = self.folder / f"{key.hex()}-{measure.hexdigest()}.safetensors"
-        with AtomicFile(path, measure.size) as file:
-            _write(file, specs, arrays)
-        self._kept[key] = Kept(path, parent, tuple(tokens), measure.size, path.stat().st_mtime_ns)
+        self._kept[key] = kept
+        self._waiting += snapshot.size
+        self._jobs.put((key, kept, snapshot.size))
         return True
 
     def load(self, key: bytes, first: int) -> Snapshot:
@@ -94,20 +134,28 @@ class Store:
         Raises CorruptInputError or MismatchError for a file that is not what was saved, StorageError if it cannot be
         read; the file is of no use then.
         """
-        kept = self._kept[key]
-        if digest.of_file(kept.path) != kept.path.stem.partition("-")[2]:
-            raise MismatchError(f"{kept.path} is damaged; remove it")
+        kept = self.kept.get(key)
+        if kept is None:
+            raise MismatchError("it could not be written")
+        if kept.waiting is not None:
+            return kept.waiting
         with TensorFile.open(kept.path) as file:
-            count = (len(file.entries) - 2) // 2
-            layers = tuple(_layer(file, index) for index in range(count))
-        return Snapshot(first, first + len(kept.tokens), layers)
+            content, hasher = {name: file.read(name) for name in file.entries}, blake3(max_threads=blake3.AUTO)
+            hasher.update(file.prefix())
+        for array in content.values():  # which lie in this order, with nothing between them
+            hasher.update(byte_view(array))
+        if hasher.hexdigest() != kept.path.stem.partition("-")[2]:
+            raise MismatchError(f"{kept.path} is damaged; remove it")
+        layers = [(content[f"{index}.0"], content[f"{index}.1"]) for index in range((len(content) - 2) // 2)]
+        return Snapshot(first, first + len(kept.tokens), tuple(layers))
 
     def touch(self, key: bytes) -> None:
         """A snapshot was used now."""
         kept = self._kept[key]
+        kept.used = time.time_ns()
         try:
-            os.utime(kept.path)
-            kept.used = kept.path.stat().st_mtime_ns
+            if kept.file is not None:
+                os.utime(kept.file)
         except OSError:  # the file is gone, or not ours: it is only its age that nobody knows
             pass
 
@@ -115,11 +163,72 @@ class Store:
         """Remove a snapshot, and what continues it."""
         for other in [other for other, kept in self._kept.items() if kept.parent == key]:
             self.forget(other)
-        remove(self._kept.pop(key).path)
+        gone = self._kept.pop(key)
+        gone.waiting = None
+        if gone.file is not None:
+            remove(gone.file)
+
+    def drain(self) -> None:
+        """Return once nothing waits to be written."""
+        idle = threading.Event()
+        self._jobs.put(idle)
+        idle.wait()
+        self._settle()
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Write what waits, and let another process have the folder."""
+        self.drain()
+        self._jobs.put(None)
+        self._writer.join()
         os.close(self._lock)
+
+    def _settle(self) -> None:
+        """What has been written, or not, since this was last asked."""
+        while self._done:
+            done = self._done.popleft()
+            self._waiting -= done.bytes
+            done.kept.waiting = None
+            wanted = self._kept.get(done.key) is done.kept
+            if done.path is not None and wanted:
+                done.kept.file = done.path
+            elif done.path is not None and done.key not in self._kept:
+                remove(done.path)
+            elif wanted:
+                self.forget(done.key)
+            self._report(done.error)
+
+    def _report(self, error: MoepackError | None) -> None:
+        """The first of failures that follow each other."""
+        if error is not None and not self._failing:
+            log.error("prompts are not kept on disk for now: %s", error)
+        self._failing = error is not None
+
+    def _write_all(self) -> None:
+        """The writer's thread."""
+        while (job := self._jobs.get()) is not None:
+            if isinstance(job, threading.Event):
+                job.set()
+                continue
+            key, kept, size = job
+            path, error = None, None
+            try:
+                path = self._written(key, kept)
+            except MoepackError as failure:
+                error = failure
+            except OSError as failure:
+                error = StorageError(f"{self.folder} cannot be written: {failure.strerror}")
+            self._done.append(_Written(key, kept, size, path, error))
+
+    def _written(self, key: bytes, kept: Kept) -> Path | None:
+        """The file that a snapshot is in now; None if it has been forgotten."""
+        if (snapshot := kept.waiting) is None:
+            return None
+        content, hashing = _Content(snapshot, kept), _Hashing()
+        content.write(hashing)
+        path = self.folder / f"{key.hex()}-{hashing.hexdigest()}.safetensors"
+        with AtomicFile(path, content.size) as file:
+            content.write(file)
+        return path
 
     def _found(self) -> Iterator[tuple[bytes, Kept]]:
         """The files of the folder that are whole as far as a header tells; what a crash left unfinished is removed."""
@@ -130,8 +239,8 @@ class Store:
                 try:
                     with TensorFile.open(path) as file:
                         tokens, parent = file.read(TOKENS), file.read(PARENT)
-                        status = path.stat()
-                        kept = Kept(path, parent.tobytes(), tuple(tokens.tolist()), file.size, status.st_mtime_ns)
+                        used = path.stat().st_mtime_ns
+                        kept = Kept(parent.tobytes(), tuple(tokens.tolist()), file.size, used, path)
                 except MoepackError:
                     continue
                 yield bytes.fromhex(name["key"]), kept
@@ -157,27 +266,36 @@ class Store:
 _DTYPES = {"<f4": "F32", "<i4": "I32", "|u1": "U8"}
 
 
-class _Measure:
-    """Takes a file's content and keeps only its size and digest."""
+class _Content:
+    """What a file of a snapshot that waits consists of."""
+
+    def __init__(self, snapshot: Snapshot, kept: Kept) -> None:
+        self._arrays = {TOKENS: np.asarray(kept.tokens, "<i4"), PARENT: np.frombuffer(kept.parent, np.uint8)}
+        for index, copies in enumerate(snapshot.layers):
+            self._arrays |= {f"{index}.{part}": copies[part] for part in range(2)}
+        self._specs = [TensorSpec(name, _DTYPES[array.dtype.str], array.shape) for name, array in self._arrays.items()]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(render(self._specs)) + sum(spec.size for spec in self._specs)
+
+    def write(self, sink: Sink) -> None:
+        """All of it."""
+        writer = TensorFileWriter(sink, self._specs)
+        for name, array in self._arrays.items():
+            writer.write_blocks(name, [array])
+        writer.finish()
+
+
+class _Hashing:
+    """Takes a file's content and keeps only its digest."""
 
     def __init__(self) -> None:
-        self.size = 0
         self._hasher = blake3()
 
     def write(self, data: bytes | memoryview) -> None:
-        self.size += len(data)
         self._hasher.update(data)
 
     def hexdigest(self) -> str:
         return self._hasher.hexdigest()
-
-
-def _write(sink: _Measure | AtomicFile, specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> None:
-    writer = TensorFileWriter(sink, specs)
-    for spec in specs:
-        writer.write_blocks(spec.name, [arrays[spec.name]])
-    writer.finish()
-
-
-def _layer(file: TensorFile, index: int) -> LayerCopy:
-    return file.read(f"{index}.0"), file.read(f"{index}.1")

@@ -46,6 +46,16 @@ def test_no_piece_of_a_valid_text_ends_in_half_a_character(text: str) -> None:
     assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
 
 
+@given(st.text(), st.data())
+def test_a_text_is_cut_between_tokens_or_not_at_all(text: str, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(text)))
+    tokens, counts = BYTES.encode_cut(text, [cut])
+    assert tokens == BYTES.encode(text, add_special_tokens=False)
+    assert [BYTES.decode(tokens[:count]) for count in counts] == [text[:cut]]  # each character has tokens of its own
+    _, two = BYTES.encode_cut("a<tool_call>b", [1, 5, 12])
+    assert two == [1, 2]
+
+
 def test_a_character_comes_out_with_its_last_byte_and_text_before_it_at_once() -> None:
     tokens = BYTES.encode("a🙂b", add_special_tokens=False)
     assert streamed(BYTES, tokens) == ["a", "", "", "", "🙂", "b", ""]

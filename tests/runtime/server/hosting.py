@@ -65,11 +65,17 @@ class Hosted:
 
 @contextmanager
 def hosted(
-    pack: Path, *, parallel: int = 2, context: int = 1024, send_buffer: int | None = None, **settings: Any
+    pack: Path,
+    *,
+    parallel: int = 2,
+    context: int = 1024,
+    slots: int | None = None,
+    send_buffer: int | None = None,
+    **settings: Any,
 ) -> Iterator[Hosted]:
     """Serve until the block ends."""
     chosen = Settings(port=0, **{"key": KEY, "prefix_bytes": 100_000_000, **settings})
-    options = EngineOptions(threads=2, context=context, sessions=parallel, memory=2_000_000_000)
+    options = EngineOptions(threads=2, context=context, slots=slots, sessions=parallel, memory=4_000_000_000)
     with ExitStack() as resources:
         opened = resources.enter_context(Pack.open(pack))
         bound = resources.enter_context(running.listening(chosen))

@@ -8,7 +8,7 @@ from checkpoints import ODD, CheckpointMaker, Variant
 from packs import build_pack
 
 from moepack.manifests.errors import UsageError
-from moepack.runtime.engine import Engine, EngineOptions
+from moepack.runtime.engine import Engine, EngineOptions, Turn
 
 TOKENS = list(map(int, np.random.default_rng(5).integers(0, 200, 60)))
 
@@ -41,6 +41,27 @@ def test_a_continued_sequence_is_the_uninterrupted_one(pack: Path, cuts: tuple[i
         assert np.array_equal(session.extend_all(TOKENS[cuts[0] :]), wanted[cuts[0] :])
         session.restore([])
         assert np.array_equal(session.extend_all(TOKENS), wanted)
+
+
+@pytest.mark.parametrize("marks", [(1,), (17, 18), (5, 40, 59)])
+def test_a_mark_inside_of_a_turn_is_as_if_the_turn_had_ended_there(pack: Path, marks: tuple[int, ...]) -> None:
+    with opened(pack) as engine:
+        apart, wanted = engine.new_session(), []
+        for first, last in zip((0, *marks), marks, strict=False):
+            apart.extend(TOKENS[first:last])
+            wanted.append(apart.snapshot(first))
+        sessions = [engine.new_session() for _ in range(2)]
+        sessions[1].extend(TOKENS[:3])
+        logits = engine.extend([Turn(sessions[0], TOKENS, 1, marks), Turn(sessions[1], TOKENS[3:], 1, [1])])
+        assert np.array_equal(*logits)
+        assert np.array_equal(logits[0][0], engine.new_session().extend(TOKENS))
+        found = [sessions[0].snapshot(first, last) for first, last in zip((0, *marks), marks, strict=False)]
+        assert [each.size for each in found] == [sessions[0].snapshot_bytes(each.first, each.last) for each in found]
+        sessions[1].restore([sessions[1].snapshot(0, 4)])
+        assert np.array_equal(sessions[1].extend(TOKENS[4:]), logits[0][0])
+    for one, other in zip(found, wanted, strict=True):
+        pairs = zip(one.layers, other.layers, strict=True)
+        assert all(np.array_equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
 
 
 def test_a_snapshot_is_a_copy(pack: Path) -> None:

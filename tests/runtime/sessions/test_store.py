@@ -1,12 +1,17 @@
 """States on disk: found again after a restart, never believed when damaged, bounded, one process at a time."""
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from moepack.layout.atomic import AtomicFile
 from moepack.manifests.errors import StorageError
+from moepack.runtime.sessions import store as stores
 from moepack.runtime.sessions.prefixes import Prefixes
 from moepack.runtime.sessions.snapshot import Snapshot
 from moepack.runtime.sessions.store import Store, key_of
@@ -36,6 +41,7 @@ def filled(folder: Path, limit: int = BIG, memory: int = BIG) -> tuple[Store, Pr
     node = prefixes.add(prefixes.root, (1, 2, 3), snapshot(0, 3, 1))
     prefixes.add(node, (4, 5), snapshot(3, 5, 2))
     prefixes.add(prefixes.root, (9,), snapshot(0, 1, 3))
+    store.drain()
     return store, prefixes
 
 
@@ -99,6 +105,7 @@ def test_the_disk_is_bounded_and_the_oldest_goes_first(tmp_path: Path) -> None:
         store.close()
     store, prefixes = reopened(tmp_path, limit=limit)
     prefixes.add(prefixes.root, (7,), snapshot(0, 1, 4))
+    store.drain()
     assert store.size <= limit
     assert key_of(ID, (9,)) not in store.kept
     assert prefixes.find((9, 1)).node is prefixes.root
@@ -141,3 +148,88 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="give another --state-dir"):
         Store(tmp_path / "file" / "states", BIG)
+
+
+@contextmanager
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is written before the block ends."""
+    goes_on = threading.Event()
+
+    class Waiting(AtomicFile):
+        def __enter__(self) -> "Waiting":
+            goes_on.wait()
+            super().__enter__()
+            return self
+
+    monkeypatch.setattr(stores, "AtomicFile", Waiting)
+    try:
+        yield
+    finally:
+        goes_on.set()
+
+
+def test_what_waits_for_the_disk_can_be_continued_and_is_written_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, BIG)
+    prefixes = Prefixes(snapshot(0, 3).size, ID, store)
+    with slow_disk(monkeypatch):
+        node = prefixes.add(prefixes.root, (1, 2, 3), snapshot(0, 3, 1))
+        prefixes.add(prefixes.root, (9, 9, 9), snapshot(0, 3, 2))  # memory lets go of the first
+        assert node.snapshot is None
+        found = prefixes.find((1, 2, 3, 4)).snapshots
+        assert len(found) == 1
+        assert same(found[0], snapshot(0, 3, 1))
+        assert not list(tmp_path.iterdir())
+    store.close()
+    store, prefixes = reopened(tmp_path)
+    assert same(prefixes.find((1, 2, 3, 4)).snapshots[0], snapshot(0, 3, 1))
+    assert same(prefixes.find((9, 9, 9, 4)).snapshots[0], snapshot(0, 3, 2))
+    store.close()
+
+
+def test_what_comes_faster_than_the_disk_takes_it_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = snapshot(0, 1).size
+    store = Store(tmp_path, BIG, queue=2 * size)
+    prefixes = Prefixes(BIG, ID, store)
+    with slow_disk(monkeypatch):
+        for first in range(5):
+            prefixes.add(prefixes.root, (first,), snapshot(0, 1, first))
+        assert [prefixes.find((first, 9)).node.position for first in range(5)] == [1] * 5  # memory has them
+    store.close()
+    store, prefixes = reopened(tmp_path)
+    assert [prefixes.find((first, 9)).node.position for first in range(5)] == [1, 1, 0, 0, 0]
+    store.close()
+
+
+def test_what_is_forgotten_while_it_waits_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, BIG)
+    with slow_disk(monkeypatch):
+        for first in (1, 2):
+            store.save(key_of(ID, (first,)), b"", (first,), snapshot(0, 1, first))
+            store.forget(key_of(ID, (first,)))
+    store.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_once_and_nothing_is_believed_to_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(AtomicFile):
+        def __enter__(self) -> "Full":
+            raise StorageError("no space left")
+
+    store = Store(tmp_path, BIG)
+    prefixes = Prefixes(snapshot(0, 3).size, ID, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "AtomicFile", Full)
+        prefixes.add(prefixes.root, (1, 2, 3), snapshot(0, 3, 1))
+        prefixes.add(prefixes.root, (9, 9, 9), snapshot(0, 3, 2))
+        store.drain()
+    assert [record.getMessage() for record in caplog.records] == ["prompts are not kept on disk for now: no space left"]
+    assert not store.kept
+    assert prefixes.find((1, 2, 3, 4)).node is prefixes.root  # memory had let go of it, for the disk
+    assert prefixes.find((9, 9, 9, 4)).node.position == 3
+    prefixes.add(prefixes.root, (5,), snapshot(0, 1, 3))
+    store.close()
+    assert list(store.kept) == [key_of(ID, (5,))]
