@@ -136,7 +136,7 @@ def require_new(target: Path) -> None:
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is not a folder to write into; make it or choose another output")
     if (target.parent / names.MANIFEST_FILE).exists() and (target.parent / names.DIGESTS_FILE).exists():
-        raise UsageError(f"{target.parent} is a pack, in which nothing else may lie; choose another output")
+        raise UsageError(f"{target} lies in the pack {target.parent}, where nothing else may; choose another output")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise StorageError(f"{target.parent} may not be written into; choose another output")
 

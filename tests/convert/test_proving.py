@@ -494,6 +494,17 @@ def test_locks_and_options_that_contradict_each_other(
     assert not (tmp_path / "lock.json").exists()
 
 
+def test_no_pack_is_made_in_a_pack(source: Path, pack: Path, moe_pack: MoePack) -> None:
+    moe_pack("build", source, pack / "inner").refused(2, "inner lies in the pack")
+
+
+def test_a_pack_that_may_not_be_read_is_no_mistake_of_the_command_line(
+    pack: Path, moe_pack: MoePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # which is what typer asks
+    assert moe_pack("verify", pack).code == 0
+
+
 def test_a_lock_of_other_arithmetic_is_refused_before_anything_is_made(
     source: Path, pack: Path, tmp_path: Path, moe_pack: MoePack
 ) -> None:

@@ -336,11 +336,6 @@ def test_a_target_without_a_name_of_its_own(
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_a_target_whose_name_is_too_long(tmp_path: Path, plan: PackPlan) -> None:
-    with pytest.raises(UsageError, match=r"x\.partial cannot be made: File name too long; choose another output"):
-        PackWriter.open(tmp_path / ("x" * 250), plan)
-
-
 @pytest.mark.parametrize("name", ["notes", "experts/notes"])
 def test_a_directory_among_the_work_is_named(tmp_path: Path, plan: PackPlan, name: str) -> None:
     PackWriter.open(tmp_path / "pack", plan).close()
