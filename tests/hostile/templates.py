@@ -157,8 +157,10 @@ HUNGRY: dict[str, Callable[[], bytes]] = {
         "pairs in an address": "{{ dict.fromkeys(range(9), '\U0001f600' * 400000) | urlencode | length }}",
         "attributes deep": "{{ [1] | map(attribute='a.' * 9999999) | list }}",
         "an attribute formatted": "{{ '{0.real.real.real.real}'.format(1) * 9999999 }}" * 9,
-        "attributes joined": "{% set ns = namespace(x='x' * 999999) %}{{ ([ns] * 9999) | join(attribute='x') | length }}",
-        "attributes sorted": "{% set ns = namespace(x='x' * 999999) %}{{ ([ns] * 9999) | sort(attribute='x') | length }}",
+        "attributes joined": "{% set ns = namespace(x='x' * 999999) %}"
+        "{{ ([ns] * 9999) | join(attribute='x') | length }}",
+        "attributes sorted": "{% set ns = namespace(x='x' * 999999) %}"
+        "{{ ([ns] * 9999) | sort(attribute='x') | length }}",
         "attributes mapped": "{% set ns = namespace(x=['x' * 99999]) %}"
         "{{ ([ns] * 9999) | map(attribute='x') | join | length }}",
         "attributes formatted": "{% set ns = namespace(x='x' * 99999) %}{{ ('{0.x}' * 9999).format(ns) | length }}",
