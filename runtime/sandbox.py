@@ -115,7 +115,7 @@ class Meter:
             self._kept.append(value)
         return self._weights[id(value)]
 
-    def _together(self, parts: Iterable[Any]) -> "_Weight":
+    def _together(self, parts: Any) -> "_Weight":
         plain, written, depth = ITEM, ITEM, 0
         for part in map(self.weight, parts):
             plain, written, depth = plain + part.plain, written + part.shown, max(depth, part.depth)
