@@ -74,5 +74,8 @@ def test_no_document_of_the_corpus_passes_for_another(parser: str, code: int) ->
 
 
 def test_every_template_that_takes_too_much_is_refused() -> None:
-    harmless = {"a loop that only tests", "64 KiB of macros"}  # they take time and room, not too much of either
+    harmless = {  # they take time and room, not too much of either
+        *("a loop that only tests", "64 KiB of macros", "names of a namespace", "namespaces in namespaces"),
+        *("constants that are escaped", "a text and a Markup"),
+    }
     assert {case for case, outcome in outcomes("template").items() if not outcome["error"]} <= harmless
