@@ -1,6 +1,7 @@
 """How the facts look on a terminal: tables of a title and two columns, sizes with their unit.
 
-Names and paths are shown as they are, brackets included, and a row is one line however long it is.
+Names and paths are shown as they are, brackets included, but for what is not printable; a row is one line however long
+it is.
 """
 
 from collections.abc import Iterable
@@ -8,15 +9,16 @@ from typing import Any
 
 from rich.text import Text
 
+from ..manifests.console import printable
 from .recipefile import runs
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> Text:
     """A line for each (name, value) under a title."""
-    listed = list(rows)
+    listed = [(printable(name), printable(value)) for name, value in rows]
     width = max(len(name) for name, _ in listed)
     lines = [Text.assemble((name.ljust(width), "dim"), f"  {value}") for name, value in listed]
-    return Text("\n").join([Text(title, "bold"), *lines])
+    return Text("\n").join([Text(printable(title), "bold"), *lines])
 
 
 def plan_table(facts: dict[str, Any]) -> Text:

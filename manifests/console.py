@@ -1,6 +1,7 @@
 """How every command speaks: data on stdout, everything else on stderr.
 
-Progress is a live bar on a terminal and plain lines elsewhere.
+Progress is a live bar on a terminal and plain lines elsewhere. What `say` and tables show may come from a pack: it can
+neither begin a line of its own nor command a terminal.
 """
 
 import json
@@ -33,8 +34,14 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:
-    """A remark for the person, on stderr, without markup."""
-    err.print(text, markup=False)
+    """A remark for the person, on stderr, one line without markup."""
+    err.print(printable(text), markup=False)
+
+
+def printable(text: str) -> str:
+    """A text with its control characters, line breaks and marks of direction escaped."""
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return shown.replace("##[", "#\\x23[")  # a CI's log may obey this wherever in a line it stands
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,9 @@ from statistics import median
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from ..manifests.console import printable
 from . import host
 from ._native import instruction_set
 from .bench import Measured, Workload
@@ -177,7 +179,7 @@ def bench_remarks(measured: Measured[Engine], workload: Workload, costs: Costs |
         COLUMNS.format(repetitions=workload.repetitions),
         f"resident at most {megabytes(host.peak_resident())}, over all repetitions",
     ]
-    return "\n".join([*remarks, *([NO_COMPARISON] if sys.platform == "darwin" else [])])
+    return "\n".join(map(printable, [*remarks, *([NO_COMPARISON] if sys.platform == "darwin" else [])]))
 
 
 def _cost_lines(costs: Costs) -> list[str]:
@@ -202,7 +204,7 @@ def _by_thread(counts: Mapping[str, float]) -> str:
 
 def bench_table(title: str, figures: Sequence[Figures]) -> Table:
     """A benchmark's figures, one row for each phase and condition."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("")
     for heading in ("tokens/s", "range", "MB/token", "in memory", "GB/s", "from disk", "of limit"):
         table.add_column(heading, justify="right")
@@ -269,7 +271,7 @@ def diagnosis_lines(title: str, found: Diagnosis) -> list[str]:
     """The same for a person."""
     shown = [_memory_lines(found), _speed_lines(found), _forecast_lines(found), _timeline_lines(found)]
     told = [line for lines in shown for line in lines]
-    return [f"{title} on {_machine_line(found)}", *told, *unproven(found.machine.backend)]
+    return list(map(printable, (f"{title} on {_machine_line(found)}", *told, *unproven(found.machine.backend))))
 
 
 def _machine_line(found: Diagnosis) -> str:

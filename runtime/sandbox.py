@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jinja2
 from jinja2 import nodes
@@ -28,17 +28,29 @@ MAX_BITS = 4096  # of a whole number
 MAX_WIDTH = 1000  # characters that a text may be padded or indented to
 SECONDS = 1.5  # of this thread's processor time
 MEMORY = 24 * 1024 * 1024  # bytes of all that is ever built, besides what the chat's own size allows
+NUMBER = 1300  # digits of the longest number
+CONTAINERS = (list, tuple, dict)
+VIEWS: tuple[type, ...] = (type({}.items()), type({}.keys()), type({}.values()))
 PER_INPUT_BYTE = 256  # templates may go over a chat again and again
 ITEM = 64  # bytes of a list for each of its items, the item's own head included
 
 # Filters that serve no chat, and would need limits of their own.
 LEFT_OUT = (
     *("attr", "batch", "center", "filesizeformat", "groupby", "pprint", "random", "slice", "striptags"),
-    *("urlize", "wordwrap", "xmlattr"),
+    *("urlencode", "urlize", "wordcount", "wordwrap", "xmlattr"),
 )
-SPREADING = ("list", "sort", "unique", "dictsort", "reverse")  # filters that make an item of every character
+SPREADING = ("list", "sort", "unique", "dictsort", "reverse", "title")  # filters that make an item of every character
+CASES = ("upper", "lower", "title", "capitalize", "casefold", "swapcase")  # three letters may become of one
+ESCAPING = ("e", "escape", "forceescape")
+LOOKING = (  # filters that neither write down nor copy what is in a list
+    *("abs", "count", "d", "default", "first", "float", "int", "items", "last", "length", "list", "map", "max", "min"),
+    *("reject", "rejectattr", "reverse", "round", "select", "selectattr", "sum"),
+)
+MAX_INDENT = 16  # of JSON
 FORBIDDEN_METHODS = ("translate", "format_map", "encode", "maketrans")
 PADDING_METHODS = ("ljust", "rjust", "center", "zfill", "expandtabs")
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_ATTRIBUTE = re.compile(r"\{[^{}:!]*\.")  # what it would show is not known
 _WIDE_FORMAT = re.compile(r"\{[^{}]*\{|[0-9]{4}")  # a width inside a width, or one of four digits
 _WIDE_PERCENT = re.compile(r"%[^%a-zA-Z]*(?:\*|[0-9]{4})")
 
@@ -51,7 +63,7 @@ class Meter:
         self._loops = MAX_LOOPS
         self._end = time.thread_time() + SECONDS + own * 1e-5
         self._ticks = 0
-        self._weights: dict[int, int] = {}
+        self._weights: dict[int, _Weight] = {}
         self._kept: list[Any] = []  # so that no other value gets the id of one that was weighed
 
     def tick(self) -> None:
@@ -76,24 +88,54 @@ class Meter:
     def built(self, value: Any) -> Any:
         """`value`, just built: what showing or comparing it would take is known, and is not too much."""
         if isinstance(value, str):
-            self.spend(len(value))
-        elif type(value) in (list, tuple, dict):
-            self.spend(ITEM * (len(value) + 3))  # three for what is noted of it here
-            if self._weight(value) > MEMORY:
+            self.spend(size(value))
+        elif type(value) in CONTAINERS:
+            self.spend(ITEM * (len(value) + 6))  # six for what is noted of it here
+            if self.weight(value).plain > MEMORY:
                 raise SecurityError("it builds more than a chat template needs, of parts that are shared")
         elif type(value) is int and value.bit_length() > MAX_BITS:
             raise SecurityError(f"it computes a number of more than {MAX_BITS} bits")
         return value
 
-    def _weight(self, value: Any) -> int:
-        """Bytes of a value with all that is in it, as often as it is in it."""
-        if type(value) not in (list, tuple, dict):
-            return ITEM + (len(value) if isinstance(value, str) else 0)
+    def show(self, value: Any) -> None:
+        """A value is about to be written as text, by whatever rules."""
+        if isinstance(value, str) or type(value) in CONTAINERS or isinstance(value, VIEWS):
+            self.spend(self.weight(value).shown)
+
+    def weight(self, value: Any) -> "_Weight":
+        """What a value weighs with all that is in it, as often as it is in it."""
+        if isinstance(value, str):
+            return _Weight(ITEM + len(value), ITEM + shown(value), 0)
+        if isinstance(value, VIEWS):
+            return self._together(value)
+        if type(value) not in CONTAINERS:
+            return _Weight(ITEM, NUMBER, 0)
         if id(value) not in self._weights:
-            parts = [*value, *value.values()] if type(value) is dict else value
-            self._weights[id(value)] = ITEM + sum(map(self._weight, parts))
+            self._weights[id(value)] = self._together([*value, *value.values()] if type(value) is dict else value)
             self._kept.append(value)
         return self._weights[id(value)]
+
+    def _together(self, parts: Any) -> "_Weight":
+        plain, written, depth = ITEM, ITEM, 0
+        for part in map(self.weight, parts):
+            plain, written, depth = plain + part.plain, written + part.shown, max(depth, part.depth)
+        return _Weight(plain, written, depth + 1)
+
+
+class _Weight(NamedTuple):
+    plain: int  # bytes
+    shown: int  # bytes of it as text, at most
+    depth: int
+
+
+def size(text: str) -> int:
+    """Bytes of a text, at most."""
+    return len(text) * (1 if text.isascii() else 4)
+
+
+def shown(text: str) -> int:
+    """Bytes of a text once it is escaped, at most, by the rules of Python, JSON or HTML, or in another case."""
+    return len(text) * (6 if text.isascii() else 20)
 
 
 _METER: ContextVar[Meter] = ContextVar("meter")
@@ -125,6 +167,16 @@ class _Counted:
         for item in self._inner:
             meter.spend(self._stored)
             yield item
+
+
+def drawn(inner: Iterable[Any], stored: int = ITEM, *, written: bool = False) -> Iterator[Any]:
+    """What comes out of an iterable that somebody is about to keep, or to write, each item counted."""
+    meter = _meter()
+    for item in inner:
+        meter.spend(stored + (size(item) if isinstance(item, str) else 0))
+        if written:
+            meter.show(item)
+        yield item
 
 
 class _CountedAndSized(_Counted):
@@ -178,7 +230,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _Code
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options, optimized=False, finalize=_finalized)  # constants are not folded beyond the meter
         for name in LEFT_OUT:
             del self.filters[name]
         self.filters.update({name: limited_filter(name, filter_) for name, filter_ in self.filters.items()})
@@ -191,6 +243,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"it has more than {MAX_NODES} parts")
         if any(source.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends))):
             raise SecurityError("it asks for another template")
+        for node in list(source.find_all((nodes.Call, nodes.Filter, nodes.Test))):
+            for name in ("dyn_args", "dyn_kwargs"):
+                if given := getattr(node, name):
+                    spread = nodes.EnvironmentAttribute("spread")
+                    setattr(node, name, nodes.Call(spread, [given], [], None, None, lineno=node.lineno))
         buffering = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
         stored = {id(loop) for block in source.find_all(buffering) for loop in block.find_all(nodes.For)}
         for loop in list(source.find_all(nodes.For)):
@@ -217,6 +274,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             meter.built(passed)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
+            args = tuple(list(drawn(part)) if isinstance(part, Iterator) else part for part in args)
             _check_method(meter, owner, __obj.__name__, args, kwargs)
         return meter.built(super().call(__context, __obj, *args, **kwargs))
 
@@ -253,12 +311,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def joined(self, *parts: Any) -> str:
         """`parts` as one text."""
+        for part in parts:
+            _finalized(None, part)
         return _concat([part if isinstance(part, str) else str(part) for part in parts])
+
+    def spread(self, values: Any) -> Any:
+        """What a template gives as *arguments or **arguments."""
+        if not isinstance(values, Sized):
+            return list(drawn(values))
+        _meter().spend(2 * ITEM * len(values))
+        return values
 
     def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         """`value[start:stop:step]`."""
         if isinstance(value, Sized):
-            _meter().spend(len(value))
+            _meter().spend(size(value) if isinstance(value, str) else len(value))
         return _meter().built(value[start:stop:step])
 
     def counted(self, inner: Any, stored: int) -> Any:
@@ -268,8 +335,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 def _concat(parts: Iterable[str]) -> str:
     parts = list(parts)
-    _meter().spend(sum(map(len, parts)))
+    _meter().spend(sum(map(len, parts)) * _widest(parts))
     return "".join(parts)
+
+
+def _widest(texts: Iterable[str]) -> int:
+    return 1 if all(map(str.isascii, texts)) else 4
+
+
+@jinja2.pass_context
+def _finalized(_: Any, value: Any) -> Any:
+    """What is printed: texts are counted when they are joined, all else before it is made a text."""
+    if not isinstance(value, str):
+        _meter().show(value)
+    return value
 
 
 def _limited_range(*bounds: int) -> range:
@@ -286,8 +365,13 @@ def limited_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]
     def limited(*args: Any, **kwargs: Any) -> Any:
         meter = _meter()
         value, *rest = args[passed:] if len(args) > passed else (None,)
+        if isinstance(value, Iterator) and name not in ("default", "d"):
+            value = drawn(value, written=name not in LOOKING)
+            args = (*args[:passed], value, *rest)
         if isinstance(value, Sized):
-            meter.spend(len(value) * (ITEM if name in SPREADING else 1))
+            meter.spend(len(value) * (2 * ITEM if name in SPREADING else 1))
+        if (not isinstance(value, str) and name not in LOOKING) or name in ESCAPING or name in CASES:
+            meter.show(value)
         for argument in (*rest, *kwargs.values()):
             if type(argument) is int and abs(argument) > MAX_WIDTH and name not in ("default", "d", "format"):
                 raise SecurityError(f"it gives the filter {name!r} the number {argument!s:.40}")
@@ -298,20 +382,49 @@ def limited_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _check_filter(meter: Meter, name: str, value: Any, rest: list[Any], kwargs: dict[str, Any]) -> None:
+    given = (*rest, *kwargs.values())
+    if name in ("join", "sort", "unique") and kwargs.get("attribute", given[1:]):
+        _check_attributes(name, value)
     if name == "indent":
-        width = rest[0] if rest else kwargs.get("width", 4)
-        meter.spend(str(value).count("\n") * (len(width) if isinstance(width, str) else 4))
-    elif name == "tojson" and any(isinstance(argument, str) for argument in (*rest, *kwargs.values())):
-        raise SecurityError("it indents JSON by a text")
+        _check_indented(meter, str(value), rest[0] if rest else kwargs.get("width", 4))
+    elif name == "tojson":
+        _check_json(meter, value, given)
     elif name == "replace":
-        texts = [str(part) for part in (value, *rest, *kwargs.values())]
-        _check_replaced(meter, texts)
+        for part in given:
+            meter.show(part)
+        _check_replaced(meter, [str(part) for part in (value, *given)])
     elif name == "join":
         _check_joined(meter, str(rest[0] if rest else kwargs.get("d", "")), value)
     elif name == "format":
-        _check_operands("%", str(value), rest)
+        _check_operands("%", str(value), kwargs or tuple(rest))
     elif name == "sum" and not all(type(part) in (int, float) for part in (*rest[1:], kwargs.get("start", 0))):
         raise SecurityError("it sums what are no numbers")
+
+
+def _check_attributes(name: str, value: Any) -> None:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, dict) for each in value):
+        raise SecurityError(f"it gives the filter {name!r} attributes of what are no dictionaries")
+
+
+def _check_indented(meter: Meter, text: str, width: Any) -> None:
+    added = size(width) if isinstance(width, str) else 4 * int(width)
+    meter.spend((_lines(text) + 1) * 2 * (ITEM + added) + shown(text))
+
+
+def _lines(text: str) -> int:
+    return sum(map(text.count, _LINE_ENDS))
+
+
+def _check_json(meter: Meter, value: Any, given: tuple[Any, ...]) -> None:
+    if any(isinstance(argument, str) for argument in given):
+        raise SecurityError("it indents JSON by a text")
+    if any(len(str(part)) > MAX_INDENT for each in given if isinstance(each, Sized) for part in cast(Any, each)):
+        raise SecurityError("it writes JSON with long separators")
+    indent = max([0, *(argument for argument in given if isinstance(argument, int))])
+    if indent > MAX_INDENT:
+        raise SecurityError(f"it indents JSON by {indent!s:.40}")
+    weight = meter.weight(value)
+    meter.spend(weight.plain // ITEM * (ITEM + 2 * weight.depth * indent))
 
 
 def _check_operands(operator: str, left: Any, right: Any) -> None:
@@ -320,49 +433,74 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
         _check_repetition(right, left)
     elif operator == "**" and (abs(left) > MAX_PRODUCT or abs(right) > MAX_EXPONENT):
         raise SecurityError(f"it computes a power beyond {MAX_PRODUCT} ** {MAX_EXPONENT}")
-    elif operator == "%" and isinstance(left, str) and _WIDE_PERCENT.search(left):
-        raise SecurityError("it pads a text beyond all measure")
+    elif operator == "%" and isinstance(left, str):
+        if _WIDE_PERCENT.search(left):
+            raise SecurityError("it pads a text beyond all measure")
+        _check_formatted(_meter(), left, left.count("%"), right if isinstance(right, tuple) else (right,))
     elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
-        _meter().spend(len(left) + len(right))
+        texts = [part for part in (left, right) if isinstance(part, str)]
+        escaped = any(hasattr(part, "__html__") for part in texts)
+        _meter().spend(sum(map(shown if escaped else size, texts)) if texts else 8 * (len(left) + len(right)))
+
+
+def _check_formatted(meter: Meter, text: str, fields: int, values: Iterable[Any]) -> None:
+    """A text with so many fields, in each of which the largest value may stand, in the largest width."""
+    longest = max((meter.weight(value).shown for value in values), default=0)
+    meter.spend(size(text) + min(fields, len(text)) * (longest + 4 * MAX_WIDTH))
 
 
 def _check_repetition(sequence: Any, count: Any) -> None:
     if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
         if len(sequence) * count > MAX_PRODUCT:
             raise SecurityError(f"it repeats a text or list beyond {MAX_PRODUCT} items")
-        _meter().spend(max(0, len(sequence) * count) * (1 if isinstance(sequence, str) else 8))
+        _meter().spend(max(0, count) * (size(sequence) if isinstance(sequence, str) else 8 * len(sequence)))
 
 
 def _check_method(meter: Meter, text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """What a method of a text is about to build, as far as it may be more than a few times that text."""
-    meter.spend(len(text))
+    meter.spend(size(text))
     if name in FORBIDDEN_METHODS:
         raise SecurityError(f"it calls {name!r} of a text")
-    numbers = [part for part in (*args, *kwargs.values()) if isinstance(part, int)]
-    if name in PADDING_METHODS and any(abs(number) > MAX_WIDTH for number in numbers):
-        raise SecurityError(f"it pads a text to more than {MAX_WIDTH} characters")
-    if name == "format" and _WIDE_FORMAT.search(text):
-        raise SecurityError("it pads a text beyond all measure")
-    if name == "expandtabs":
-        meter.spend(text.count("\t") * MAX_WIDTH)
+    if name in PADDING_METHODS:
+        _check_padded(meter, text, name, [part for part in (*args, *kwargs.values()) if isinstance(part, int)])
+    elif name == "format":
+        if _WIDE_FORMAT.search(text) or _ATTRIBUTE.search(text):
+            raise SecurityError("it pads a text beyond all measure, or writes attributes")
+        _check_formatted(meter, text, text.count("{"), (*args, *kwargs.values()))
+    elif name in CASES:
+        meter.spend(shown(text))
     elif name in ("split", "rsplit", "splitlines"):
-        separator = args[0] if args else kwargs.get("sep")
-        count = text.count(separator) if isinstance(separator, str) and separator else len(text) // 2
-        meter.spend(count * ITEM)
+        _check_split(meter, text, name, args[0] if args else kwargs.get("sep"))
     elif name == "replace":
         _check_replaced(meter, [text, *(str(part) for part in args)])
     elif name == "join":
         _check_joined(meter, text, args[0] if args else ())
 
 
+def _check_padded(meter: Meter, text: str, name: str, numbers: list[int]) -> None:
+    if any(abs(number) > MAX_WIDTH for number in numbers):
+        raise SecurityError(f"it pads a text to more than {MAX_WIDTH} characters")
+    if name == "expandtabs":
+        meter.spend(text.count("\t") * MAX_WIDTH * _widest([text]))
+
+
+def _check_split(meter: Meter, text: str, name: str, separator: Any) -> None:
+    count = len(text) // 2
+    if name == "splitlines":
+        count = _lines(text)
+    elif isinstance(separator, str) and separator:
+        count = text.count(separator)
+    meter.spend(size(text) + count * ITEM * (1 if text.isascii() else 2))
+
+
 def _check_replaced(meter: Meter, texts: list[str]) -> None:
     if len(texts) >= 3:
         text, old, new = texts[:3]
-        meter.spend((text.count(old) if old else len(text) + 1) * len(new))
+        grown = (text.count(old) if old else len(text) + 1) * len(new)
+        meter.spend(grown * _widest(texts) * (5 if any(hasattr(part, "__html__") for part in texts) else 1))
 
 
 def _check_joined(meter: Meter, separator: str, parts: Any) -> None:
     if isinstance(parts, Sized):
-        meter.spend(len(parts) * len(separator))
-        if isinstance(parts, list | tuple):
-            meter.spend(sum(len(part) for part in parts if isinstance(part, str)))
+        meter.spend(len(parts) * size(separator))
+        meter.show(parts)

@@ -18,13 +18,14 @@ from jinja2.utils import Namespace
 
 from ..manifests.errors import CorruptInputError, UsageError
 from .packfiles import PackFiles
-from .sandbox import ITEM, Meter, Sandbox, limited_filter, metered
+from .sandbox import ITEM, Meter, Sandbox, drawn, limited_filter, metered, size
 
 FILE = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"
 MAX_TEMPLATE_BYTES = 64 * 1024  # four times the longest that we know of; compiling takes time and memory
 MAX_TEMPLATES = 4
 MAX_DATE_FORMAT = 200
+ENTRY = 3 * ITEM  # of a dictionary
 REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names; templates read either
 BUILT_INS = {"range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"}
 RESERVED = BUILT_INS | {"messages", "tools", "documents", "add_generation_prompt"}  # no variable may replace these
@@ -95,8 +96,6 @@ class ChatTemplate:
             return work()
         except SecurityError as error:
             raise CorruptInputError(f"{self._name} tries what a chat template may not: {_sentence(error)}") from error
-        except MemoryError as error:
-            raise CorruptInputError(f"{self._name} takes more memory than there is") from error
         except _Refusal as error:
             raise UsageError(f"the chat template refuses these messages: {_sentence(error)}") from error
         except Exception as error:  # a template can raise whatever Python's operators raise
@@ -127,10 +126,10 @@ class _Dict:
     """`dict` as a template may use it: it makes dictionaries, and is not Python's class itself."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
+        return dict(*(part if isinstance(part, dict) else drawn(part, ENTRY) for part in args), **kwargs)
 
     def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
-        return dict.fromkeys(keys, value)
+        return dict.fromkeys(drawn(keys, ENTRY), value)
 
 
 class _Namespace(Namespace):
@@ -145,6 +144,9 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _check_public(name)
         super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"  # not what is in it, which may be in it many times
 
 
 def _check_public(name: Any) -> None:
@@ -189,7 +191,7 @@ def _raise_exception(message: str) -> None:
 def _bounded_text(template: jinja2.Template, values: Mapping[str, Any], meter: Meter) -> str:
     parts = []
     for part in template.generate(values):
-        meter.spend(len(part) + ITEM)
+        meter.spend(size(part) + ITEM)
         parts.append(part)
     return "".join(parts)
 

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from ...layout.atomic import AtomicFile
 from ...manifests import digest
-from ...manifests.errors import CorruptInputError, MismatchError
+from ...manifests.errors import CorruptInputError, MismatchError, StorageError
 from ...manifests.files import open_regular, pieces, read_exactly
 from ..sensitivities import Sensitivities
 from . import header as headers
@@ -115,8 +115,11 @@ class CalibrationFile:
         try:
             if zstandard.frame_content_size(stored) == section.size:
                 return zstandard.ZstdDecompressor().decompress(stored)
-        except (zstandard.ZstdError, MemoryError):
+        except zstandard.ZstdError:
             pass
+        except MemoryError as error:
+            what = f"{self.path}: section {section.name!r} takes {section.size} bytes of memory"
+            raise StorageError(f"{what}, more than there is; free some, or use a larger machine") from error
         raise CorruptInputError(f"{self.path}: section {section.name!r} does not hold {section.size} bytes")
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ...manifests.console import printable
 from ..quantities import megabytes
 from .bootstrap import Rate
 from .calling import NAMES
@@ -19,13 +21,13 @@ Row = tuple[str, list[str]]
 def table(evaluation: Evaluation) -> Table:
     """What the terminal shows."""
     title = f"against {evaluation.reference}, K {evaluation.reference_experts_per_token}"
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown = Table(title=Text(printable(title)), title_justify="left", box=None, pad_edge=False)
     shown.add_column("", style="dim", no_wrap=True)
     for verdict in evaluation.verdicts:
-        name = f"{evaluation.names[verdict.subject.source.where]}\nK {verdict.experts_per_token}"
-        shown.add_column(name, justify="right", no_wrap=True)
+        name = printable(evaluation.names[verdict.subject.source.where])
+        shown.add_column(Text(f"{name}\nK {verdict.experts_per_token}"), justify="right", no_wrap=True)
     for name, cells in _rows(evaluation):
-        shown.add_row(name, *cells)
+        shown.add_row(name, *map(Text, map(printable, cells)))
     return shown
 
 

@@ -5,6 +5,7 @@ Kept for ever. Edits of the manifest are sealed again, as by an attacker who kno
 other files. `opens` is the exit code of what opens a pack (inspect, doctor), `verifies` that of verify.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from moepack.manifests import digest
 
 Edit = Callable[[Path], Any]
 LAYER = "experts/layer_01.bin"
+SUMS = "SHA256SUMS"
 STRIDE = 16384
 USED = 1408
 
@@ -27,8 +29,8 @@ class Artifact:
     rule: str
     edit: Edit
     says: str
-    opens: int | None = 3
-    verifies: int | None = 3
+    opens: int = 3
+    verifies: int = 3
 
 
 def put(path: str, value: Any) -> Edit:
@@ -72,19 +74,29 @@ def in_manifest(old: bytes, new: bytes) -> Edit:
 
 
 def resealed(name: str, change: Callable[[bytes], bytes]) -> Edit:
-    """A file changed, and its size and digest in the manifest with it."""
+    """A file changed, and with it all that is told of it: size and digest in the manifest, its line in SHA256SUMS."""
 
     def edit(pack: Path) -> None:
         content = change((pack / name).read_bytes())
         replace_file(pack / name, content)
-
-        def tell(fields: Any) -> None:
-            (listed,) = [file for file in fields["files"] if file["name"] == name]
-            listed |= {"size": len(content), "blake3": digest.of_bytes(content).hex()}
-
-        edit_manifest(pack, tell)
+        edit_manifest(pack, lambda fields: relist(fields, name, content))
+        if name != SUMS:
+            summed(name, content)(pack)
 
     return edit
+
+
+def summed(name: str, content: bytes) -> Edit:
+    def change(sums: bytes) -> bytes:
+        line = f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
+        return b"".join(line if each[66:-1] == name.encode() else each for each in sums.splitlines(keepends=True))
+
+    return resealed(SUMS, change)
+
+
+def relist(fields: Any, name: str, content: bytes) -> None:
+    (listed,) = [file for file in fields["files"] if file["name"] == name]
+    listed |= {"size": len(content), "blake3": digest.of_bytes(content).hex()}
 
 
 def trunk(change: Callable[[dict[str, Any]], Any]) -> Edit:
@@ -282,36 +294,36 @@ ARTIFACTS: dict[str, Artifact] = {
     "a bit in the padding": Artifact("P6", flipped(LAYER, USED), "padding is not zero", *DAMAGED),
     "another SHA-256 of the trunk": Artifact("P7", resealed("SHA256SUMS", other_sum), "another SHA-256 than it has", *DAMAGED),
     "sums that are not sorted": Artifact("P7", resealed("SHA256SUMS", lambda c: b"".join(reversed(c.splitlines(keepends=True)))), "is not the sorted list", *DAMAGED),
-    "a format that is none": Artifact("F1", put("layers.0.formats.up", "q4_k"), "not a weight format", 5, None),
-    "a trunk in a format of experts": Artifact("F1", put("trunk.formats.lm_head", "book2-g8"), "not of the trunk", 5, None),
-    "rows of no whole groups": Artifact("F2", put("model.hidden_size", 48), "do not divide", 3, None),
-    "formats of other sizes": Artifact("F3", put("layers.0.formats.up", "affine4-g32"), "other sizes", 3, None),
-    "a trunk of 7 bytes": Artifact("T1", resealed("trunk.safetensors", lambda c: c[:7]), "only 7 bytes", 3, None),
-    "a trunk header of 2^63": Artifact("T1", resealed("trunk.safetensors", lambda c: b"\xff" * 8 + c[8:]), "announces", 3, None),
-    "a trunk header that is a list": Artifact("T1", header(b"[]"), "does not begin with '{'", 3, None),
-    "a trunk header nested deeply": Artifact("T1", header(b'{"a":' + b"[" * 100_000), "nested", 3, None),
+    "a format that is none": Artifact("F1", put("layers.0.formats.up", "q4_k"), "not a weight format", 5, 5),
+    "a trunk in a format of experts": Artifact("F1", put("trunk.formats.lm_head", "book2-g8"), "not of the trunk", 5, 5),
+    "rows of no whole groups": Artifact("F2", put("model.hidden_size", 48), "do not divide"),
+    "formats of other sizes": Artifact("F3", put("layers.0.formats.up", "affine4-g32"), "other sizes"),
+    "a trunk of 7 bytes": Artifact("T1", resealed("trunk.safetensors", lambda c: c[:7]), "only 7 bytes"),
+    "a trunk header of 2^63": Artifact("T1", resealed("trunk.safetensors", lambda c: b"\xff" * 8 + c[8:]), "announces"),
+    "a trunk header that is a list": Artifact("T1", header(b"[]"), "does not begin with '{'"),
+    "a trunk header nested deeply": Artifact("T1", header(b'{"a":' + b"[" * 100_000), "nested"),
     "a trunk tensor twice": Artifact(
-        "T1", header(b'{"a":%s,"a":%s}' % ((b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}',) * 2)), "twice", 3, None
+        "T1", header(b'{"a":%s,"a":%s}' % ((b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}',) * 2)), "twice"
     ),
-    "a trunk with a hole": Artifact("T1", resealed("trunk.safetensors", lambda c: c + b"\0"), "accounts for only", 3, None),
-    "a trunk cut short": Artifact("T1", resealed("trunk.safetensors", lambda c: c[:-1]), "truncated", 3, None),
-    "a trunk tensor of another shape": Artifact("T1", described("model.norm.weight", shape=[33]), "another size", 3, None),
-    "a trunk tensor of 2^53 rows": Artifact("T1", described("model.norm.weight", shape=[2**53, 2**53]), "another size", 3, None),
-    "a trunk tensor of negative rows": Artifact("T1", described("model.norm.weight", shape=[-32]), "list of sizes", 3, None),
-    "a trunk dtype that is none": Artifact("T1", described("model.norm.weight", dtype="PICKLE"), "unknown dtype", 3, None),
+    "a trunk with a hole": Artifact("T1", resealed("trunk.safetensors", lambda c: c + b"\0"), "accounts for only"),
+    "a trunk cut short": Artifact("T1", resealed("trunk.safetensors", lambda c: c[:-1]), "truncated"),
+    "a trunk tensor of another shape": Artifact("T1", described("model.norm.weight", shape=[33]), "another size"),
+    "a trunk tensor of 2^53 rows": Artifact("T1", described("model.norm.weight", shape=[2**53, 2**53]), "another size"),
+    "a trunk tensor of negative rows": Artifact("T1", described("model.norm.weight", shape=[-32]), "list of sizes"),
+    "a trunk dtype that is none": Artifact("T1", described("model.norm.weight", dtype="PICKLE"), "unknown dtype"),
     "a trunk of 8-bit floats": Artifact(
-        "T1", described("model.norm.weight", dtype="F8_E5M2", shape=[128]), "which no trunk holds", 3, None
+        "T1", described("model.norm.weight", dtype="F8_E5M2", shape=[128]), "which no trunk holds"
     ),
     "a trunk tensor out of line": Artifact(
         "T2", resealed("trunk.safetensors", lambda c: (int.from_bytes(c[:8], "little") + 1).to_bytes(8, "little")
                        + c[8 : 8 + int.from_bytes(c[:8], "little")] + b" " + c[8 + int.from_bytes(c[:8], "little") :]),
-        "is not aligned", 3, None,
+        "is not aligned",
     ),
-    "a quantized matrix that is not there": Artifact("T3", put("trunk.formats.missing", "affine4-g32"), "not a whole", 3, None),
-    "codes of another width": Artifact("T3", put("trunk.formats.lm_head", "affine8-g32"), "not a whole", 3, None),
+    "a quantized matrix that is not there": Artifact("T3", put("trunk.formats.missing", "affine4-g32"), "not a whole"),
+    "codes of another width": Artifact("T3", put("trunk.formats.lm_head", "affine8-g32"), "not a whole"),
 }  # fmt: skip
 
-# What lies just within a rule. It opens; verify may still object to bytes that no longer fit (None).
+# What lies just within a rule. It opens; verify may still object to bytes that no longer fit.
 SOUND: dict[str, tuple[str, Edit]] = {
     "as it was written": ("P1", lambda pack: None),
     "a name of 64 characters": ("M17", renamed("config.json", "a" * 64)),

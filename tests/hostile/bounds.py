@@ -1,5 +1,7 @@
-"""Run as a program with a parser's name: feeds it each of its documents in a child of its own, whose memory may grow by
-no more than the bound from where it stands after the imports. Prints one line of JSON for each: what came of it.
+"""Run as a program with a parser's name: feeds it each of its documents in a child of its own.
+
+Prints one line of JSON for each: what came of it, and by how much the child's resident memory grew at most from where
+it stood after the imports. The limit of its address space is beyond the bound, and saves the machine only.
 """
 
 import json
@@ -9,9 +11,9 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import documents
 import templates
@@ -30,6 +32,7 @@ from moepack.runtime.tokenizer import Tokenizer
 
 MIB = 2**20
 BOUND = 64 * MIB
+BEYOND = 1024 * MIB  # of the bound: where a child that takes too much is stopped
 KILLED_AFTER = 20  # seconds; the bound itself is checked by the test
 CHAT = [{"role": "user", "content": "Why is the sky blue?"}]
 
@@ -107,35 +110,57 @@ PARSERS: dict[str, tuple[Callable[[Path, bytes], None], dict[str, documents.Made
 
 
 def in_child(use: Callable[[Path, bytes], None], made: documents.Made, bound: int) -> dict[str, Any]:
+    with tempfile.TemporaryFile() as document, tempfile.TemporaryDirectory() as folder:
+        forked(lambda: save(document, made()))  # in a child too: what making it takes is not counted
+        told = forked(lambda: json.dumps(run(use, document, Path(folder), bound)).encode())
+    return json.loads(told) if told else {"error": "died", "message": "", "code": None, "ours": False}
+
+
+def save(document: BinaryIO, content: bytes) -> None:
+    document.write(content)
+    document.flush()
+
+
+def forked(work: Callable[[], bytes | None]) -> bytes:
+    """What `work` gives in a child."""
     read, write = os.pipe()
-    with tempfile.TemporaryDirectory() as folder:
-        if not (child := os.fork()):
-            outcome = run(use, made, Path(folder), bound)
-            os.write(write, json.dumps(outcome).encode())
-            os._exit(0)
-        os.close(write)
-        _, status = os.waitpid(child, 0)
-        with os.fdopen(read, "rb") as report:
-            told = report.read()
-    return json.loads(told) if told else {"error": f"died with status {status}", "message": "", "code": None}
+    if not (child := os.fork()):
+        os.write(write, work() or b"")
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as report:
+        told = report.read()
+    os.waitpid(child, 0)
+    return told
 
 
-def run(use: Callable[[Path, bytes], None], made: documents.Made, folder: Path, bound: int) -> dict[str, Any]:
-    content = made()
+def run(use: Callable[[Path, bytes], None], document: BinaryIO, folder: Path, bound: int) -> dict[str, Any]:
+    content = os.pread(document.fileno(), os.fstat(document.fileno()).st_size, 0)
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + KILLED_AFTER,) * 2)
-    limit = grown() + bound
+    limit = memory("VmSize") + bound + BEYOND
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    start, outcome = time.process_time(), {"error": None, "message": "", "code": 0}
+    Path("/proc/self/clear_refs").write_text("5")  # the most that was resident is what is resident now
+    before, start, outcome = memory("VmHWM"), time.process_time(), {"error": None, "message": "", "code": 0}
     try:
         use(folder, content)
     except BaseException as error:
         outcome = {"error": type(error).__name__, "message": str(error), "code": getattr(error, "exit_code", None)}
         outcome["ours"] = isinstance(error, MoepackError)
-    return {**outcome, "seconds": time.process_time() - start}
+        outcome["ran_out"] = any(isinstance(each, MemoryError) for each in behind(error))
+    seconds = time.process_time() - start
+    return {**outcome, "seconds": seconds, "grown": memory("VmHWM") - before, "bound": bound}
 
 
-def grown() -> int:
-    found = re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())
+def behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it was raised from, or during."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def memory(what: str) -> int:
+    """VmSize, the address space now, or VmHWM, the most that was ever resident: bytes."""
+    found = re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) * 1024
 
