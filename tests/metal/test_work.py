@@ -69,6 +69,22 @@ def test_a_pass_that_ends_by_an_error_leaves_nothing_for_the_next(fake: ModuleTy
     assert sums.value == 1.0
 
 
+def test_what_an_interrupted_drop_left_is_not_done_by_the_next_pass(
+    fake: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Work) -> None:
+        raise KeyboardInterrupt
+
+    sums = Sum()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        sums.fail(lambda: patch.setattr(Work, "drop", interrupted))
+    assert sums.work.encoding
+    with sums.work.forward():
+        sums.enqueue()
+    assert sums.value == 1.0
+    assert {report.kind for report in fake.found()} <= {"encoding"}  # the host still had that encoder, and ended it
+
+
 @pytest.mark.parametrize("mode", ["lazy", "async"])
 def test_what_was_committed_before_an_error_is_waited_for(fake: ModuleType, mode: str) -> None:
     """The stand-in tells of a host that looks before it knows that the GPU is done."""
