@@ -18,7 +18,6 @@ from ..manifests import digest
 from ..manifests.diff import Change
 from ..manifests.errors import MismatchError, StorageError
 from ..manifests.files import read_exactly
-from ..manifests.manifest import pack_digest
 from ..manifests.progress import Progress, Task
 from ..manifests.report import Finding
 from .again import Again
@@ -61,7 +60,7 @@ def reproduce(pack: Pack, made: Again, picks: Picks, *, trunk: bool, jobs: int, 
         found += _trunk(pack, made, jobs, task) if trunk else []
     return Reproduction(
         ok=not (found or made.source or made.files),
-        pack_digest=pack_digest(pack.path),
+        pack_digest=pack.digest,
         source=made.source,
         files=made.files,
         source_digests=made.source_digests,
