@@ -23,6 +23,7 @@ from tinypack import replace_file, tree
 from moepack.convert import proving
 from moepack.convert.recipe import Coding, Override, Recipe
 from moepack.layout.formats import parse
+from moepack.layout.repair import MARKER
 from moepack.manifests.manifest import pack_digest
 
 MoePack = Callable[..., Ran]
@@ -326,6 +327,7 @@ def stamps(pack: Path) -> dict[Path, tuple[int, int, int]]:
 def test_a_sound_pack_is_left_alone(source: Path, pack: Path, moe_pack: MoePack) -> None:
     before = stamps(pack)
     pack.with_name("pack.repair").mkdir()
+    (pack.with_name("pack.repair") / MARKER).write_text("")
     (pack.with_name("pack.repair") / "config.json.tmp").write_text("left by a crash")
     done = moe_pack("repair", pack, "--source", source)
     assert (done.code, "nothing was damaged" in done.out) == (0, True)

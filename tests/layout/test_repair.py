@@ -12,7 +12,7 @@ from tinypack import Content, build, replace_file, tiny_plan, tree
 
 from moepack.layout.lock import LockedDirectory
 from moepack.layout.plan import PackPlan
-from moepack.layout.repair import PackRepair, remove_leftovers
+from moepack.layout.repair import MARKER, PackRepair, remove_leftovers
 from moepack.manifests.errors import MismatchError, StorageError, UsageError
 from moepack.manifests.manifest import read_manifest
 
@@ -44,7 +44,7 @@ def damaged(target: Path, plan: PackPlan) -> dict[str, bytes]:
 
 def mend(target: Path, plan: PackPlan, good: dict[str, bytes], seed: int = 0) -> None:
     content = Content(plan, seed)
-    with PackRepair.open(target, read_manifest(target), plan, 0) as repair:
+    with PackRepair.open(target, read_manifest(target), plan, ["digests.bin", "trunk.safetensors", LAYER]) as repair:
         with repair.file("digests.bin") as file:
             file.write(good["digests.bin"])
         with repair.trunk() as trunk:
@@ -176,6 +176,7 @@ def test_layers_behind_a_link_are_not_written_through_it(
 def test_leftovers_of_a_repair_are_removed(tmp_path: Path, plan: PackPlan) -> None:
     build(tmp_path / "pack", plan)
     (tmp_path / "pack.repair" / "experts").mkdir(parents=True)
+    (tmp_path / "pack.repair" / MARKER).write_text("")
     (tmp_path / "pack.repair" / "experts" / "layer_01.bin.tmp").write_text("half")
     remove_leftovers(tmp_path / "pack", read_manifest(tmp_path / "pack"))
     remove_leftovers(tmp_path / "pack", read_manifest(tmp_path / "pack"))
