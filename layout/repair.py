@@ -143,7 +143,7 @@ class PackRepair:
         if holds and self._listed_sums.get(name, sha256) != sha256:
             raise MismatchError(
                 f"{name}, made again, has its digest, and {self.path / names.SUMS_FILE}, which the manifest vouches"
-                " for, gives it another SHA-256; nothing was changed. The pack contradicts itself: fetch or build it again"
+                " for, gives it another SHA-256; nothing was changed. The pack contradicts itself: build it again"
             )
         if not holds:
             raise MismatchError(
