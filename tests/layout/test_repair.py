@@ -152,9 +152,7 @@ def test_a_list_that_gives_a_file_another_sha256_is_told(
     replace_file(target / name, good[name][:-1] + bytes([good[name][-1] ^ 1]))
     seal_sums(target)
     before = tree(target)
-    with pytest.raises(
-        MismatchError, match=f"{name}, made again, .* SHA256SUMS.* another SHA-256; nothing was changed"
-    ):
+    with pytest.raises(MismatchError, match=f"{name}, made again, .*SHA256SUMS.* another SHA-256; nothing was"):
         make_one(target, plan, good, name)
     assert tree(target) == before
 
