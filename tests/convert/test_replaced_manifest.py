@@ -94,7 +94,7 @@ def test_one_reading_tells_its_own_digest(
 
     assert json.loads(again("reproduce", pack, "--source", source, "--json").out)["pack_digest"] == first
     shutil.copytree(pack, tmp_path / "other")
-    assert json.loads(again("diff", pack, tmp_path / "other", "--json").out)["digest_a"] == first
+    assert json.loads(again("diff", pack, tmp_path / "other", "--json").out)["difference"]["digest_a"] == first
     assert again("lock", source, "--pack", pack, "--out", tmp_path / "lock.toml").code == 0
     assert tomllib.loads((tmp_path / "lock.toml").read_text())["pack"]["digest"] == first
     assert again("provenance", pack, "-o", tmp_path / "statement.json").code == 0
