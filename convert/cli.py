@@ -153,7 +153,7 @@ def build(
     built = _build(source, target, order, calibration, jobs, locked)
     show(built, report.build_table, json=json)
     if locked is not None and locked.pack_digest is not None:
-        locked.require_pack(target)
+        locked.require_pack(target, built["pack_digest"])
 
 
 @app.command("recipe", epilog=EXIT_CODES)

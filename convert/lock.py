@@ -24,7 +24,6 @@ from msgspec import UNSET, Meta, Struct
 from ..layout.atomic import replace
 from ..manifests.diff import changes
 from ..manifests.errors import MismatchError, UnsupportedError, UsageError
-from ..manifests.manifest import pack_digest
 from ..manifests.schema import Count, Digest, Name, Size, SourceName
 from ..quantize.methods import ARITHMETIC
 from .checkpoint import Checkpoint
@@ -122,11 +121,11 @@ class Lock:
         if digest != self.calibration:
             raise MismatchError(f"the calibration is {digest}, and {self.path} names {self.calibration}")
 
-    def require_pack(self, pack: Path) -> None:
-        """Raise MismatchError unless the pack's digest is the locked one, UsageError if none is locked."""
+    def require_pack(self, pack: Path, found: str) -> None:
+        """Raise MismatchError unless the digest `found` of the pack is the locked one, UsageError if none is locked."""
         if self.pack_digest is None:
             raise UsageError(f"{self.path} names no pack; lock again with --pack")
-        if (found := pack_digest(pack)) != self.pack_digest:
+        if found != self.pack_digest:
             raise MismatchError(f"{pack} has the digest {found}, and {self.path} names {self.pack_digest}")
 
 
@@ -147,7 +146,7 @@ def require_lock_name(path: Path) -> None:
         raise UsageError(f"{path} is no name of a lock, which ends in {SUFFIX}")
 
 
-def write_lock(path: Path, packing: Packing, pack: Path | None) -> None:
+def write_lock(path: Path, packing: Packing, pack_digest: str | None) -> None:
     """Write the lock of a packing, and of the pack that it gave, if there is one. Raises StorageError."""
     recorded = packing.plan.recipe.calibration
     lock = _Lock(
@@ -156,7 +155,7 @@ def write_lock(path: Path, packing: Packing, pack: Path | None) -> None:
         source=_source(packing.source.checkpoint, packing),
         recipe=written(packing.recipe),
         calibration=None if recorded is UNSET else _Named(recorded.digest),
-        pack=None if pack is None else _Named(pack_digest(pack)),
+        pack=None if pack_digest is None else _Named(pack_digest),
     )
     content = "\n".join(_toml(msgspec.to_builtins(lock))).encode() + b"\n"
     replace(path, content)

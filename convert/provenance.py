@@ -21,9 +21,9 @@ from msgspec import UNSET
 from ..layout.atomic import replace
 from ..manifests import inventory, names, sums
 from ..manifests.errors import MismatchError, UsageError
-from ..manifests.files import Folder, read_small
-from ..manifests.manifest import pack_digest, read_manifest
-from ..manifests.schema import MAX_MANIFEST_BYTES, Manifest
+from ..manifests.files import Folder
+from ..manifests.manifest import Sealed, read_sealed
+from ..manifests.schema import Manifest
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -41,16 +41,17 @@ class Builder:
 
 
 def provenance_of(pack: Path, builder: Builder) -> dict[str, Any]:
-    """The statement of `pack`. Raises as `read_manifest` does, and MismatchError if its SHA256SUMS are damaged."""
+    """The statement of `pack`. Raises as `read_sealed` does, and MismatchError if its SHA256SUMS are damaged."""
     with Folder(pack) as folder:
-        manifest = read_manifest(folder)
-        inventory.check(folder, manifest)
+        sealed = read_sealed(folder)
+        inventory.check(folder, sealed.manifest)
+        subjects = list(_subjects(folder, sealed))
     return {
         "_type": STATEMENT,
-        "subject": list(_subjects(pack, manifest)),
+        "subject": subjects,
         "predicateType": PREDICATE,
         "predicate": {
-            "buildDefinition": _definition(manifest),
+            "buildDefinition": _definition(sealed.manifest),
             "runDetails": _run(builder),
         },
     }
@@ -61,13 +62,13 @@ def write(statement: dict[str, Any], out: Path) -> None:
     replace(out, (json.dumps(statement, indent=2) + "\n").encode())
 
 
-def _subjects(pack: Path, manifest: Manifest) -> Iterator[dict[str, Any]]:
+def _subjects(pack: Folder, sealed: Sealed) -> Iterator[dict[str, Any]]:
     """The pack by its root digest, which is that of its manifest; then every other file."""
+    manifest, digests = sealed
     listed = sums.read(pack, manifest)
     if listed is None:
         raise MismatchError(f"{pack / names.SUMS_FILE} is damaged; `moe-pack repair` can make it again")
-    root = sha256(read_small(pack / names.MANIFEST_FILE, MAX_MANIFEST_BYTES)).hexdigest()
-    yield {"name": names.MANIFEST_FILE, "digest": {"sha256": root, "blake3": pack_digest(pack)}}
+    yield {"name": names.MANIFEST_FILE, "digest": digests._asdict()}
     listed[names.SUMS_FILE] = sha256(sums.render(listed)).hexdigest()
     whole = {file.name: {"blake3": file.blake3} for file in manifest.files}
     for name in sorted(listed):

@@ -14,13 +14,12 @@ from ..layout.reader import Pack
 from ..layout.repair import remove_leftovers
 from ..manifests.console import ConsoleProgress, say
 from ..manifests.errors import MismatchError, UsageError
-from ..manifests.manifest import pack_digest, read_manifest
+from ..manifests.manifest import read_sealed, require_same_seal
 from ..manifests.pace import Pace, lower_priority
 from ..manifests.quantities import parse_rate, parse_size
 from ..manifests.report import Report, require_intact
 from ..manifests.scope import Quick, Scope, parse_subset
 from ..manifests.verify import FULL
-from ..manifests.verify import verify as verify_pack
 from . import facts, proofs
 from .again import again, with_source_digests
 from .attesting import require_signed
@@ -84,12 +83,16 @@ def verify(
 ) -> None:
     """Read a pack, or a part of it, and check every byte; name layer, expert and component of any damage."""
     scope = _scope(subset, seed, quick=quick, full=full)
+    judged = set()
     if lock is not None:
-        read_manifest(pack)
-        read_lock(lock).require_pack(pack)
+        judged.add(_locked(lock, pack))
     signed = require_signed(pack, signed_by, identity, issuer, signature)
+    if signed is not None:
+        judged.add(signed.pack_digest)
     with _resumable(state):
         checked = check(pack, threads=jobs, progress=ConsoleProgress(), scope=scope, state=state)
+    for earlier in judged:
+        require_same_seal(pack, earlier, checked.pack_digest)
     _tell(checked, pack, signed, json=json)
 
 
@@ -155,7 +158,7 @@ def reproduce(
     with Pack.open(pack) as sound:
         picks = pick(sound.model, experts, sample, seed)
         if locked is not None:
-            locked.require_pack(pack)
+            locked.require_pack(pack, sound.digest)
         with Checkpoint.open(source) as checkpoint, opened(CalibrationFile.open, calibration) as calibrated:
             made = again(sound.manifest, pack, checkpoint, calibrated)
             if locked is not None:
@@ -178,8 +181,9 @@ def repair(
     json: JsonOption = False,
 ) -> None:
     """Verify a pack and make again, from its checkpoint, what is damaged; all digests come out, or nothing changes."""
-    manifest = read_manifest(pack)
-    checked = verify_pack(pack, threads=jobs, progress=ConsoleProgress())
+    manifest, digests = read_sealed(pack)
+    checked = check(pack, threads=jobs, progress=ConsoleProgress())
+    require_same_seal(pack, digests.blake3, checked.pack_digest)
     damaged = damaged_files(checked)
     mended: list[Any] = []
     if not damaged:
@@ -192,7 +196,7 @@ def repair(
                 say(remark)
             mended = repair_pack(pack, manifest, made, damaged, jobs=jobs, progress=ConsoleProgress())
     stray = [finding for finding in checked.findings if finding.kind == "stray"]
-    told = {"pack": str(pack), "pack_digest": pack_digest(pack), "mended": msgspec.to_builtins(mended)}
+    told = {"pack": str(pack), "pack_digest": checked.pack_digest, "mended": msgspec.to_builtins(mended)}
     show({**told, "stray": [finding.file for finding in stray]}, proofs.repair_table, json=json)
     require_intact(msgspec.structs.replace(checked, ok=not stray, findings=stray), pack)
 
@@ -229,20 +233,27 @@ def lock(
     if source_digests and pack is None:
         raise UsageError("--source-digests holds the checkpoint to a pack's manifest; name the pack with --pack")
     with Checkpoint.open(source) as checkpoint, opened(CalibrationFile.open, calibration) as calibrated:
+        digest = None
         if pack is None:
             packing, _ = order.plan(checkpoint, calibrated, jobs=jobs, progress=ConsoleProgress())
         else:
-            manifest = read_manifest(pack)
-            made = again(manifest, pack, checkpoint, calibrated)
-            if source_digests:
-                made = with_source_digests(made, manifest, ConsoleProgress())
-            packing = made.packing
             with Pack.open(pack) as sound:
+                made = again(sound.manifest, pack, checkpoint, calibrated)
+                if source_digests:
+                    made = with_source_digests(made, sound.manifest, ConsoleProgress())
+                packing, digest = made.packing, sound.digest
                 picks = pick(sound.model, None, None, None)
                 found = reproduce_pack(sound, made, picks, trunk=False, jobs=jobs, progress=ConsoleProgress())
                 require_reproduced(found, sound, source)
-        write_lock(out, packing, pack)
+        write_lock(out, packing, digest)
     show(proofs.of_lock(read_lock(out)), proofs.lock_table, json=json)
+
+
+def _locked(lock: Path, pack: Path) -> str:
+    """The pack's digest, which is the lock's."""
+    found = read_sealed(pack).pack_digest
+    read_lock(lock).require_pack(pack, found)
+    return found
 
 
 def _scope(subset: str | None, seed: int | None, *, quick: bool = False, full: bool = False) -> Scope:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..layout.reader import Pack
 from ..layout.repair import PackRepair
 from ..manifests import digest, inventory, layers, names, schema, sums
 from ..manifests.diff import MADE
 from ..manifests.digest import DIGEST_BYTES
 from ..manifests.errors import CorruptInputError, MismatchError, StorageError
-from ..manifests.files import read_exactly, read_small
+from ..manifests.files import FilePlace, read_exactly, read_small
 from ..manifests.progress import Progress, Task
 from ..manifests.report import Report
 from .again import Again
@@ -40,19 +41,21 @@ def damaged_files(report: Report) -> list[str]:
 def repair(
     path: Path, manifest: schema.Manifest, made: Again, damaged: list[str], *, jobs: int, progress: Progress
 ) -> list[Mended]:
-    """Make the `damaged` files of the pack at `path` again and put them in place, all of them or none.
+    """Make the `damaged` files of the pack at `path` again and put them in place once all of them are made.
 
     Raises MismatchError if the source does not give what the manifest promises, StorageError if the disk fails, and
-    what building raises; then the pack is as it was.
+    what building raises: then the pack is as it was, unless the disk failed at the last renames. At the end raises what
+    `Pack.open` does, if files that have their digests are no pack.
     """
     sizes = inventory.expected_sizes(manifest)
     needed = sum(sizes[name] for name in damaged)
     with (
-        PackRepair.open(path, manifest, made.packing.plan, needed) as staging,
+        PackRepair.open(path, manifest, made.packing.plan, damaged) as staging,
         progress.task("Repairing", needed) as task,
     ):
         mended = _Mending(path, manifest, made, damaged, staging, jobs, task).all()
         staging.commit()
+    Pack.open(path).close()
     return mended
 
 
@@ -92,7 +95,7 @@ class _Mending:
         if self.manifest.digests in self.damaged:
             return None
         size = inventory.expected_sizes(self.manifest)[self.manifest.digests]
-        return read_small(self.path / self.manifest.digests, size)
+        return read_small(self.staging.pack / self.manifest.digests, size)
 
     def _copied(self, name: str) -> bool:
         """Take a file over from the checkpoint, if it is one of those."""
@@ -125,7 +128,7 @@ class _Mending:
         with (
             self.staging.layer(index) as sink,
             closing(records.of(index, missing)) as made,
-            _stored(self.path / layer.file, layer.stride, wanted=bool(sound)) as stored,
+            _stored(self.staging.pack / layer.file, layer.stride, wanted=bool(sound)) as stored,
         ):
             for expert in experts:
                 sink.append(stored(expert) if expert in sound else next(made).record)
@@ -145,7 +148,8 @@ class _Mending:
         return {expert for expert, (found, wanted) in enumerate(pairs) if found == wanted}
 
     def _scan(self, index: int, layer: schema.ExpertLayer) -> layers.LayerScan:
-        return layers.scan(self.path / layer.file, index, layer, self.manifest.model.num_experts, lambda size: None)
+        file, experts = self.staging.pack / layer.file, self.manifest.model.num_experts
+        return layers.scan(file, index, layer, experts, lambda size: None)
 
     def _sums(self) -> None:
         """Compute the SHA-256 of every other file, made or sound; so all are read once more."""
@@ -180,7 +184,7 @@ def _split(digests: bytes) -> list[bytes]:
 
 
 @contextmanager
-def _stored(path: Path, stride: int, *, wanted: bool) -> Iterator[Callable[[int], memoryview]]:
+def _stored(path: FilePlace, stride: int, *, wanted: bool) -> Iterator[Callable[[int], memoryview]]:
     """Reads records of a layer file, each valid until the next is asked for; the file is opened only if `wanted`."""
     buffer = memoryview(bytearray(stride))
     with digest.opened(path) if wanted else nullcontext(-1) as descriptor:

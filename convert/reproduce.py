@@ -10,6 +10,7 @@ from contextlib import closing
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..layout.comparing import differing
 from ..layout.reader import Pack
@@ -18,7 +19,6 @@ from ..manifests import digest
 from ..manifests.diff import Change
 from ..manifests.errors import MismatchError, StorageError
 from ..manifests.files import read_exactly
-from ..manifests.manifest import pack_digest
 from ..manifests.progress import Progress, Task
 from ..manifests.report import Finding
 from .again import Again
@@ -61,7 +61,7 @@ def reproduce(pack: Pack, made: Again, picks: Picks, *, trunk: bool, jobs: int, 
         found += _trunk(pack, made, jobs, task) if trunk else []
     return Reproduction(
         ok=not (found or made.source or made.files),
-        pack_digest=pack_digest(pack.path),
+        pack_digest=pack.digest,
         source=made.source,
         files=made.files,
         source_digests=made.source_digests,
@@ -79,14 +79,26 @@ def require_reproduced(found: Reproduction, pack: Pack, source: str) -> None:
     """Raise MismatchError unless all was as it should be, saying first if the checkpoint is another one."""
     if found.ok:
         return
-    where = {(finding.layer, finding.expert) for finding in found.findings if finding.layer is not None}
-    differ = f"{len(where)} of {found.records_compared} experts differ" if where else "every expert looked at is equal"
-    if any(finding.layer is None for finding in found.findings):
-        differ += ", and the trunk differs"
+    differ, unread = _outcome(found)
+    if unread and not (found.source or found.files or any(one.kind != "unreadable" for one in found.findings)):
+        raise StorageError(f"{pack.path}: {differ}; look after the disk")
     if found.source or found.files:
         names = ", ".join(sorted({_file_name(change) for change in (*found.source, *found.files)})[:3])
         raise MismatchError(f"{source} is not what {pack.path} was made from ({names} differ); {differ}")
     raise MismatchError(f"{pack.path} is not what {source} and its recipe give: {differ}")
+
+
+def _outcome(found: Reproduction) -> tuple[str, int]:
+    """What came of it in words, and how many experts could not be read."""
+    unread = {(one.layer, one.expert) for one in found.findings if one.kind == "unreadable"}
+    where = {(one.layer, one.expert) for one in found.findings if one.layer is not None} - unread
+    of = f"of {found.records_compared} experts"
+    parts = [f"{len(where)} {of} differ"] if where else []
+    parts += [f"{len(unread)} {of} cannot be read"] if unread else []
+    words = ", and ".join(parts) or "every expert looked at is equal"
+    if any(one.layer is None for one in found.findings):
+        words += ", and the trunk differs"
+    return words, len(unread)
 
 
 def _file_name(change: Change) -> str:
@@ -144,8 +156,21 @@ def _trunk(pack: Pack, made: Again, jobs: int, task: Task) -> Iterator[Finding]:
     if pack.trunk.size != plan.trunk_bytes:
         yield Finding(name, f"has {pack.trunk.size} bytes, and the source gives {plan.trunk_bytes}", kind="other")
         return
+    found = list(_compared_trunk(pack, made, jobs, task))
+    if found and not _trunk_is_sound(pack):  # one digest for all of it: which tensor is damaged cannot be told
+        found = [replace(one, problem=f"{one.problem}; the trunk is damaged", kind="damage") for one in found]
+    yield from found
+
+
+def _trunk_is_sound(pack: Pack) -> bool:
+    listed = next(file for file in pack.manifest.files if file.name == pack.manifest.trunk.file)
+    return digest.of_file(pack.folder / listed.name) == listed.blake3
+
+
+def _compared_trunk(pack: Pack, made: Again, jobs: int, task: Task) -> Iterator[Finding]:
+    plan, name = made.packing.plan, pack.manifest.trunk.file
     blocks = trunk_blocks(made.packing.trunk, made.packing.source.checkpoint, jobs)
-    with digest.opened(pack.path / name) as descriptor:
+    with digest.opened(pack.folder / name) as descriptor:
         sink = _Comparing(pack, descriptor)
         writer = TensorFileWriter(sink, plan.trunk)
         if not sink.same:

@@ -1,8 +1,9 @@
 """Signatures of packs: OpenSSF Model Signing bundles, made and judged by the library `model-signing`.
 
-A bundle signs the list of a pack's files, manifest included, with their SHA-256. Signing reads every byte, by the
-library's own hashing. Judging reads none but the manifest's: it holds the signed list against the pack's SHA256SUMS,
-which a verification, that always runs beside it, holds against all that it reads. Knows nothing of who owns a key.
+A bundle signs the list of a pack's files, manifest included, with their SHA-256. The library hashes nothing: the list
+is the manifest's own SHA-256 and the pack's SHA256SUMS. Signing verifies every byte against both first; judging reads
+the manifest only, and a verification, that always runs beside it, holds the list against all that it reads. Knows
+nothing of who owns a key.
 """
 
 import sys
@@ -27,12 +28,10 @@ from ..manifests.errors import (
     UnsupportedError,
     UsageError,
 )
-from ..manifests.files import read_small
-from ..manifests.manifest import pack_digest, read_manifest
+from ..manifests.files import Folder, read_small
+from ..manifests.manifest import Sealed, read_sealed, require_same_seal
 from ..manifests.progress import Progress
-from ..manifests.report import require_intact
-from ..manifests.schema import MAX_MANIFEST_BYTES, Manifest
-from ..manifests.scope import Quick
+from ..manifests.report import Report, require_intact
 from .bundle import signed_list
 from .plan import require_new
 
@@ -135,24 +134,21 @@ def require_beside(out: Path, pack: Path) -> None:
 
 
 def sign(pack: Path, signer: Signer, out: Path, *, threads: int, progress: Progress) -> Signed:
-    """Hash every byte of `pack`, compare it with its manifest, and write the bundle `out`.
+    """Verify every byte of `pack` by all its digests, and write the bundle `out`.
 
     Raises MismatchError, and writes nothing, if the pack is not intact.
     """
     _require_library()
     require_new(out)
     require_beside(out, pack)
-    manifest_ = read_manifest(pack)
-    require_intact(check(pack, threads=threads, progress=progress, scope=Quick()), pack)
     config = _prepared_signer(signer)
-    hashed = _hashed_by_library(pack, threads)
-    expected = _listed(pack, manifest_)
-    found = {each.identifier: each.digest.digest_hex for each in hashed.resource_descriptors()}
-    if found != expected:
-        raise MismatchError(f"{pack} is damaged, {_difference(expected, found)}; nothing was signed")
-    content = _signature(config, hashed, pack)
+    checked = check(pack, threads=threads, progress=progress)
+    _require_signable(checked, pack)
+    sealed, listed = _listed(pack)
+    require_same_seal(pack, checked.pack_digest, sealed.pack_digest)
+    content = _signature(config, _as_library_manifest(pack.resolve().name, listed), pack)
     replace(out, content)
-    return Signed(str(pack), pack_digest(pack), str(out), str(signer), len(found))
+    return Signed(str(pack), sealed.pack_digest, str(out), str(signer), len(listed))
 
 
 def judge(pack: Path, bundle: Path, by: Judge) -> Signed:
@@ -163,8 +159,7 @@ def judge(pack: Path, bundle: Path, by: Judge) -> Signed:
     _require_library()
     from model_signing import verifying
 
-    manifest_ = read_manifest(pack)
-    listed = _listed(pack, manifest_)
+    sealed, listed = _listed(pack)
     signed = signed_list(bundle)
     config = verifying.Config()  # type: ignore[no-untyped-call]
     try:
@@ -176,9 +171,16 @@ def judge(pack: Path, bundle: Path, by: Judge) -> Signed:
         raise
     except Exception as error:
         raise _refusal(error, pack, bundle, by, _difference(signed, listed)) from error
-    if signed != listed:
+    if signed != listed:  # the library has compared too, but reads the bundle itself and what it hashes is ours
         raise MismatchError(f"{bundle} is a signature of another pack than {pack}: {_difference(signed, listed)}")
-    return Signed(str(pack), pack_digest(pack), str(bundle), str(by), len(listed))
+    return Signed(str(pack), sealed.pack_digest, str(bundle), str(by), len(listed))
+
+
+def _require_signable(checked: Report, pack: Path) -> None:
+    try:
+        require_intact(checked, pack)
+    except MoepackError as error:
+        raise type(error)(f"{error} ({checked.findings[0].sentence}); nothing was signed") from None
 
 
 def _refusal(error: Exception, pack: Path, bundle: Path, by: Judge, difference: str) -> MoepackError:
@@ -216,14 +218,6 @@ def _prepared_signer(signer: Signer) -> "signing.Config":
     return config
 
 
-def _hashed_by_library(pack: Path, threads: int) -> "manifest.Manifest":
-    from model_signing import hashing
-
-    config = hashing.Config()  # type: ignore[no-untyped-call]
-    config.use_file_serialization(max_workers=threads).set_ignored_paths(paths=[], ignore_git_paths=False)
-    return config.hash(pack)
-
-
 def _signature(config: "signing.Config", hashed: "manifest.Manifest", pack: Path) -> bytes:
     with TemporaryDirectory() as folder:  # the library writes to a name only, and not atomically
         path = Path(folder) / "bundle"
@@ -234,16 +228,18 @@ def _signature(config: "signing.Config", hashed: "manifest.Manifest", pack: Path
         return path.read_bytes()
 
 
-def _listed(pack: Path, manifest_: Manifest) -> dict[str, str]:
-    """The SHA-256 of every file of the pack by name: of the manifest by its bytes, of others as SHA256SUMS has it."""
-    listed = sums.read(pack, manifest_)
+def _listed(pack: Path) -> tuple[Sealed, dict[str, str]]:
+    """The manifest, and the SHA-256 of every file by name: its own by its bytes, others as SHA256SUMS has them."""
+    with Folder(pack) as folder:
+        sealed = read_sealed(folder)
+        listed = sums.read(folder, sealed.manifest)
     if listed is None:
         raise MismatchError(f"{pack / names.SUMS_FILE} is damaged; `moe-pack repair` can make it again")
     digests = {
         names.SUMS_FILE: sha256(sums.render(listed)).hexdigest(),
-        names.MANIFEST_FILE: sha256(read_small(pack / names.MANIFEST_FILE, MAX_MANIFEST_BYTES)).hexdigest(),
+        names.MANIFEST_FILE: sealed.digests.sha256,
     }
-    return listed | digests
+    return sealed, listed | digests
 
 
 def _difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
@@ -260,7 +256,7 @@ def _difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
 
 def _as_library_manifest(name: str, listed: Mapping[str, str]) -> "manifest.Manifest":
     from model_signing import manifest
-    from model_signing._hashing.hashing import Digest
+    from model_signing._hashing.hashing import Digest  # its public modules name none; the version is pinned
 
     how = manifest.SerializationType.from_args({"method": "files", "hash_type": "sha256", "allow_symlinks": False})
     items = [how.new_item(file, Digest("sha256", bytes.fromhex(digest))) for file, digest in listed.items()]

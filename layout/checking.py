@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..manifests.errors import UsageError
-from ..manifests.manifest import pack_digest, read_manifest
+from ..manifests.manifest import read_sealed, require_same_seal
 from ..manifests.pace import Pace
 from ..manifests.progress import Progress
 from ..manifests.report import Report
@@ -24,19 +24,21 @@ def check(
 ) -> Report:
     """Verify a pack; with `state`, go on where an interrupted run stopped, and remove that file at the end.
 
-    Raises as `manifests.verify` does, as `Pack.open` does if all bytes are as sealed but are no pack, and UsageError
-    for a state that lies in the pack or is not this work's.
+    Raises as `manifests.verify` does, as `Pack.open` does if all bytes are as sealed but are no pack, MismatchError if
+    the manifest is another one at the end, and UsageError for a state that lies in the pack or is not this work's.
     """
     if state is None:
         report = verify(pack, threads=threads, progress=progress, scope=scope, pace=pace)
     else:
         _require_outside(state, pack)
-        read_manifest(pack)  # whether there is a pack at all
-        ledger = StateFile(state, pack_digest(pack), scope.name)
+        begun = read_sealed(pack).pack_digest
+        ledger = StateFile(state, begun, scope.name)
         report = verify(pack, threads=threads, progress=progress, scope=scope, ledger=ledger, pace=pace)
         ledger.remove()
+        require_same_seal(pack, begun, report.pack_digest)
     if report.ok:
-        Pack.open(pack).close()
+        with Pack.open(pack) as sound:
+            require_same_seal(pack, report.pack_digest, sound.digest)
     return report
 
 

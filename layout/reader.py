@@ -14,7 +14,7 @@ import numpy as np
 from ..manifests import digest, inventory, schema
 from ..manifests.errors import CorruptInputError, MismatchError
 from ..manifests.files import Folder, Member, open_regular, read_exactly, read_small
-from ..manifests.manifest import read_manifest
+from ..manifests.manifest import Sealed, read_sealed
 from ..manifests.rules import under
 from .formats import Format
 from .plan import expert_shape
@@ -35,13 +35,15 @@ class RecordAddress:
 class Pack:
     """A structurally sound pack with every layer file open. Thread-safe; a context manager.
 
-    `records` has one layout per layer; `trunk` is the opened trunk file, `folder` the opened directory.
+    `records` has one layout per layer; `trunk` is the opened trunk file, `folder` the opened directory; `digest` is
+    that of the manifest as it was read.
     """
 
-    def __init__(self, folder: Folder, manifest: schema.Manifest, resources: ExitStack) -> None:
+    def __init__(self, folder: Folder, sealed: Sealed, resources: ExitStack) -> None:
         self.folder = folder
         self.path = path = folder.path
-        self.manifest = manifest
+        self.manifest = manifest = sealed.manifest
+        self.digest = sealed.pack_digest
         self.model = manifest.model
         self.records = tuple(_layout(path, manifest, layer) for layer in manifest.layers)
         with under("T1"):
@@ -60,9 +62,9 @@ class Pack:
         """
         with ExitStack() as resources:
             folder = resources.enter_context(Folder(path))
-            manifest = read_manifest(folder)
-            inventory.check(folder, manifest)
-            pack = cls(folder, manifest, resources)
+            sealed = read_sealed(folder)
+            inventory.check(folder, sealed.manifest)
+            pack = cls(folder, sealed, resources)
             pack._resources = resources.pop_all()
             return pack
 

@@ -14,7 +14,7 @@ from . import digest, names
 from .digest import DIGEST_BYTES
 from .errors import CorruptInputError, StorageError
 from .files import read_small
-from .manifest import pack_digest, read_manifest
+from .manifest import read_sealed
 from .schema import ExpertLayer, File, Manifest
 
 Meaning = Literal["model", "source", "origin", "recipe", "files", "bytes", "form"]
@@ -65,9 +65,9 @@ class Difference(Struct, frozen=True):
 
 
 def compare(a: Path, b: Path) -> Difference:
-    """Compare two packs' manifests and record digests. Raises as `read_manifest` does."""
-    one, other = read_manifest(a), read_manifest(b)
-    digests = (pack_digest(a), pack_digest(b))
+    """Compare two packs' manifests and record digests. Raises as `read_sealed` does."""
+    (one, first), (other, second) = read_sealed(a), read_sealed(b)
+    digests = (first.blake3, second.blake3)
     if digests[0] == digests[1]:
         return Difference(True, *digests, [], [], [], [], [], [], [])
     remarks: list[str] = []

@@ -4,11 +4,12 @@ A code such as "(M5)" at the end of a message is the rule's number in FORMAT.md.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from . import canonical, digest, names, rules
+from .digest import Digests
 from .errors import CorruptInputError, MismatchError, UnsupportedError
 from .files import Folder, read_small
 from .rules import under
@@ -18,7 +19,24 @@ CHECKSUM = "checksum"
 SUPPORTED_FEATURES: tuple[str, ...] = ()
 
 
+class Sealed(NamedTuple):
+    """A manifest, and both digests of the very bytes that it was read from."""
+
+    manifest: Manifest
+    digests: Digests
+
+    @property
+    def pack_digest(self) -> str:
+        """The pack's digest, hexadecimal: one name for every byte of it."""
+        return self.digests.blake3
+
+
 def read_manifest(pack: Path | Folder) -> Manifest:
+    """The manifest alone. Raises like `read_sealed`."""
+    return read_sealed(pack).manifest
+
+
+def read_sealed(pack: Path | Folder) -> Sealed:
     """The manifest of the pack in directory `pack`.
 
     Raises CorruptInputError if it is missing or breaks a rule, MismatchError if it was altered, UnsupportedError if
@@ -26,11 +44,17 @@ def read_manifest(pack: Path | Folder) -> Manifest:
     """
     if isinstance(pack, Path):
         with Folder(pack) as folder:
-            return read_manifest(folder)
+            return read_sealed(folder)
     file = pack / names.MANIFEST_FILE
     with under("M1"):
         content = read_small(file, MAX_MANIFEST_BYTES)
-    return parse_manifest(content, str(file))
+    return Sealed(parse_manifest(content, str(file)), digest.both_of_bytes(content))
+
+
+def require_same_seal(pack: Path, first: str, then: str) -> None:
+    """Raise MismatchError unless the pack had the same digest both times that its manifest was read."""
+    if first != then:
+        raise MismatchError(f"{pack / names.MANIFEST_FILE} was replaced meanwhile; leave the pack alone and try again")
 
 
 def parse_manifest(content: bytes, file: str) -> Manifest:
@@ -43,7 +67,7 @@ def parse_manifest(content: bytes, file: str) -> Manifest:
 
 
 def pack_digest(pack: Path | Folder) -> str:
-    """The hexadecimal BLAKE3 digest of `manifest.json`: one name for every byte of the pack."""
+    """The digest of a pack of whose manifest nothing else is needed; whoever reads one has it from `read_sealed`."""
     return digest.of_file(pack / names.MANIFEST_FILE)
 
 

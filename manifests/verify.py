@@ -15,7 +15,7 @@ from . import digest, inventory, layers, names, sums
 from .errors import CorruptInputError, StorageError
 from .files import Folder, read_small
 from .ledger import Done, Forgetful, Ledger
-from .manifest import pack_digest, read_manifest
+from .manifest import pack_digest, read_sealed
 from .pace import Pace
 from .places import Places
 from .progress import Progress, Task
@@ -44,14 +44,14 @@ def verify(
     """
     start = time.monotonic()
     with Folder(path) as folder:
-        manifest = read_manifest(folder)
+        manifest, digests = read_sealed(folder)
         reading = _Reading.of(manifest, scope)
         with progress.task("Verifying", reading.size) as task:
             meter = _Meter(task, pace or Pace())
             found = list(_Verification(folder, manifest, reading, threads, meter, ledger or Forgetful()).findings())
         return Report(
             ok=not found,
-            pack_digest=pack_digest(folder),
+            pack_digest=digests.blake3,
             findings=found,
             bytes_checked=meter.size,
             seconds=time.monotonic() - start,

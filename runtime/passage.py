@@ -7,7 +7,6 @@ observes, and what is kept, is the observer's affair.
 from functools import cached_property
 from pathlib import Path
 
-from ..manifests.manifest import pack_digest
 from .backends.base import Backend, Floats
 from .corpus import Room, Stream
 from .packfiles import LooseFiles
@@ -38,7 +37,7 @@ class Passage:
         if through is not None:
             require_same_model(source, through)
         self.windows = windows
-        self.through = None if through is None else pack_digest(through.pack.path)
+        self.through = None if through is None else through.pack.digest
         self._sweep = Sweep(source if through is None else ExpertsFrom(source, through), backend)
         self._room = room
 

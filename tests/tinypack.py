@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,16 @@ def edit_manifest(pack: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     fields.pop("checksum", None)
     fields["checksum"] = digest.of_bytes(canonical.encode(fields)).hex()
     replace_file(pack / "manifest.json", canonical.encode(fields))
+
+
+def seal_sums(pack: Path) -> None:
+    """Make SHA256SUMS agree with the files as they are, and the manifest with that, whatever other digests say."""
+    listed = [line.split("  ")[1] for line in (pack / "SHA256SUMS").read_text().splitlines()]
+    sums = "".join(f"{sha256((pack / name).read_bytes()).hexdigest()}  {name}\n" for name in listed).encode()
+    replace_file(pack / "SHA256SUMS", sums)
+
+    def edit(fields: dict[str, Any]) -> None:
+        entry = next(file for file in fields["files"] if file["name"] == "SHA256SUMS")
+        entry["blake3"] = digest.of_bytes(sums).hex()
+
+    edit_manifest(pack, edit)

@@ -11,7 +11,6 @@ from ...layout.reader import Pack
 from ...manifests import schema
 from ...manifests.console import say
 from ...manifests.errors import UsageError
-from ...manifests.manifest import pack_digest
 from ..asked import content_of
 from ..engine import Engine, EngineOptions
 from ..language import Language
@@ -89,7 +88,7 @@ def reserving(options: EngineOptions, model: schema.Model) -> EngineOptions:
 
 def run(pack: Pack, engine: Engine, language: Language, settings: Settings, wanted: Wanted) -> None:
     """Chat until the end. Raises KeyboardInterrupt if a person leaves so."""
-    conversation, root = wanted.conversation(), pack_digest(pack.path)
+    conversation, root = wanted.conversation(), pack.digest
     partner = Partner(engine, language, settings)
     history = History(_history_path(wanted))
     talk = Talk(conversation, partner, Lines(), _screen(wanted), root, identity(root, engine), sys.stdin.isatty())

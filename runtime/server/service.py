@@ -13,7 +13,6 @@ from typing import Any
 
 from ...layout.reader import Pack
 from ...manifests.errors import UsageError
-from ...manifests.manifest import pack_digest
 from ..answers.constraint import Constraint, Grammars
 from ..answers.dialect import MARKUP, Calls, Dialect, Thinking
 from ..answers.grammar import grammar
@@ -137,7 +136,7 @@ class Service:
 def serving(pack: Pack, language: Language, options: EngineOptions, settings: Settings) -> Iterator[Service]:
     """The pack, read and ready; at the end all requests fail, and the state's folder is free again."""
     with ExitStack() as resources:
-        root = pack_digest(pack.path)
+        root = pack.digest
         store, queue = None, 0
         if settings.state is not None:
             queue = settings.prefix_bytes // WAITING_PART

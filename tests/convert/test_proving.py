@@ -18,11 +18,13 @@ from checkpoints import CheckpointMaker, Shape, Variant
 from packs import PLAIN
 from ran import Ran
 from safetensors.numpy import load_file, save_file
-from tinypack import replace_file, tree
+from tinypack import edit_manifest, replace_file, seal_sums, tree
 
 from moepack.convert import proving
 from moepack.convert.recipe import Coding, Override, Recipe
 from moepack.layout.formats import parse
+from moepack.layout.repair import MARKER
+from moepack.manifests.errors import StorageError
 from moepack.manifests.manifest import pack_digest
 
 MoePack = Callable[..., Ran]
@@ -58,6 +60,13 @@ def with_other_weights(checkpoint: Path) -> None:
     for weight in range(16):
         content[start + 2 * weight + 1] ^= 0x80  # the sign of a bfloat16
     replace_file(file, content)
+
+
+def with_another_norm(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + np.ones(1, tensors["model.norm.weight"].dtype)
+    (checkpoint / "model.safetensors").unlink()
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
 
 
 # reproduce
@@ -151,14 +160,37 @@ def test_source_digests_judge_files_of_the_manifests_names_only(
 
 
 def test_another_trunk_names_its_tensor(checkpoint: Path, pack: Path, moe_pack: MoePack) -> None:
-    tensors = load_file(checkpoint / "model.safetensors")
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] + np.ones(1, tensors["model.norm.weight"].dtype)
-    (checkpoint / "model.safetensors").unlink()
-    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with_another_norm(checkpoint)
     assert moe_pack("reproduce", pack, "--source", checkpoint, "--json").code in (0, 1)
     done = moe_pack("reproduce", pack, "--source", checkpoint, "--trunk", "--json")
     done.refused(1, "the trunk differs")
-    assert [one["component"] for one in found(done)["findings"]] == ["model.norm.weight"]
+    assert [(one["component"], one["kind"]) for one in found(done)["findings"]] == [("model.norm.weight", "other")]
+
+
+def test_a_damaged_trunk_is_told_from_one_that_is_other(source: Path, pack: Path, moe_pack: MoePack) -> None:
+    flip(pack / "trunk.safetensors", 70000)
+    done = moe_pack("reproduce", pack, "--source", source, "--trunk", "--json")
+    done.refused(1, "the trunk differs")
+    assert {(one["file"], one["kind"]) for one in found(done)["findings"]} == {("trunk.safetensors", "damage")}
+
+
+@pytest.mark.parametrize(("experts", "code"), [("1:2,1:3", 4), ("1:2,0:0", 1)])
+def test_records_that_cannot_be_read_are_the_disks_fault_unless_others_differ(
+    experts: str, code: int, source: Path, pack: Path, moe_pack: MoePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moepack.layout.reader import Pack
+
+    stored = Pack.stored_record
+
+    def failing(self: Pack, layer: int, expert: int) -> Any:
+        if layer == 1:
+            raise StorageError("Input/output error")
+        return stored(self, layer, expert)
+
+    flip(pack / "experts/layer_00.bin", 3)
+    monkeypatch.setattr(Pack, "stored_record", failing)
+    done = moe_pack("reproduce", pack, "--source", source, "--experts", experts, "--json")
+    done.refused(code, "2 of 2 experts cannot be read" if code == 4 else "1 of 2 experts differ, and 1 of 2")
 
 
 def test_another_source_is_said_first(make_checkpoint: CheckpointMaker, pack: Path, moe_pack: MoePack) -> None:
@@ -326,6 +358,7 @@ def stamps(pack: Path) -> dict[Path, tuple[int, int, int]]:
 def test_a_sound_pack_is_left_alone(source: Path, pack: Path, moe_pack: MoePack) -> None:
     before = stamps(pack)
     pack.with_name("pack.repair").mkdir()
+    (pack.with_name("pack.repair") / MARKER).write_text("")
     (pack.with_name("pack.repair") / "config.json.tmp").write_text("left by a crash")
     done = moe_pack("repair", pack, "--source", source)
     assert (done.code, "nothing was damaged" in done.out) == (0, True)
@@ -360,6 +393,65 @@ def test_a_source_without_a_file_changes_nothing(checkpoint: Path, pack: Path, m
     before = tree(pack)
     moe_pack("repair", pack, "--source", checkpoint).refused(1, "has no chat_template.jinja", "nothing was changed")
     assert tree(pack) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("trunk", "trunk.safetensors, made again"),
+        ("chat_template.jinja", "chat_template.jinja, made again"),
+        ("record", "layer 1, expert 5, made again"),
+    ],
+)
+def test_each_kind_of_file_from_another_source_changes_nothing(
+    kind: str, told: str, checkpoint: Path, pack: Path, moe_pack: MoePack
+) -> None:
+    """One file is damaged and the source's is another: nothing else can be what stops the repair."""
+    if kind == "trunk":
+        with_another_norm(checkpoint)
+        damage(pack, "trunk")
+    elif kind == "record":
+        with_other_weights(checkpoint)
+        flip(pack / LAYER, 5 * stride(pack) + 20)
+    else:
+        (checkpoint / kind).write_text("another")
+        (pack / kind).unlink()
+    before = tree(pack)
+    moe_pack("repair", pack, "--source", checkpoint).refused(1, told, "another digest", "nothing was changed")
+    assert tree(pack) == before
+
+
+def test_a_pack_that_was_sealed_with_damage_is_not_called_repaired(source: Path, pack: Path, moe_pack: MoePack) -> None:
+    flip(pack / "experts/layer_03.bin")
+    seal_sums(pack)
+    before = tree(pack)
+    done = moe_pack("repair", pack, "--source", source)
+    done.refused(1, "experts/layer_03.bin, made again", pack / "SHA256SUMS", "nothing was changed")
+    assert tree(pack) == before
+
+
+def test_a_sealed_pack_that_is_none_is_not_called_undamaged(source: Path, pack: Path, moe_pack: MoePack) -> None:
+    edit_manifest(pack, lambda fields: fields["layers"][0]["formats"].update(gate="affine4-g64"))
+    moe_pack("repair", pack, "--source", source).refused(3, "layer_00.bin", "F3")
+
+
+def test_a_mended_pack_that_is_none_is_not_called_repaired(source: Path, pack: Path, moe_pack: MoePack) -> None:
+    """Only a trunk's formats contradict its tensors, which no digest tells."""
+    edit_manifest(pack, lambda fields: fields["trunk"]["formats"].update({"model.norm": "affine4-g64"}))
+    damage(pack, "config")
+    moe_pack("repair", pack, "--source", source).refused(3, "trunk.safetensors")
+    moe_pack("verify", pack).refused(3, "trunk.safetensors")
+
+
+def test_a_directory_in_a_files_place_stops_a_repair_at_once(source: Path, pack: Path, moe_pack: MoePack) -> None:
+    flip(pack / "chat_template.jinja", 0)
+    (pack / "trunk.safetensors").unlink()
+    (pack / "trunk.safetensors").mkdir()
+    before = tree(pack)
+    moe_pack("repair", pack, "--source", source).refused(2, pack / "trunk.safetensors", "remove it")
+    assert tree(pack) == before
+    (pack / "trunk.safetensors").rmdir()
+    assert moe_pack("repair", pack, "--source", source).code == 0
 
 
 def test_a_manifest_cannot_be_repaired(source: Path, pack: Path, moe_pack: MoePack) -> None:
@@ -567,8 +659,6 @@ def test_modes_that_contradict_each_other(
 
 def test_a_sealed_pack_that_is_none_is_not_called_intact(pack: Path, moe_pack: MoePack) -> None:
     """Every digest agrees, but the trunk is no tensor file."""
-    from tinypack import edit_manifest
-
     from moepack.manifests.digest import of_bytes
 
     trunk, before = bytes(1000), (pack / "trunk.safetensors").read_bytes()

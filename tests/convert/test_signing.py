@@ -18,7 +18,7 @@ from ran import Ran
 from moepack.convert.bundle import MAX_BUNDLE_BYTES
 from moepack.convert.signing import KeyFile, judge, sign
 from moepack.manifests import digest
-from moepack.manifests.errors import CorruptInputError, MoepackError, UnsupportedError
+from moepack.manifests.errors import CorruptInputError, MismatchError, MoepackError, UnsupportedError
 from moepack.manifests.manifest import read_manifest
 from moepack.manifests.progress import Silent
 from moepack.manifests.report import require_intact
@@ -299,6 +299,40 @@ def test_a_damaged_pack_is_not_signed(signed: Path, keys: Keys, tmp_path: Path, 
     out = tmp_path / "new.sig"
     moe_pack("sign", signed, "--key", keys.private, "--out", out).refused(1, "layer_01.bin", "nothing was signed")
     assert not out.exists()
+
+
+def sealed_with_damage(pack: Path) -> None:
+    layer = pack / "experts/layer_01.bin"
+    changed = bytearray(layer.read_bytes())
+    changed[100] ^= 4
+    tinypack.replace_file(layer, changed)
+    tinypack.seal_sums(pack)
+
+
+def sealed_with_another_component(pack: Path) -> None:
+    tinypack.edit_manifest(pack, lambda fields: fields["layers"][1]["components"][0].update(blake3="0" * 64))
+
+
+@pytest.mark.parametrize("change", [sealed_with_damage, sealed_with_another_component])
+def test_a_pack_that_contradicts_its_digests_is_not_signed(
+    change: Callable[[Path], None], signed: Path, keys: Keys, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    """Its SHA-256 all agree: only BLAKE3 in the manifest tells."""
+    change(signed)
+    out = tmp_path / "new.sig"
+    moe_pack("sign", signed, "--key", keys.private, "--out", out).refused(1, "layer_01.bin", "nothing was signed")
+    assert not out.exists()
+
+
+def test_another_list_is_told_even_if_the_library_is_content(
+    signed: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_signing import verifying
+
+    resealed(signed)
+    monkeypatch.setattr(verifying.Config, "verify", lambda *_: None)
+    with pytest.raises(MismatchError, match=r"another pack than .*manifest\.json differs"):
+        judge(signed, signed.with_name("pack.sig"), KeyFile(keys.public))
 
 
 def test_a_bundle_may_not_lie_in_the_pack_nor_replace_one(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from failing_system import Crash, failing_system
-from tinypack import Content, build, replace_file, tiny_plan, tree
+from tinypack import Content, build, replace_file, seal_sums, tiny_plan, tree
 
 from moepack.layout.lock import LockedDirectory
 from moepack.layout.plan import PackPlan
-from moepack.layout.repair import PackRepair, remove_leftovers
+from moepack.layout.repair import MARKER, PackRepair, remove_leftovers
 from moepack.manifests.errors import MismatchError, StorageError, UsageError
 from moepack.manifests.manifest import read_manifest
 
@@ -44,7 +44,7 @@ def damaged(target: Path, plan: PackPlan) -> dict[str, bytes]:
 
 def mend(target: Path, plan: PackPlan, good: dict[str, bytes], seed: int = 0) -> None:
     content = Content(plan, seed)
-    with PackRepair.open(target, read_manifest(target), plan, 0) as repair:
+    with PackRepair.open(target, read_manifest(target), plan, ["digests.bin", "trunk.safetensors", LAYER]) as repair:
         with repair.file("digests.bin") as file:
             file.write(good["digests.bin"])
         with repair.trunk() as trunk:
@@ -110,6 +110,102 @@ def test_other_bytes_than_promised_change_nothing(tmp_path: Path, plan: PackPlan
     assert not (tmp_path / "pack.repair").exists()
 
 
+EACH = [LAYER, "trunk.safetensors", "digests.bin"]
+
+
+def make_one(target: Path, plan: PackPlan, good: dict[str, bytes], name: str, seed: int = 0) -> None:
+    """Repair one file, with its own bytes by seed 0 only."""
+    content = Content(plan, seed)
+    with PackRepair.open(target, read_manifest(target), plan, [name]) as repair:
+        if name == LAYER:
+            with repair.layer(1) as layer:
+                for expert in range(plan.model.num_experts):
+                    layer.append(content.record(1, expert))
+        elif name == "trunk.safetensors":
+            with repair.trunk() as trunk:
+                for spec in plan.trunk:
+                    trunk.write_blocks(spec.name, [content.tensor(spec)])
+        else:
+            with repair.file(name) as file:
+                file.write(good[name][::-1] if seed else good[name])
+        repair.commit()
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_each_file_must_have_its_digest(tmp_path: Path, plan: PackPlan, good: dict[str, bytes], name: str) -> None:
+    target = tmp_path / "pack"
+    before = damaged(target, plan)
+    with pytest.raises(MismatchError, match=f"{name}, made again, has another digest than .* nothing was changed"):
+        make_one(target, plan, good, name, seed=1)
+    assert tree(target) == before
+    make_one(target, plan, good, name)
+    assert tree(target)[name] == good[name]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_list_that_gives_a_file_another_sha256_is_told(
+    tmp_path: Path, plan: PackPlan, good: dict[str, bytes], name: str
+) -> None:
+    """Whoever sealed the pack had damage in it: no bytes are right by both digests."""
+    target = tmp_path / "pack"
+    build(target, plan)
+    replace_file(target / name, good[name][:-1] + bytes([good[name][-1] ^ 1]))
+    seal_sums(target)
+    before = tree(target)
+    with pytest.raises(MismatchError, match=f"{name}, made again, .*SHA256SUMS.* another SHA-256; nothing was"):
+        make_one(target, plan, good, name)
+    assert tree(target) == before
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_file_that_the_disk_keeps_otherwise_is_told(
+    tmp_path: Path, plan: PackPlan, good: dict[str, bytes], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, write = tmp_path / "pack", os.write
+    before = damaged(target, plan)
+
+    def careless(descriptor: int, data: memoryview) -> int:
+        return write(descriptor, bytes(data[:-1]) + bytes([data[-1] ^ 1]))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", careless)
+        with pytest.raises(StorageError, match=f"{name}, made again, reads back as other bytes; nothing was changed"):
+            make_one(target, plan, good, name)
+    assert tree(target) == before
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_directory_in_a_files_place_is_told_before_the_work(tmp_path: Path, plan: PackPlan, name: str) -> None:
+    target = tmp_path / "pack"
+    build(target, plan)
+    (target / name).unlink()
+    (target / name).mkdir()
+    with pytest.raises(UsageError, match=f"{name} is a directory, where a file belongs; remove it"):
+        PackRepair.open(target, read_manifest(target), plan, ["config.json", name])
+    assert not (tmp_path / "pack.repair").exists()
+
+
+@pytest.mark.parametrize(("shut", "name"), [("pack", "config.json"), ("pack/experts", LAYER), (".", "config.json")])
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
+    tmp_path: Path, plan: PackPlan, shut: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere, so what the system would answer others is put in its mouth."""
+    target = tmp_path / "pack"
+    build(target, plan)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / shut)
+    with pytest.raises(StorageError, match=f"{(tmp_path / shut).name} cannot be written to"):
+        PackRepair.open(target, read_manifest(target), plan, [name])
+    assert not (tmp_path / "pack.repair").exists()
+
+
+def test_a_pack_without_its_folder_of_layers_is_mended(tmp_path: Path, plan: PackPlan, good: dict[str, bytes]) -> None:
+    target = tmp_path / "pack"
+    build(target, plan)
+    shutil.rmtree(target / "experts")
+    make_one(target, plan, good, LAYER)
+    assert (target / LAYER).read_bytes() == good[LAYER]
+
+
 @pytest.mark.parametrize("call", ["fsync", "rename", "write"])
 def test_a_disk_that_fails_is_a_sentence(
     tmp_path: Path, plan: PackPlan, good: dict[str, bytes], call: str, monkeypatch: pytest.MonkeyPatch
@@ -140,23 +236,28 @@ def test_two_repairs_of_one_pack_exclude_each_other(tmp_path: Path, plan: PackPl
     assert tree(target) == good
 
 
-def in_the_way(staging: Path) -> None:
-    staging.mkdir()
-    (staging / "thesis.txt").write_text("mine")
-
-
-def test_somebody_elses_directory_is_left_alone(tmp_path: Path, plan: PackPlan, good: dict[str, bytes]) -> None:
-    target = tmp_path / "pack"
+@pytest.mark.parametrize(
+    ("name", "marked"),
+    [("thesis.txt", False), ("thesis.txt", True), ("config.json", False), ("config.json.tmp", False)],
+)
+def test_somebody_elses_directory_is_left_alone(
+    tmp_path: Path, plan: PackPlan, good: dict[str, bytes], name: str, marked: bool
+) -> None:
+    """Though its files may have names that a repair's have too."""
+    target, mine = tmp_path / "pack", tmp_path / "pack.repair" / name
     before = damaged(target, plan)
-    in_the_way(tmp_path / "pack.repair")
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    if marked:
+        mine.with_name(MARKER).write_text("")
     tried: list[Callable[[], None]] = [
         lambda: mend(target, plan, good),
         lambda: remove_leftovers(target, read_manifest(target)),
     ]
     for attempt in tried:
-        with pytest.raises(UsageError, match=r"thesis.txt is not of a repair"):
+        with pytest.raises(UsageError, match=f"{name} is not of a repair"):
             attempt()
-    assert (tmp_path / "pack.repair" / "thesis.txt").read_text() == "mine"
+    assert mine.read_text() == "mine"
     assert tree(target) == before
 
 
@@ -176,6 +277,7 @@ def test_layers_behind_a_link_are_not_written_through_it(
 def test_leftovers_of_a_repair_are_removed(tmp_path: Path, plan: PackPlan) -> None:
     build(tmp_path / "pack", plan)
     (tmp_path / "pack.repair" / "experts").mkdir(parents=True)
+    (tmp_path / "pack.repair" / MARKER).write_text("")
     (tmp_path / "pack.repair" / "experts" / "layer_01.bin.tmp").write_text("half")
     remove_leftovers(tmp_path / "pack", read_manifest(tmp_path / "pack"))
     remove_leftovers(tmp_path / "pack", read_manifest(tmp_path / "pack"))
