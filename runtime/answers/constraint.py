@@ -65,7 +65,9 @@ class Grammars:
     def _compile(self, text: str) -> Any:
         if fault := self._fault(text):
             raise UsageError(f"what was asked for cannot be held to: {fault}")
-        return self._library.LLMatcher(self._words, text, log_level=0)
+        compiled = self._library.LLMatcher(self._words, text, log_level=0)
+        Constraint(compiled.deep_copy(), self._size, self._ends).allowed()  # some grammars show only now what they lack
+        return compiled
 
     def _fault(self, text: str) -> str | None:
         wrong, said = self._library.LLMatcher.validate_grammar_with_warnings(text, self._words)
@@ -98,7 +100,8 @@ class Constraint:
 
     def _require_sound(self) -> None:
         if self._matcher.is_error():
-            raise UsageError(f"the answer can no longer be held to its form: {self._matcher.get_error():.200}")
+            said = self._matcher.get_error().partition("\n")[0]
+            raise UsageError(f"the answer can no longer be held to its form: {said:.200}")
 
 
 class _Words:

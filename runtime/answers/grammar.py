@@ -18,7 +18,7 @@ Choice = Literal["none", "auto", "required"]
 BLANKS = r"[ \t\r\n]"
 # In arguments, what templates print; in an answer that is JSON, what people read, but blanks without end to no token.
 TIGHT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-LOOSE = {"whitespace_pattern": r"[ \n]{1,64}"}
+LOOSE = {"whitespace_pattern": r"[ \n]{1,16}"}  # a line end and an indent: more would be blanks for their own sake
 
 
 @dataclass(frozen=True)

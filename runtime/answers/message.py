@@ -1,6 +1,7 @@
 """A whole answer, put together from its events: for a client, and for the template that renders it again."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 from .events import CallArguments, CallBegan, CallEnded, Content, Event, Malformed, Thinking
 
 LARGEST = sys.float_info.max
+_ID = re.compile(r"call_(\d{8})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ class Assembly:
 def call_id(number: int) -> str:
     """The id of a conversation's call of that number."""
     return f"call_{number:08d}"
+
+
+def call_number(identifier: Any) -> int | None:
+    """The number of an id that `call_id` made, None for any other."""
+    match = _ID.fullmatch(identifier) if isinstance(identifier, str) else None
+    return None if match is None else int(match[1])
 
 
 def arguments_value(arguments: str) -> Any:

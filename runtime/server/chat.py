@@ -82,7 +82,9 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     verbosity: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
     safety_identifier: Any = None
+    moderation: Any = None
 
 
 def wish(request: ChatRequest) -> ChatWish:

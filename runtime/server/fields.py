@@ -122,9 +122,10 @@ def _part(part: Any, place: str, kinds: frozenset[str]) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind not in kinds:
         raise unsupported(place, f"parts of the type {kind!r:.60} are not supported; this server reads text only")
-    if kind is None or not isinstance(part.get("text"), str):
+    text = None if kind is None else part.get("refusal" if kind == "refusal" else "text")
+    if not isinstance(text, str):
         raise ApiError(f"{place}: a part of the content has no text", param=place)
-    return str(part["text"])
+    return text
 
 
 def arguments(text: Any, place: str) -> dict[str, Any]:

@@ -37,7 +37,11 @@ class CountRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
-    cache_control: Any = None  # without an effect here
+    # Without an effect here.
+    cache_control: Any = None
+    speed: Any = None
+    user_profile_id: Any = None
+    workspace_id: Any = None
 
 
 class MessagesRequest(CountRequest, forbid_unknown_fields=True, kw_only=True):
@@ -51,8 +55,10 @@ class MessagesRequest(CountRequest, forbid_unknown_fields=True, kw_only=True):
     min_p: float | None = None
     seed: int | None = None
     stop_sequences: list[str] | None = None
-    metadata: Any = None  # these two without an effect here
+    metadata: Any = None  # these five without an effect here
     service_tier: Any = None
+    inference_geo: Any = None
+    diagnostics: Any = None
     container: Any = None
     context_management: Any = None
     mcp_servers: Any = None

@@ -70,6 +70,9 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True):
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
     stream_options: Any = None
+    prompt_cache_options: Any = None
+    context_management: Any = None
+    moderation: Any = None
 
 
 def wish(request: ResponseRequest) -> ChatWish:

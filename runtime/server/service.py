@@ -33,6 +33,9 @@ from .settings import Settings
 from .wishes import Ask, ChatWish, Wish
 
 SERVER_BYTES = 40_000_000  # measured: 25 MB for libraries, llguidance and streams; the rest is for requests' bodies
+PLAUSIBLE = 16  # characters of text for each token of the context: a longer text is looked at before it is encoded
+PIECE = 65536  # characters
+PREPARED_AT_ONCE = 2  # prompts that are rendered and encoded, which takes many times their bytes
 GRAMMAR_READING = 14  # measured: the peak of llguidance reading a vocabulary, in sizes of the tokenizer.json
 WAITING_PART = 4  # one part in four of the memory for prompts is for those that wait to be written
 
@@ -54,6 +57,7 @@ class Service:
         self._spell = bool(MARKUP & set(special))  # a tokenizer may have an answer's markup among its special tokens
         self._grammars: Grammars | None = None
         self._lock = threading.Lock()
+        self._preparing = threading.BoundedSemaphore(PREPARED_AT_ONCE)
 
     def chat(self, wish: ChatWish) -> Ask:
         """A chat as a prompt; takes as long as its text. Raises UsageError for what the pack cannot follow."""
@@ -61,8 +65,10 @@ class Service:
         if template is None:
             raise UsageError("this pack has no chat template; use /v1/completions")
         chat = Chat(wish.messages, tools, wish.variables)
-        text = template.render(chat.messages, tools=chat.tools, variables=chat.variables)
-        tokens, marks = self.language.tokenizer.encode_cut(text, self._beginnings(chat, text))
+        with self._preparing:
+            text = template.render(chat.messages, tools=chat.tools, variables=chat.variables)
+            self._require_room(text)
+            tokens, marks = self.language.tokenizer.encode_cut(text, self._beginnings(chat, text))
         dialect = Dialect.of(template.source(with_tools=tools is not None))
         thinking = dialect.thinking(text)
         calls = dialect.calls if tools else None
@@ -74,14 +80,23 @@ class Service:
             tools=wish.form.tools,
             constraint=self._constraint(wish, dialect.calls, thinking),
             one_call=not wish.form.parallel and calls is not None,
-            first_call=wish.calls,
+            first_call=wish.first_call,
             special=self._spell,
         )
 
     def text(self, prompt: str | Sequence[int], wish: Wish) -> Ask:
         """A bare text, or its tokens, to be continued."""
-        tokens = raw_tokens(prompt, self.language.tokenizer) if isinstance(prompt, str) else list(prompt)
-        return self._ask(tokens, wish)
+        if not isinstance(prompt, str):
+            return self._ask(list(prompt), wish)
+        with self._preparing:
+            self._require_room(prompt)
+            return self._ask(raw_tokens(prompt, self.language.tokenizer), wish)
+
+    def encoded(self, text: str, *, add_special: bool) -> list[int]:
+        """A text as tokens, whatever becomes of them. Raises UsageError for one that is far too long."""
+        with self._preparing:
+            self._require_room(text)
+            return self.language.tokenizer.encode(text, add_special_tokens=add_special)
 
     def begin(self, ask: Ask) -> Pending:
         """Queue it, in an event loop. Raises BusyError if too many wait, UsageError if it can never be computed."""
@@ -94,6 +109,19 @@ class Service:
         request = Request(ask.tokens, answer, ask.marks)
         self.scheduler.submit(request)
         return Pending(channel, request, self.scheduler.cancel)
+
+    def _require_room(self, text: str) -> None:
+        """Refuse a text that is far too long before it is encoded as a whole, which takes a hundred times its bytes."""
+        context = self.engine.context
+        if len(text) <= PLAUSIBLE * context:
+            return
+        left = 2 * context  # a piece's first and last token may be others than in the whole text
+        for first in range(0, len(text), PIECE):
+            left -= len(self.language.tokenizer.encode(text[first : first + PIECE], add_special_tokens=False))
+            if left < 0:
+                raise UsageError(
+                    f"the text has more than {context} tokens, the whole context; shorten it or raise the context"
+                )
 
     def _ask(self, tokens: Sequence[int], wish: Wish) -> Ask:
         given: dict[str, Any] = dict(wish.sampling)

@@ -13,7 +13,7 @@ MEGABYTE = 1_000_000
 class Limits:
     """Of one request and one connection; `parts` of an answer wait at most for a client that does not read."""
 
-    body_bytes: int = 16 * MEGABYTE
+    body_bytes: int = 4 * MEGABYTE
     body_seconds: float = 60.0
     header_bytes: int = 65536
     header_seconds: float = 30.0

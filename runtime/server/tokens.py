@@ -37,7 +37,7 @@ def _tokens(request: TokenizeRequest, service: Service) -> list[int]:
     if len(texts) + (request.messages is not None) != 1:
         raise ApiError("give one of content, prompt and messages")
     if texts:
-        return service.language.tokenizer.encode(texts[0], add_special_tokens=request.add_special)
+        return service.encoded(texts[0], add_special=request.add_special)
     tools = [chat.read_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
     form = fields.form(tools, None, None, parallel=None)
     return list(service.chat(ChatWish(chat.messages(request.messages or []), Wish(), form)).tokens)

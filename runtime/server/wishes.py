@@ -6,6 +6,7 @@ from typing import Any
 
 from ..answers.dialect import Calls, Thinking
 from ..answers.grammar import Form
+from ..answers.message import call_number
 from ..generate import Constraint, Limits
 from ..sampling import Sampling
 
@@ -33,9 +34,11 @@ class ChatWish:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def calls(self) -> int:
-        """How many calls its messages hold."""
-        return sum(len(message.get("tool_calls") or ()) for message in self.messages)
+    def first_call(self) -> int:
+        """The number of the answer's first call: above its messages', of which a client may have left out some."""
+        calls = (call for message in self.messages for call in message.get("tool_calls") or ())
+        numbers = (call_number(call.get("id")) for call in calls)
+        return max((number for number in numbers if number is not None), default=-1) + 1
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
 """/v1/chat/completions, by the official client."""
 
+import inspect
 import json
 import math
 from typing import Any
 
+import anthropic
 import jsonschema
 import openai
 import pytest
+from openai.resources.responses import Responses
 from server.conftest import Script
 from server.hosting import MESSAGE, QUESTION, WEATHER, Hosted, function
+
+from moepack.runtime.server import chat, completions, messages, responses
 
 TOOLS = [function(MESSAGE), function(WEATHER)]
 ASKED: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
@@ -190,3 +195,52 @@ def test_what_cannot_be_held_to_is_named(server: Hosted) -> None:
 def test_a_prompt_that_is_too_long_is_refused(server: Hosted) -> None:
     with pytest.raises(openai.BadRequestError, match="shorten the prompt"):
         server.openai().chat.completions.create(model="demo", messages=[{"role": "user", "content": "word " * 2000}])
+
+
+def test_a_new_call_has_no_id_that_a_trimmed_history_has(server: Hosted, scripted: Script) -> None:
+    """Its first call was left out by the client: the second's number is not the count of those that are left."""
+    arguments = {"city": "Paris", "day": "tomorrow"}
+    text = json.dumps({"name": "get_weather", "arguments": arguments})
+    call = {"id": "call_00000001", "type": "function"}
+    call["function"] = {"name": "get_weather", "arguments": json.dumps(arguments)}  # type: ignore[assignment]
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "Rain."}
+    messages = [*ASKED["messages"], {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    scripted(f"<tool_call>\n{text}\n</tool_call>")
+    answer = server.openai().chat.completions.create(model="demo", messages=messages, tools=TOOLS)
+    assert [each.id for each in answer.choices[0].message.tool_calls] == ["call_00000002"]
+
+
+def test_a_refusal_of_an_earlier_answer_is_read(server: Hosted) -> None:
+    said = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    messages = [*ASKED["messages"], said, {"role": "user", "content": "Please."}]
+    answer = server.openai().chat.completions.create(model="demo", messages=messages, max_tokens=1)
+    assert answer.usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_cannot_be_begun_is_refused_at_once(server: Hosted, stream: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "endless", "schema": {"$ref": "#"}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.openai().chat.completions.create(**ASKED, response_format=form, stream=stream)
+    assert "\n" not in refused.value.body["message"]  # type: ignore[index]
+
+
+def test_the_fields_of_the_client_are_known_or_said_to_be_refused() -> None:
+    """All that a client's own method takes: a new version of it is told here."""
+    ours = (chat.ChatRequest, completions.CompletionRequest, responses.ResponseRequest, messages.MessagesRequest)
+    theirs = (
+        openai.resources.chat.Completions.create,
+        openai.resources.Completions.create,
+        Responses.create,
+        anthropic.resources.Messages.create,
+    )
+    transport = {"self", "extra_headers", "extra_query", "extra_body", "timeout", "betas"}
+    missing = {}
+    for struct, method in zip(ours, theirs, strict=True):
+        missing[struct.__name__] = set(inspect.signature(method).parameters) - transport - set(struct.__struct_fields__)
+    assert missing == {
+        "ChatRequest": set(),
+        "CompletionRequest": set(),
+        "ResponseRequest": {"access_programs", "background_options", "image"},
+        "MessagesRequest": set(),
+    }

@@ -40,6 +40,40 @@ def test_a_wrong_key_is_refused(server: Hosted, key: str) -> None:
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-api-key": KEY},
+        {"authorization": f"bearer {KEY}"},
+        {"authorization": "Bearer another-servers", "x-api-key": KEY},
+        {"authorization": f"Bearer {KEY}", "x-api-key": "another-servers"},
+    ],
+)
+def test_the_key_is_taken_from_either_header(server: Hosted, headers: dict[str, str]) -> None:
+    assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded_whole(
+    server: Hosted, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "a " * 1_000_000
+    encoded: list[int] = []
+    tokenizer = type(server.service.language.tokenizer)
+    whole = tokenizer._encoding
+
+    def counted(self: Any, text: str, **options: Any) -> Any:
+        encoded.append(len(text))
+        return whole(self, text, **options)
+
+    monkeypatch.setattr(tokenizer, "_encoding", counted)
+    asked = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
+    answer = httpx.post(f"{server.url}{path}", json={"model": "demo", **asked}, headers=HEADERS, timeout=60)
+    assert answer.status_code == 400
+    assert "context" in answer.json()["error"]["message"]
+    assert sum(encoded) < 100_000
+
+
 def test_without_a_key_only_a_local_name_is_answered(demo: Path) -> None:
     with hosted(demo, key=None) as server:
         assert httpx.get(f"{server.url}/v1/models").status_code == 200
