@@ -1,5 +1,6 @@
 """/v1/completions, /v1/models, /tokenize, /health and /metrics."""
 
+from itertools import accumulate
 from typing import Any
 
 import httpx2 as httpx
@@ -26,7 +27,9 @@ def test_the_stream_makes_the_whole_text(server: Hosted, more: dict[str, Any]) -
         for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
             joined = [each for column in columns for each in getattr(column, name)]
             assert joined == getattr(whole.choices[0].logprobs, name)
-        assert len(whole.choices[0].logprobs.tokens) == 24
+        told = whole.choices[0].logprobs
+        assert len(told.tokens) == 24
+        assert told.text_offset == list(accumulate(map(len, told.tokens[:-1]), initial=0))
     else:
         assert columns == []
 

@@ -78,6 +78,23 @@ def test_logprobs_are_with_the_text(server: Hosted) -> None:
     assert all(len(entry.top_logprobs) == 2 for entry in part.logprobs)
 
 
+def test_logprobs_of_a_text_after_a_call_are_its_own(server: Hosted, scripted: Script) -> None:
+    call = json.dumps({"name": "get_weather", "arguments": {"city": "Paris", "day": "tomorrow"}})
+    scripted(f"First.\n<tool_call>\n{call}\n</tool_call>\nThen.")
+    asked = {**ASKED, **CASES["logprobs"], "tools": TOOLS, "max_output_tokens": 90}
+    answer = server.openai().responses.create(**asked)
+    texts = [item.content[0] for item in answer.output if item.type == "message"]
+    assert [item.type for item in answer.output] == ["message", "function_call", "message"]
+    for part in texts:
+        tokens = "".join(entry.token for entry in part.logprobs)
+        assert part.text.strip() in tokens
+        assert "get_weather" not in tokens
+    deltas = [
+        e for e in server.openai().responses.create(**asked, stream=True) if e.type == "response.output_text.delta"
+    ]
+    assert "get_weather" not in "".join(entry.token for delta in deltas for entry in delta.logprobs)
+
+
 def test_a_call_and_what_the_tool_said(server: Hosted, scripted: Script) -> None:
     client = server.openai()
     first = client.responses.create(**ASKED, tools=TOOLS)
