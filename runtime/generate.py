@@ -15,6 +15,7 @@ from .sampling import Allowed, Logits, Sampler
 from .stops import StopStrings, check_stops
 from .tokenizer import TextStream
 
+SHORTER = "shorten the prompt or raise the context"
 Finish = Literal["stop", "length", "interrupted"]
 
 
@@ -198,15 +199,14 @@ class Generation:
             yield Piece(text, token)
 
 
-def check_room(position: int, prompt: Sequence[int], limits: Limits) -> int:
-    """How many tokens the context can take after `prompt`: at least one, else UsageError."""
+def check_room(position: int, prompt: Sequence[int], limits: Limits, remedy: str = SHORTER) -> int:
+    """How many tokens the context can take after `prompt`: at least one, else UsageError, which ends with `remedy`."""
     if not prompt:
         raise UsageError("the prompt is empty; give some text")
     used = position + len(prompt)
     if used >= limits.context:
         raise UsageError(
-            f"the prompt has {used} tokens, and with a context of {limits.context} no answer fits; "
-            "shorten the prompt or raise the context"
+            f"the prompt has {used} tokens, and with a context of {limits.context} no answer fits; {remedy}"
         )
     return limits.context - used
 

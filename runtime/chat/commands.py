@@ -29,8 +29,8 @@ class Command:
 
 def do(talk: "Talk", line: str) -> bool:
     """Do what a line says; False to end the chat. Raises UsageError for what is no command, or lacks what it takes."""
-    name, _, text = line[1:].partition(" ")
-    command, text = COMMANDS.get(name.strip()), _checked(text.strip())
+    name, text = [*line[1:].split(None, 1), "", ""][:2]
+    command, text = COMMANDS.get(name), _checked(text.strip())
     if command is None:
         raise UsageError(f"there is no /{name:.40}; /help lists what there is, and a blank before the slash sends it")
     if not text and command.takes and not command.takes.startswith("["):
@@ -60,7 +60,7 @@ def _help(talk: "Talk", text: str) -> None:
 
 def _system(talk: "Talk", text: str) -> None:
     if text:
-        talk.conversation.system = text
+        talk.conversation.system = None if text == "off" else text
     talk.screen.note(f"system: {talk.conversation.system or 'none'}")
 
 
@@ -119,7 +119,8 @@ def _think(talk: "Talk", text: str) -> None:
         talk.screen.fold = text == "fold"
         if variables.get(THINKING) is False:
             talk.conversation.variables = {**variables, THINKING: True}
-    talk.screen.note(f"thinking: {text}")
+    thought = talk.conversation.thought if text == "show" else ""
+    talk.screen.note(f"thinking: {text}" + (f"; the last answer's was:\n{thought}" if thought else ""))
 
 
 def _quit(talk: "Talk", text: str) -> bool:
@@ -129,13 +130,15 @@ def _quit(talk: "Talk", text: str) -> bool:
 FILE = "FILE"
 COMMANDS = {
     "help": Command(_help, "", "this list"),
-    "system": Command(_system, "[TEXT]", "set the system message, or show it"),
+    "system": Command(_system, "[TEXT|off]", "set the system message, remove it, or show it"),
     "reset": Command(_reset, "", "begin anew; system message and tools stay"),
     "save": Command(_save, FILE, "write the conversation, and the state that computing it left"),
     "load": Command(load, FILE, "go on with a saved one"),
     "stats": Command(_stats, "", "what was computed, read and kept so far"),
     "tools": Command(_tools, "[FILE|off]", "read tool definitions from a JSON list, or show their names"),
-    "think": Command(_think, "show|fold|off", "show thinking, count it in a line, or ask for none"),
+    "think": Command(
+        _think, "show|fold|off", "show thinking, the last answer's at once, count it in a line, or ask for none"
+    ),
     "quit": Command(_quit, "", "end the chat, as Ctrl-D does"),
 }
 KEYS = (

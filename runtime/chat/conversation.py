@@ -101,6 +101,12 @@ class Conversation:
         """Whether it is the model's turn."""
         return bool(self.entries) and self.entries[-1].role in ("user", "tool")
 
+    @property
+    def thought(self) -> str:
+        """The thinking of the last answer, and of those before it that called tools for it."""
+        asked = max((index for index, entry in enumerate(self.entries) if entry.role == "user"), default=0)
+        return "\n".join(entry.reasoning_content for entry in self.entries[asked:] if entry.reasoning_content)
+
     def ask(self, text: str) -> None:
         """Add the user's message."""
         self.entries.append(Entry("user", text))

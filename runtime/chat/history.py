@@ -1,20 +1,22 @@
 """What was typed before, in a file of one JSON text a line, where the user alone can read it (mode 0600).
 
-Promises never to keep more than so many lines, and that a file which is damaged, or cannot be written, ends no chat.
+Promises that a run finds the newest lines, so many and so many bytes at most, and that a file which is damaged, too
+long, or cannot be written, ends no chat. A link to the file stays a link.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from ...layout import atomic
 from ...manifests.console import say
-from ...manifests.errors import MoepackError
-from ...manifests.files import read_small
+from ...manifests.errors import CorruptInputError, MoepackError
+from ...manifests.files import open_regular, read_exactly
 
-MOST_LINES = 1000
-MOST_BYTES = 8 * 1024 * 1024
+MOST_LINES = 1000  # a file is cut to so many, and bytes, once it has twice as many
+MOST_BYTES = 4 * 1024 * 1024
 MOST_OF_ONE = 64 * 1024  # bytes; a longer text was pasted, and is in its own file
 
 
@@ -35,13 +37,13 @@ class History:
             return
         try:
             self._open(path)
-        except (MoepackError, OSError) as error:
+        except (MoepackError, OSError, RuntimeError) as error:  # the last is a link's that leads to itself
             say(f"what you type is not kept: {error}")
 
     def add(self, text: str) -> None:
         """Keep a line."""
         self.lines.append(text)
-        line = json.dumps(text).encode() + b"\n"
+        line = _line(text)
         if self._file is None or len(line) > MOST_OF_ONE:
             return
         try:
@@ -57,14 +59,40 @@ class History:
             self._file = None
 
     def _open(self, path: Path) -> None:
+        path = path.resolve()
         atomic.make_folders(path.parent)
-        content = read_small(path, MOST_BYTES, follow_links=True) if path.exists() else b""
-        self.lines = [text for line in content.splitlines() if (text := _text(line))]
-        if len(self.lines) > 2 * MOST_LINES:
-            self.lines = self.lines[-MOST_LINES:]
-            kept = "".join(json.dumps(text) + "\n" for text in self.lines)
-            atomic.replace(path.resolve(), kept.encode(), atomic.PRIVATE)
+        content, whole = _tail(path, 2 * MOST_BYTES) if path.exists() else (b"", True)
+        self.lines = [text for line in content.splitlines() if len(line) < MOST_OF_ONE and (text := _text(line))]
+        if not whole and not self.lines:
+            raise CorruptInputError(f"{path} is no history, for its last {len(content)} bytes have no line of one")
+        if len(self.lines) > 2 * MOST_LINES or not whole:
+            self.lines = _newest(self.lines)
+            atomic.replace(path, b"".join(map(_line, self.lines)), atomic.PRIVATE)
         self._file = atomic.AppendedFile(path, atomic.PRIVATE)
+
+
+def _tail(path: Path, most: int) -> tuple[bytes, bool]:
+    """The whole lines in the last `most` bytes of a file, and whether they are all of it."""
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        content = bytearray(min(size, most))
+        read_exactly(descriptor, memoryview(content), size - len(content), path)
+    finally:
+        os.close(descriptor)
+    whole = size <= most
+    return bytes(content if whole else content[content.find(b"\n") + 1 :]), whole
+
+
+def _newest(lines: Sequence[str]) -> list[str]:
+    """As many of the last lines as a file is cut to."""
+    sizes = accumulate(len(_line(text)) for text in reversed(lines))
+    count = sum(size <= MOST_BYTES for size in sizes)
+    return list(lines[-min(count, MOST_LINES) :])
+
+
+def _line(text: str) -> bytes:
+    return json.dumps(text).encode() + b"\n"
 
 
 def _text(line: bytes) -> str | None:

@@ -28,10 +28,13 @@ class Lines:
 
     def read(self, prompt: str, *, kept: bool = True) -> str:
         """See Keyboard. Raises UsageError for a line that is too long or no text."""
-        if self._prompts is not None:
-            self._prompts.write(prompt)
-            self._prompts.flush()
-        line = sys.stdin.buffer.readline(MAX_MESSAGES_BYTES + 1)
+        self._write(prompt)
+        line = b""
+        try:
+            line = sys.stdin.buffer.readline(MAX_MESSAGES_BYTES + 1)
+        finally:
+            if not line.endswith(b"\n"):  # Ctrl-C or Ctrl-D, which leave the cursor where it is
+                self._write("\n")
         if len(line) > MAX_MESSAGES_BYTES:
             raise UsageError(f"a line has more than {MAX_MESSAGES_BYTES} bytes; give a shorter one")
         if not line:
@@ -40,6 +43,11 @@ class Lines:
             return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise UsageError("a line of standard input is not UTF-8 text") from error
+
+    def _write(self, text: str) -> None:
+        if self._prompts is not None:
+            self._prompts.write(text)
+            self._prompts.flush()
 
 
 def editor(history: History, commands: Mapping[str, str], status: Callable[[], str]) -> Keyboard | None:

@@ -14,13 +14,14 @@ from ..answers.events import Event
 from ..answers.message import Assembly, Message
 from ..answers.reader import AnswerReader
 from ..engine import Engine, EngineStats
-from ..generate import Generation, Limits, Result
+from ..generate import Generation, Limits, Result, check_room
 from ..language import Language
 from ..prompt import Chat
 from ..sampling import Sampler, Sampling
 from .conversation import Conversation, Entry
 from .recall import Recall
 
+SHORTER = "/reset begins anew, and a larger --context takes more memory"
 PROBE = "x"  # any text, to see where a template's rendering of a longer conversation parts from that of this one
 
 
@@ -121,11 +122,11 @@ class Partner:
         """The answer to a conversation. Raises UsageError if the template refuses it or the context has no room."""
         text = self._render(conversation.chat())
         prompt = self._encode(text)
-        self._check_room(len(prompt))
         settings, tools = self.settings, conversation.tools or []
+        limits = settings.limits(self.engine.context, self._tokenizer.end_tokens)
+        check_room(0, prompt, limits, SHORTER)
         rest = self.recall.begin(prompt, self._place(conversation, prompt))
         self._before, self._position = self.engine.stats, self.recall.position
-        limits = settings.limits(self.engine.context, self._tokenizer.end_tokens)
         stream = self._tokenizer.stream(special=self._spell)
         generation = Generation(self.recall, rest, Sampler(settings.sampling), stream, limits)
         dialect = self._dialect(conversation)
@@ -151,14 +152,6 @@ class Partner:
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def _check_room(self, tokens: int) -> None:
-        context = self.engine.context
-        if tokens >= context:
-            raise UsageError(
-                f"the conversation has {tokens} tokens, and with a context of {context} no answer fits: /reset begins"
-                " anew, and a larger --context takes more memory"
-            )
 
     def _place(self, conversation: Conversation, prompt: Sequence[int]) -> int:
         """Where the prompt of a later turn will part from this one at the latest; 0 if the template refuses to tell."""

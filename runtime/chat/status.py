@@ -46,6 +46,14 @@ def line(figures: Figures) -> str:
     )
 
 
+def short(figures: Figures) -> str:
+    """One answer in at most 60 characters, for the line below the prompt."""
+    rate = figures.result.decode_rate
+    speed = "" if rate is None else f"; {rate:.1f} tokens/s"
+    hits = _percent(share(figures.hits, figures.records))
+    return f"context {figures.context_used}/{figures.context}{speed}; {hits} in memory"
+
+
 def report(totals: Totals, partner: Partner) -> list[str]:
     """Everything so far, a line for each kind."""
     stats, engine = partner.engine.stats, partner.engine

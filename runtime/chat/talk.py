@@ -21,6 +21,7 @@ from .status import Totals
 
 PROMPT = "> "
 LEAVING = "Ctrl-D or /quit ends the chat; Ctrl-C once more leaves with 130"
+UNANSWERED = "the calls stay without results, and no answer is computed; Ctrl-D or /quit ends the chat"
 FULL = "the context is full, and the answer was cut: /reset begins anew, and a larger --context takes more memory"
 CUT = "the answer was cut at {} tokens; say so to have it go on, or give a larger --max-tokens"
 
@@ -41,8 +42,8 @@ class Talk:
 
     def run(self) -> None:
         """Until the last line. Raises KeyboardInterrupt if that is how a person leaves."""
-        if self.conversation.asks:
-            self._guarded(self._answers)
+        if self.conversation.asks and not self._guarded(self._answers):
+            return
         idle = False
         while True:
             try:
@@ -61,8 +62,13 @@ class Talk:
 
     @property
     def status(self) -> str:
-        """The last answer in a line."""
-        return status.line(self.last) if self.last else f"context 0 of {self.partner.engine.context}; /help"
+        """What to show below the prompt."""
+        partner = self.partner
+        return (
+            status.short(self.last)
+            if self.last
+            else f"context {partner.recall.position}/{partner.engine.context}; /help"
+        )
 
     def _guarded(self, work: Callable[[], bool | None]) -> bool:
         """Whether to go on after `work`."""
@@ -84,14 +90,21 @@ class Talk:
         if self.person and text.startswith("/"):
             return commands.do(self, text)
         self.conversation.ask(text)
-        self._answers()
-        return True
+        return self._answers()
 
-    def _answers(self) -> None:
-        """Let the model answer, and again after what its tools gave."""
+    def _answers(self) -> bool:
+        """Let the model answer, and again after what its tools gave; False to end the chat."""
         calls = self._answer()
-        while calls and self.person and self._results(calls):
-            calls = self._answer()
+        while calls and self.person:
+            try:
+                given = self._results(calls)
+            except EOFError:
+                return False
+            except KeyboardInterrupt:
+                self.screen.note(UNANSWERED)
+                return True
+            calls = self._answer() if given else []
+        return True
 
     def _answer(self) -> list[Call]:
         """One answer, kept if something was said; the calls in it. What it answers is taken back if it fails."""
@@ -146,15 +159,13 @@ class Talk:
             entries.pop()
 
     def _results(self, calls: list[Call]) -> bool:
-        """Ask for what tools gave; whether there was any."""
-        given = False
+        """Ask for what tools gave; whether there was any. What ends the asking leaves all calls without a result."""
+        given = []
         for call in calls:
             self.screen.note(f"{call.function.name} {call.function.arguments}: type its result; an empty line skips it")
-            try:
-                text = self.keyboard.read(f"{' '.join(visible(call.function.name).split())} = ", kept=False)
-            except (EOFError, KeyboardInterrupt):
-                break
+            text = self.keyboard.read(f"{' '.join(visible(call.function.name).split())} = ", kept=False)
             if text.strip():
-                self.conversation.answer(call, text)
-                given = True
-        return given
+                given.append((call, text))
+        for call, text in given:
+            self.conversation.answer(call, text)
+        return bool(given)

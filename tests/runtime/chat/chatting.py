@@ -1,6 +1,7 @@
 """A chat without a terminal: typed lines from a list, what was shown as texts, answers of the model or of a script."""
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,4 +112,11 @@ def chatted(
         yield Chatted(talk, language, out)
 
 
+def with_tools(chat: Chatted) -> None:
+    """Let it have tools, and room to call them."""
+    chat.talk.partner.settings = Settings(Sampling(), 100)
+    chat.talk.conversation.tools = json.loads(QUESTION.read_text())["tools"]
+
+
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 Script = Callable[..., None]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chat.chatting import chatted
+from chat.chatting import CALL, Script, chatted, with_tools
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import PipeInput, create_pipe_input
@@ -99,6 +99,49 @@ def test_a_long_history_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_history_of_long_lines_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "history"
+    long = "x" * 60_000
+    file.write_text("".join(f'"{index} {long}"\n' for index in range(140)))
+    assert file.stat().st_size > 2 * history.MOST_BYTES
+    past = History(file)
+    assert history.MOST_BYTES - 2 * len(long) < file.stat().st_size <= history.MOST_BYTES
+    assert [line.split()[0] for line in past.lines] == [str(index) for index in range(140 - len(past.lines), 140)]
+    past.add("one more")
+    past.close()
+    assert History(file).lines == past.lines
+
+
+def test_another_file_is_never_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "log"
+    content = b'{"a": 1}\n' * history.MOST_BYTES
+    file.write_bytes(content)
+    History(file).add("x")
+    assert "is no history" in capsys.readouterr().err
+    assert file.read_bytes() == content
+
+
+def test_a_link_to_a_history_is_followed_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MOST_LINES", 1)
+    (tmp_path / "kept").mkdir()
+    file, link = tmp_path / "kept" / "history", tmp_path / "history"
+    link.symlink_to(file)
+    for text in "abcd":
+        past = History(link)
+        past.add(text)
+        past.close()
+    assert file.read_text() == '"c"\n"d"\n'
+    assert link.is_symlink()
+
+
+def test_a_link_that_leads_to_itself_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "history").symlink_to(tmp_path / "history")
+    past = History(tmp_path / "history")
+    past.add("x")
+    assert past.lines == ["x"]
+    assert "what you type is not kept" in capsys.readouterr().err
+
+
 def test_a_history_that_cannot_be_kept_is_said_and_ends_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,4 +165,14 @@ def test_a_whole_chat_by_keys(demo: Path) -> None:
         assert chat.roles == ["system", "user", "assistant"]
         assert chat.talk.conversation.entries[1].content == "Who are\nyou?"
         assert "Ctrl-D or /quit ends" in chat.shown()
-        assert chat.talk.status.startswith(f"{len(chat.talk.last.result.tokens)} tokens")
+        assert chat.talk.status.startswith(f"context {chat.talk.last.context_used}/512; ")
+
+
+def test_a_result_s_prompt_and_its_keys(demo: Path, scripted: Script) -> None:
+    with editing() as (typed, pipe), chatted(demo, keyboard=typed) as chat:
+        with_tools(chat)
+        scripted(chat.language, CALL, CALL)
+        pipe.send_text("Go." + ENTER + "sunny" + CTRL_C + CTRL_C + "Again." + ENTER + CTRL_D + "never" + ENTER)
+        chat.talk.run()
+        assert chat.roles == ["user", "assistant"] * 2
+        assert "the calls stay without results" in chat.shown()

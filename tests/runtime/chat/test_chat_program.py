@@ -150,10 +150,10 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(demo: Path, tmp_path: Path
 
 def test_a_terminal_has_colours_a_status_line_and_a_toolbar(demo: Path) -> None:
     with terminal(demo, *QUICK, "--no-history") as chat:
-        chat.until(r"context 0 of \d+; /help")
+        chat.until(r"context 0/\d+; /help")
         chat.send("Who are you?\r")
         assert "\x1b[2m" in chat.until("of the experts were in memory")
-        chat.until("of the experts were in memory")  # in the toolbar
+        chat.until(r"context \d+/\d+; \d+\.\d tokens/s; \d+% in memory")
         chat.send("\x04")
         assert chat.ended() == 0
 
@@ -181,6 +181,18 @@ def test_a_dumb_terminal_gets_no_escape_sequence_and_takes_commands(demo: Path) 
         chat.send("/quit\n")
         assert chat.ended() == 0
     assert ESCAPE not in chat.text
+
+
+@pytest.mark.parametrize(("keys", "code"), [("\x04", 0), ("\x03\x03", 130)])
+def test_a_dumb_terminal_s_cursor_is_at_a_line_s_start_when_the_chat_ends(demo: Path, keys: str, code: int) -> None:
+    with terminal(demo, *QUICK, TERM="dumb") as chat:
+        for key in keys:
+            chat.until("> $")
+            chat.send(key)
+        assert chat.ended() == code
+    assert re.search(r"> (\^D\x08\x08)?(\^C)?\n", chat.text)
+    assert chat.text.endswith("\n")
+    assert "\n\n" not in chat.text
 
 
 WITHOUT = (

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from chat.chatting import GREEDY, OPTIONS, QUESTION, Chatted, Script, chatted
+from chat.chatting import CALL, GREEDY, OPTIONS, QUESTION, Chatted, Script, chatted, with_tools
 from moe_run_program import document
 
 from moepack.manifests.errors import StorageError
@@ -153,7 +153,7 @@ def test_a_full_context_is_one_sentence_and_reset_helps(demo: Path) -> None:
     with chatted(demo, Settings(Sampling(), 200), EngineOptions(threads=2, context=64)) as chat:
         chat.type("Who are you?")
         text = chat.type("Go on. " * 30)
-        assert "error: the conversation has" in text
+        assert "error: the prompt has" in text
         assert "/reset begins anew" in text
         assert text.count("\n") == 1
         assert chat.roles == ["user", "assistant"]
@@ -173,11 +173,9 @@ def test_an_answer_that_was_cut_is_said(demo: Path) -> None:
 
 
 def test_calls_are_shown_and_results_go_back(chat: Chatted, scripted: Script) -> None:
-    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     other = '<tool_call>\n{"name": "calculate", "arguments": {"expression": "1+1"}}\n</tool_call>'
-    chat.talk.partner.settings = Settings(Sampling(), 100)
-    chat.talk.conversation.tools = json.loads(QUESTION.read_text())["tools"]
-    scripted(chat.language, f"Let me see.\n{call}\n{other}", "It is sunny.", call, "Well.")
+    with_tools(chat)
+    scripted(chat.language, f"Let me see.\n{CALL}\n{other}", "It is sunny.", CALL, "Well.")
     text = chat.type("What is the weather?", "sunny", "")
     assert 'calls get_weather {"city": "Paris"}' in text
     assert "<tool_call>" not in text
@@ -193,9 +191,39 @@ def test_calls_are_shown_and_results_go_back(chat: Chatted, scripted: Script) ->
     assert calls[0].id == "call_00000002"
 
 
+@pytest.mark.parametrize("before", [(), ("sunny",)])
+def test_ctrl_c_at_a_result_leaves_all_calls_unanswered(
+    chat: Chatted, scripted: Script, before: tuple[str, ...]
+) -> None:
+    with_tools(chat)
+    scripted(chat.language, f"{CALL}\n{CALL}", "Well.")
+    text = chat.type("And the weather?", *before, KeyboardInterrupt())
+    assert chat.roles == ["user", "assistant"]
+    assert chat.talk.totals.answers == 1
+    assert text.endswith("no answer is computed; Ctrl-D or /quit ends the chat\n")
+    chat.type("Never mind.")
+    assert chat.roles == ["user", "assistant"] * 2
+    assert chat.said == "Well."
+
+
+@pytest.mark.parametrize("before", [(), ("sunny",)])
+def test_ctrl_d_at_a_result_ends_the_chat(chat: Chatted, scripted: Script, before: tuple[str, ...]) -> None:
+    with_tools(chat)
+    scripted(chat.language, f"{CALL}\n{CALL}")
+    chat.type("And the weather?", *before, EOFError(), "never")
+    assert chat.roles == ["user", "assistant"]
+
+
+def test_ctrl_d_at_the_result_of_a_file_s_question_ends_the_chat(chat: Chatted, scripted: Script) -> None:
+    with_tools(chat)
+    scripted(chat.language, CALL)
+    chat.talk.conversation.ask("And the weather?")
+    chat.type(EOFError(), "never")
+    assert chat.roles == ["user", "assistant"]
+
+
 def test_a_call_s_name_cannot_drive_the_terminal(chat: Chatted, scripted: Script) -> None:
-    chat.talk.partner.settings = Settings(Sampling(), 100)
-    chat.talk.conversation.tools = json.loads(QUESTION.read_text())["tools"]
+    with_tools(chat)
     call = '<tool_call>\n{"name": "a\\u001b[2J\\nb", "arguments": {}}\n</tool_call>'
     scripted(chat.language, call)
     text = chat.type("Call.", "")
@@ -210,12 +238,21 @@ def test_thinking_is_shown_counted_or_not_asked_for(thoughtful: Chatted, scripte
     text = thoughtful.type("/think fold", "Why?")
     assert "thought: 9 characters; /think show shows them\nSo it is.\n" in text
     assert "I wonder" not in text
+    assert thoughtful.type("/think show") == "thinking: show; the last answer's was:\nI wonder.\n"
     text = thoughtful.type("/think off", "Why?")
     assert thoughtful.talk.conversation.variables == {"enable_thinking": False}
     assert "Plainly." in text
     assert "thinking]" not in text
-    thoughtful.type("/think show")
+    assert thoughtful.type("/think show") == "thinking: show\n"  # the last answer had none
     assert thoughtful.talk.conversation.variables == {"enable_thinking": True}
+
+
+def test_thinking_before_a_call_is_the_answer_s_too(thoughtful: Chatted, scripted: Script) -> None:
+    with_tools(thoughtful)
+    scripted(thoughtful.language, f"A call.\n</think>\n\n{CALL}", "Sun\x1b[2J.\n</think>\n\nSunny.")
+    text = thoughtful.type("/think fold", "And the weather?", "sunny", "/think show")
+    assert text.count("/think show shows them") == 2
+    assert text.endswith("; the last answer's was:\nA call.\nSun␛[2J.\n")
 
 
 def test_ctrl_c_twice_at_an_empty_line_leaves(chat: Chatted) -> None:
@@ -230,6 +267,10 @@ def test_commands_say_what_they_did(chat: Chatted, tmp_path: Path) -> None:
     tools.write_text(json.dumps(json.loads(QUESTION.read_text())["tools"]))
     assert "system: none" in chat.type("/system")
     assert "system: Be kind." in chat.type("/system Be kind.")
+    assert chat.type("/system\n") == "system: Be kind.\n"
+    assert chat.type("/system off") == "system: none\n"
+    assert chat.roles == []
+    assert chat.type("/system\nBe\nkind.\n") == "system: Be\nkind.\n"
     assert "tools: send_message, get_weather, calculate" in chat.type(f"/tools {tools}")
     chat.type("Hello")
     text = chat.type("/stats")
@@ -247,6 +288,8 @@ def test_commands_say_what_they_did(chat: Chatted, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
+        ("/", "there is no /; /help lists"),
+        ("/nonsense\nYou", "there is no /nonsense; /help"),
         ("/nonsense", "there is no /nonsense; /help lists what there is"),
         ("/save", "/save takes FILE"),
         ("/load /nowhere/x.json", "is missing"),
