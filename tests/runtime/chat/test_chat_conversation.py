@@ -67,3 +67,16 @@ def test_a_system_message_is_set_replaced_and_survives_a_reset() -> None:
     assert [entry.role for entry in conversation.entries] == ["system"]
     conversation.system = None
     assert conversation.entries == []
+
+
+def test_thinking_before_a_call_is_the_answer_s_too() -> None:
+    conversation = Conversation([Entry("system", "Be kind.")])
+    assert conversation.thought == ""
+    conversation.ask("Why?")
+    conversation.entries.append(Entry("assistant", "So.", "old"))
+    conversation.ask("And?")
+    conversation.entries += [Entry("assistant", "", "one"), Entry("tool", "x"), Entry("assistant", "So.", "two")]
+    assert conversation.thought == "one\ntwo"
+    conversation.ask("Now?")
+    conversation.entries.append(Entry("assistant", "So."))
+    assert conversation.thought == ""

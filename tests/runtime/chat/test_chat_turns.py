@@ -247,12 +247,10 @@ def test_thinking_is_shown_counted_or_not_asked_for(thoughtful: Chatted, scripte
     assert thoughtful.talk.conversation.variables == {"enable_thinking": True}
 
 
-def test_thinking_before_a_call_is_the_answer_s_too(thoughtful: Chatted, scripted: Script) -> None:
-    with_tools(thoughtful)
-    scripted(thoughtful.language, f"A call.\n</think>\n\n{CALL}", "Sun\x1b[2J.\n</think>\n\nSunny.")
-    text = thoughtful.type("/think fold", "And the weather?", "sunny", "/think show")
-    assert text.count("/think show shows them") == 2
-    assert text.endswith("; the last answer's was:\nA call.\nSun␛[2J.\n")
+def test_thinking_that_is_shown_later_cannot_drive_the_terminal(thoughtful: Chatted, scripted: Script) -> None:
+    scripted(thoughtful.language, "Sun\x1b[2J.\n</think>\n\nSunny.")
+    assert "Sun" not in thoughtful.type("/think fold", "And the weather?").replace("Sunny", "")
+    assert thoughtful.type("/think show").endswith("; the last answer's was:\nSun␛[2J.\n")
 
 
 def test_ctrl_c_twice_at_an_empty_line_leaves(chat: Chatted) -> None:
