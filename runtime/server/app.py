@@ -119,7 +119,7 @@ class Endpoints:
     async def health(self, request: Request) -> Any:
         """Whether requests are taken."""
         if self._service.scheduler.closed:
-            raise ApiError("the server is about to end", 503)
+            raise ApiError("nothing is taken any more: the server ends, or its log says why not", 503, code="closing")
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Any:

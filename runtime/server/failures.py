@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...manifests.errors import MoepackError, UsageError
-from ..serving.scheduler import BusyError
+from ..serving.scheduler import BusyError, ClosingError
 
 ANTHROPIC = "/v1/messages"
 _ANTHROPIC_TYPES = {
@@ -39,6 +39,8 @@ class ApiError(Exception):
         if isinstance(error, BusyError):
             wait = {"retry-after": str(math.ceil(error.seconds))}
             return cls(str(error), 429, code="rate_limit_exceeded", headers=wait)
+        if isinstance(error, ClosingError):
+            return cls(str(error), 503, code="closing")
         if isinstance(error, UsageError):
             return cls(str(error))
         if isinstance(error, RecursionError):

@@ -12,15 +12,29 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...manifests.errors import StorageError
+from ..serving.scheduler import Scheduler
 from .app import application
 from .service import Service
 from .settings import Settings
 
 GRACE = 3  # seconds for answers under way, at the end
+TELLING = 2  # seconds more, for those that did not end to say so
 
 
 class Server(uvicorn.Server):
     """Ends on SIGINT and SIGTERM, and then returns, so that all that is open is closed in order."""
+
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler) -> None:
+        super().__init__(config)
+        self._scheduler = scheduler
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take nothing any more; answers that are not done in time are told that the server ends."""
+        self._scheduler.stop_taking()
+        loop = asyncio.get_running_loop()
+        telling = loop.call_later(GRACE, lambda: loop.run_in_executor(None, self._scheduler.close))
+        await super().shutdown(sockets)
+        telling.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -69,10 +83,10 @@ def server(service: Service) -> Server:
         proxy_headers=False,
         limit_concurrency=limits.connections,
         timeout_keep_alive=limits.idle_seconds,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=GRACE + TELLING,
         h11_max_incomplete_event_size=limits.header_bytes,
     )
-    return Server(config)
+    return Server(config, service.scheduler)
 
 
 def run(service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:
