@@ -2,9 +2,11 @@
 
 All rows of a step go through a layer together, so an expert that several of them want is read once. Prompts continue
 from the longest beginning that is remembered, and are remembered themselves: at their marks, where they part from
-others, at their end, and with their answer. On CPUs no request's logits depend on who else is there. Single-threaded.
+others, at their end, and with their answer. What fails in one request, or in remembering it, is that one's alone. On
+CPUs no request's logits depend on who else is there. Single-threaded.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from ..engine import Engine, Session, Turn
 from ..sessions.prefixes import Prefixes
 from .request import Request
 
+log = logging.getLogger("moepack.server")
 BESIDE_ANSWERS = 256  # prompt tokens of a step that others wait for with their next token
 
 
@@ -70,15 +73,17 @@ class Batch:
         return len(self._running)
 
     def admit(self, request: Request) -> None:
-        """Begin with a request, which fits the context; there must be a free session."""
-        known = self._prefixes.find(request.prompt)
+        """Begin with a request, which fits the context; there must be a free session. One that cannot begin fails."""
         session = self._idle.pop()
-        session.restore(known.snapshots)
-        marks = {*request.marks, known.parts, len(request.prompt)}
-        stops = deque(sorted(mark for mark in marks if session.position < mark <= len(request.prompt)))
-        self._running.append(_Running(request, session, list(request.prompt), stops))
-        self.counts.cached_tokens += session.position
-        request.answer.begin(session.position)
+        try:
+            running = self._begun(request, session)
+        except Exception as error:
+            self._idle.append(session)
+            self.counts.failed += 1
+            request.fail(error)
+        else:
+            self._running.append(running)
+            self.counts.cached_tokens += session.position
 
     def step(self) -> None:
         """Compute one step of all requests, tell each what came of it, and let go of those that ended."""
@@ -108,6 +113,15 @@ class Batch:
         for running in list(self._running):
             self._fail(running, error)
 
+    def _begun(self, request: Request, session: Session) -> _Running:
+        """With what is remembered of it in a session."""
+        known = self._prefixes.find(request.prompt)
+        session.restore(known.snapshots)
+        marks = {*request.marks, known.parts, len(request.prompt)}
+        stops = deque(sorted(mark for mark in marks if session.position < mark <= len(request.prompt)))
+        request.answer.begin(session.position)
+        return _Running(request, session, list(request.prompt), stops)
+
     def _turns(self) -> Iterator[tuple[_Running, Turn]]:
         """What each request is given in this step: answers one token, then prompts what room there is."""
         held = 0
@@ -134,14 +148,23 @@ class Batch:
         """
         first, found = running.session.position, list[int]()
         for stop in [stop for stop in running.stops if stop < last]:
-            node = self._prefixes.deepest(running.tokens[:stop])
-            size = running.session.snapshot_bytes(node.position, stop)
-            if self._prefixes.takes(node, held + size):
+            size = self._taken(running, stop, held)
+            if size is None:
+                running.stops.remove(stop)
+            else:
                 found.append(stop - first)
                 held += size
-            else:
-                running.stops.remove(stop)
         return found, held
+
+    def _taken(self, running: _Running, stop: int, held: int) -> int | None:
+        """Bytes of a copy at `stop`; None if it would not be remembered beside others that hold so many."""
+        try:
+            node = self._prefixes.deepest(running.tokens[:stop])
+            size = running.session.snapshot_bytes(node.position, stop)
+            return size if self._prefixes.takes(node, held + size) else None
+        except Exception:
+            log.exception("a prompt is not remembered, because of a defect")
+            return None
 
     def _count(self, running: _Running, turn: Turn) -> None:
         if running.answering:
@@ -155,6 +178,13 @@ class Batch:
             self._add(running, running.stops.popleft())
 
     def _add(self, running: _Running, last: int) -> None:
+        """The session up to `last`, if all goes well; the answer does not depend on it."""
+        try:
+            self._added(running, last)
+        except Exception:
+            log.exception("a prompt is not remembered, because of a defect")
+
+    def _added(self, running: _Running, last: int) -> None:
         """The session up to `last`, after what is remembered of it: others may have added or dropped some by now."""
         tokens = running.tokens[:last]
         node = self._prefixes.deepest(tokens)
@@ -181,7 +211,7 @@ class Batch:
     def _fail(self, running: _Running, error: Exception) -> None:
         self.counts.failed += 1
         self._release(running)
-        running.request.answer.fail(error)
+        running.request.fail(error)
 
     def _release(self, running: _Running) -> None:
         self._running.remove(running)

@@ -3,11 +3,14 @@
 Knows no text and no client; whoever answers does.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..backends.base import Floats
+
+log = logging.getLogger("moepack.server")
 
 
 class Answering(Protocol):
@@ -37,3 +40,10 @@ class Request:
     answer: Answering
     marks: frozenset[int] = field(default_factory=frozenset)
     cancelled: bool = False
+
+    def fail(self, error: Exception) -> None:
+        """Tell its answer, whatever comes of that: others are to be told, too."""
+        try:
+            self.answer.fail(error)
+        except Exception:
+            log.exception("an answer could not be told that it failed")

@@ -1,10 +1,14 @@
 """The thread that computes: requests wait for it in a bounded queue, in order, and it never waits for them.
 
-Promises that a request which was taken is told how it ended, also when the scheduler is closed. Knows no client.
+Promises that a request which was taken is told how it ended, also when the scheduler is closed or its thread fails,
+after which nothing is taken. Knows no client.
 """
 
+import logging
 import threading
 from collections import deque
+from contextlib import suppress
+from dataclasses import replace
 
 from ...manifests.errors import MoepackError, UsageError
 from ..engine import Engine
@@ -13,12 +17,22 @@ from .batch import Batch, Counts
 from .request import Request
 
 
+log = logging.getLogger("moepack.server")
+
+
 class BusyError(MoepackError):
     """The queue is full; try again in about `seconds`."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
         super().__init__(f"{waiting} requests are waiting already; try again in {seconds:.0f} s")
         self.seconds = seconds
+
+
+class ClosingError(MoepackError):
+    """Nothing is taken any more, and what is under way ends; another server may take it."""
+
+    def __init__(self, why: str = "the server is about to end") -> None:
+        super().__init__(why)
 
 
 class Scheduler:
@@ -30,13 +44,15 @@ class Scheduler:
         self._batch = Batch(engine, prefixes)
         self._waiting: deque[Request] = deque()
         self._woken = threading.Condition()
-        self._closed = False
+        self._left = 0  # cancelled while they waited
+        self._closed: ClosingError | None = None
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name="moepack-batch", daemon=True)
 
     @property
     def counts(self) -> Counts:
         """Totals so far."""
-        return self._batch.counts
+        return replace(self._batch.counts, cancelled=self._batch.counts.cancelled + self._left)
 
     @property
     def waiting(self) -> int:
@@ -51,29 +67,41 @@ class Scheduler:
     @property
     def closed(self) -> bool:
         """Whether nothing is taken any more."""
-        return self._closed
+        return self._closed is not None
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises BusyError if too many wait, UsageError for one that can never be computed."""
+        """Queue a request.
+
+        Raises BusyError if too many wait, ClosingError if nothing is taken any more, UsageError for one that can never
+        be computed.
+        """
         self._check(request)
         with self._woken:
-            if self._closed:
-                raise UsageError("the server is about to end")
+            if self._closed is not None:
+                raise ClosingError(*self._closed.args)
             if len(self._waiting) >= self._most_waiting:
                 raise BusyError(len(self._waiting), 1.0 + len(self._waiting))
             self._waiting.append(request)
             self._woken.notify()
 
     def cancel(self, request: Request) -> None:
-        """End a request, wherever it is; nothing more is told of it."""
+        """End a request, wherever it is; nothing more is told of it. Harmless once it has ended."""
         request.cancelled = True
-        with self._woken:
+        with self._woken, suppress(ValueError):
             self._woken.notify()
+            self._waiting.remove(request)
+            self._left += 1
+
+    def stop_taking(self) -> None:
+        """Take nothing any more; what was taken is computed until `close`. Never waits for the thread."""
+        with self._woken:
+            self._closed = self._closed or ClosingError()
 
     def close(self) -> None:
-        """Fail all requests, and wait for the step under way."""
+        """Fail all requests with a ClosingError, and wait for the step under way."""
+        self.stop_taking()
         with self._woken:
-            self._closed = True
+            self._ending = True
             self._woken.notify()
         if self._thread.ident is not None:
             self._thread.join()
@@ -95,21 +123,38 @@ class Scheduler:
             )
 
     def _run(self) -> None:
-        while self._admitted():
-            self._batch.step()
-        self._batch.end(UsageError("the server is about to end"))
+        try:
+            while self._admitted():
+                self._batch.step()
+            self._end(ClosingError())
+        except Exception as error:  # whoever waits for this thread would wait forever
+            log.exception("the thread that computes has failed; nothing is taken any more")
+            self._closed = ClosingError("the server cannot go on, as its log says; start it again")
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        """Fail all that runs and waits; nothing was taken since `closed`."""
+        with self._woken:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        self._batch.end(error)
+        for request in waiting:
+            if not request.cancelled:
+                request.fail(error)
 
     def _admitted(self) -> bool:
         """Begin with as many as there are sessions for, waiting for one if there is none; False at the end."""
+        begun = list[Request]()
         with self._woken:
-            self._woken.wait_for(lambda: self._closed or self._waiting or self._batch.running)
-            closed, begun, ended = self._closed, list[Request](), list[Request]()
-            while self._waiting and (closed or self._waiting[0].cancelled or len(begun) < self._batch.free):
+            self._woken.wait_for(lambda: self._ending or self._waiting or self._batch.running)
+            if self._ending:
+                return False
+            while self._waiting and (self._waiting[0].cancelled or len(begun) < self._batch.free):
                 request = self._waiting.popleft()
-                (ended if closed or request.cancelled else begun).append(request)
+                if request.cancelled:
+                    self._left += 1
+                else:
+                    begun.append(request)
         for request in begun:
             self._batch.admit(request)
-        for request in ended:
-            if not request.cancelled:
-                request.answer.fail(UsageError("the server is about to end"))
-        return not closed
+        return True

@@ -2,21 +2,24 @@
 
 Promises to hold at most so many bytes in memory: what was used longest ago goes first, leaves before what they
 continue; what a store keeps on disk is only let go of, and read again when it is asked for. A prefix can be continued
-from where a snapshot is and nowhere else, so where prompts part is told, as worth one. Knows tokens, but no chat.
+from where a snapshot is and nowhere else, so where prompts part is told, as worth one. A tree may be as deep as memory
+allows: nothing here calls itself. Knows tokens, but no chat.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from blake3 import blake3
+
 from ...manifests.errors import MoepackError
 from .snapshot import Snapshot
-from .store import ROOT, Store, key_of
+from .store import ROOT, Store, after, key_of
 
 Tokens = tuple[int, ...]
 _NO_TOKEN = -1
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """A stretch of tokens after its parent's; `snapshot` is None while only the store has it. The root has none."""
 
@@ -30,7 +33,11 @@ class Node:
     @property
     def path(self) -> list["Node"]:
         """The nodes from below the root to this one."""
-        return [] if self.parent is None else [*self.parent.path, self]
+        found, node = list[Node](), self
+        while node.parent is not None:
+            found.append(node)
+            node = node.parent
+        return found[::-1]
 
     @property
     def position(self) -> int:
@@ -69,7 +76,7 @@ class Prefixes:
         self._identity, self._store = identity, store
         self._clock = 0
         if store is not None:
-            self._attach(self.root, store)
+            self._attach(store)
 
     def find(self, tokens: Sequence[int]) -> Known:
         """What is known of a prompt, of which at least the last token is left to be computed."""
@@ -108,7 +115,7 @@ class Prefixes:
             saved = self._store.save(new.key, node.key, stretch, snapshot)
             if saved:
                 node.children[stretch] = new
-            self._prune(self.root)
+            self._prune(self._store)
         return new if node.children.get(stretch) is new else node
 
     def _deepest(self, tokens: Sequence[int]) -> tuple[Node, int]:
@@ -172,38 +179,52 @@ class Prefixes:
 
     def _forget(self, node: Node) -> None:
         """A node and what continues it, here and in the store."""
-        for child in list(node.children.values()):
-            self._forget(child)
         assert node.parent is not None
         del node.parent.children[node.tokens]
-        if node.snapshot is not None:
-            self.size -= node.snapshot.size
-        if self._store is not None and node.key in self._store.kept:
-            self._store.forget(node.key)
+        for each in _all(node):
+            if each.snapshot is not None:
+                self.size -= each.snapshot.size
+            if self._store is not None and each.key in self._store.kept:
+                self._store.forget(each.key)  # and what continues it, at once
 
-    def _prune(self, node: Node) -> None:
+    def _prune(self, store: Store) -> None:
         """Nodes that only the store had, and has no more."""
-        assert self._store is not None
-        for child in list(node.children.values()):
-            self._prune(child)
-            if child.snapshot is None and child.key not in self._store.kept:
-                self._forget(child)
+        kept = store.kept
+        for node in reversed(_all(self.root)[1:]):
+            if node.snapshot is None and node.key not in kept:
+                self._forget(node)
 
-    def _attach(self, node: Node, store: Store) -> None:
-        """What the store keeps that continues `node`, if it is of this identity."""
-        for key, kept in store.kept.items():
-            if kept.parent == node.key and key == key_of(self._identity, (*node.all_tokens, *kept.tokens)):
-                child = node.children[kept.tokens] = Node(key, kept.tokens, node)
-                self._attach(child, store)
+    def _attach(self, store: Store) -> None:
+        """What the store keeps, if it is of this identity."""
+        kept, below = store.kept, store.below()
+        begun = [(self.root, blake3(self._identity))]
+        while begun:
+            node, hasher = begun.pop()
+            for key in below.get(node.key, ()):
+                tokens = kept[key].tokens
+                further = after(hasher, tokens)
+                if tokens and key == further.digest():
+                    child = node.children[tokens] = Node(key, tokens, node)
+                    begun.append((child, further))
 
 
-def _leaves_in_memory(node: Node) -> Iterator[Node]:
+def _all(node: Node) -> list[Node]:
+    """A node and all that continues it, each after what it continues."""
+    found = [node]
+    for each in found:  # which grows meanwhile
+        found += each.children.values()
+    return found
+
+
+def _leaves_in_memory(root: Node) -> Iterator[Node]:
     """Nodes with a snapshot that no other with one continues."""
-    below = [leaf for child in node.children.values() for leaf in _leaves_in_memory(child)]
-    if below:
-        yield from below
-    elif node.snapshot is not None:
-        yield node
+    continued = set[Node | None]()
+    for node in reversed(_all(root)):
+        if node in continued:
+            continued.add(node.parent)
+        elif node.snapshot is not None:
+            continued.add(node.parent)
+            yield node
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -4,6 +4,7 @@ A file's name is its key, which depends on the pack's digest, on how the engine 
 snapshot's end, and the digest of its content: what is damaged or of something else is never continued from. Promises to
 hold at most so many bytes, leaves used longest ago going first, and that a crash leaves whole files only. One process
 has a folder at a time. Files are written by a thread of its own: what comes faster than the disk takes it is not kept.
+What cannot be removed is logged once and left, beyond the limit; nothing that the disk refuses later is raised.
 All else is for one thread. Knows nothing of what else is in memory.
 """
 
@@ -37,7 +38,14 @@ _NAME = re.compile(r"(?P<key>[0-9a-f]{64})-(?P<content>[0-9a-f]{64})\.safetensor
 
 def key_of(identity: bytes, tokens: Sequence[int]) -> bytes:
     """The key of the snapshot after these tokens; of none of them, ROOT."""
-    return blake3(identity + np.asarray(tokens, "<i4").tobytes()).digest() if len(tokens) else ROOT
+    return after(blake3(identity), tokens).digest() if len(tokens) else ROOT
+
+
+def after(hasher: blake3, tokens: Sequence[int]) -> blake3:
+    """What becomes of a key's hasher with more tokens; the one given stays as it is."""
+    further = hasher.copy()
+    further.update(np.asarray(tokens, "<i4").tobytes())
+    return further
 
 
 @dataclass
@@ -82,6 +90,7 @@ class Store:
         self.folder = folder
         self.limit = limit
         self._queue, self._waiting = queue, 0
+        self._failing = self._stuck = False
         try:
             make_folders(folder)
             self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -90,11 +99,14 @@ class Store:
             os.close(self._lock)
             raise StorageError(f"another moe-run keeps its state in {folder}; give another --state-dir") from error
         except OSError as error:
-            raise StorageError(f"{folder} cannot keep states: {error.strerror}; give another --state-dir") from error
-        self._kept = dict(self._found())
+            raise _useless(folder, error) from error
+        try:
+            self._kept = dict(self._found())
+        except OSError as error:
+            os.close(self._lock)
+            raise _useless(folder, error) from error
         self._jobs: SimpleQueue[tuple[bytes, Kept, int] | threading.Event | None] = SimpleQueue()
         self._done: deque[_Written] = deque()
-        self._failing = False
         self._writer = threading.Thread(target=self._write_all, name="moepack-store", daemon=True)
         self._writer.start()
 
@@ -103,6 +115,13 @@ class Store:
         """What there is, by key. Nothing of it but names and small tensors was read."""
         self._settle()
         return self._kept
+
+    def below(self) -> Mapping[bytes, list[bytes]]:
+        """The keys that continue each."""
+        found = dict[bytes, list[bytes]]()
+        for key, kept in self._kept.items():
+            found.setdefault(kept.parent, []).append(key)
+        return found
 
     @property
     def size(self) -> int:
@@ -161,12 +180,15 @@ class Store:
 
     def forget(self, key: bytes) -> None:
         """Remove a snapshot, and what continues it."""
-        for other in [other for other, kept in self._kept.items() if kept.parent == key]:
-            self.forget(other)
-        gone = self._kept.pop(key)
-        gone.waiting = None
-        if gone.file is not None:
-            remove(gone.file)
+        below, going = self.below(), [key]
+        while going:
+            gone = self._kept.pop(each := going.pop(), None)
+            if gone is None:  # of files that claim to continue each other
+                continue
+            going += below.get(each, ())
+            gone.waiting = None
+            if gone.file is not None:
+                self._remove(gone.file)
 
     def drain(self) -> None:
         """Return once nothing waits to be written."""
@@ -192,7 +214,7 @@ class Store:
             if done.path is not None and wanted:
                 done.kept.file = done.path
             elif done.path is not None and done.key not in self._kept:
-                remove(done.path)
+                self._remove(done.path)
             elif wanted:
                 self.forget(done.key)
             self._report(done.error)
@@ -202,6 +224,15 @@ class Store:
         if error is not None and not self._failing:
             log.error("prompts are not kept on disk for now: %s", error)
         self._failing = error is not None
+
+    def _remove(self, path: Path) -> None:
+        """A file's name, if the system lets us; the first refusal is logged."""
+        try:
+            remove(path)
+        except OSError as error:
+            if not self._stuck:
+                log.error("%s cannot be removed: %s; %s may outgrow its limit", path, error.strerror, self.folder)
+            self._stuck = True
 
     def _write_all(self) -> None:
         """The writer's thread."""
@@ -215,8 +246,8 @@ class Store:
                 path = self._written(key, kept)
             except MoepackError as failure:
                 error = failure
-            except OSError as failure:
-                error = StorageError(f"{self.folder} cannot be written: {failure.strerror}")
+            except Exception as failure:  # without this thread, whoever waits for it would wait forever
+                error = StorageError(f"{self.folder} cannot be written: {failure}")
             self._done.append(_Written(key, kept, size, path, error))
 
     def _written(self, key: bytes, kept: Kept) -> Path | None:
@@ -234,14 +265,14 @@ class Store:
         """The files of the folder that are whole as far as a header tells; what a crash left unfinished is removed."""
         for path in sorted(self.folder.iterdir()):
             if path.name.endswith(TEMPORARY_SUFFIX):
-                remove(path)
+                self._remove(path)
             elif (name := _NAME.fullmatch(path.name)) is not None:
                 try:
                     with TensorFile.open(path) as file:
                         tokens, parent = file.read(TOKENS), file.read(PARENT)
                         used = path.stat().st_mtime_ns
                         kept = Kept(parent.tobytes(), tuple(tokens.tolist()), file.size, used, path)
-                except MoepackError:
+                except (MoepackError, OSError):
                     continue
                 yield bytes.fromhex(name["key"]), kept
 
@@ -261,6 +292,10 @@ class Store:
         while key in self._kept:
             yield key
             key = self._kept[key].parent
+
+
+def _useless(folder: Path, error: OSError) -> StorageError:
+    return StorageError(f"{folder} cannot keep states: {error.strerror}; give another --state-dir")
 
 
 _DTYPES = {"<f4": "F32", "<i4": "I32", "|u1": "U8"}

@@ -47,3 +47,17 @@ def test_a_state_has_one_server(demo: Path, tmp_path: Path) -> None:
         hosted(demo, state=tmp_path),
     ):
         pass
+
+
+def test_states_that_are_no_files_any_more_are_computed_again(demo: Path, tmp_path: Path) -> None:
+    with hosted(demo, state=tmp_path) as server:
+        said = asked(server, FIRST)
+    with hosted(demo, state=tmp_path) as server:
+        files = list(tmp_path.rglob("*.safetensors"))
+        assert files
+        for state in files:
+            state.unlink()
+            state.mkdir()
+        assert asked(server, FIRST) == said
+        assert asked(server, FIRST)[:2] == said[:2]
+        assert not server.service.scheduler.closed

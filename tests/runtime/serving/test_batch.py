@@ -1,7 +1,7 @@
 """Requests in a batch: each answers as it would alone, whatever comes and goes beside it."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from checkpoints import ODD, CheckpointMaker, Variant
 from packs import build_pack
 
 from moepack.manifests.errors import MoepackError, UsageError
-from moepack.runtime.engine import Engine, EngineOptions
+from moepack.runtime.engine import Engine, EngineOptions, Turn
+from moepack.runtime.serving import batch as batches
 from moepack.runtime.serving.batch import Batch
 from moepack.runtime.serving.request import Request
 from moepack.runtime.sessions.prefixes import Prefixes
@@ -166,3 +167,45 @@ def test_an_answer_that_does_not_end_with_the_context_fails_alone(engine: Engine
     run(batch, [Request(tokens, answer)])
     assert answer.tokens == solo(engine, tokens, 11)
     assert "the context of 200 tokens is full" in str(answer.error)
+
+
+def test_answers_do_not_wait_for_all_of_a_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "BESIDE_ANSWERS", 8)
+    batch = Batch(engine, Prefixes(NOTHING))
+    batch.admit(Request(prompt(engine, 30, 1), Greedy(9)))
+    batch.step()
+    assert batch.counts.prompt_tokens == 30  # nobody waits
+    batch.admit(Request(prompt(engine, 30, 2), Greedy(9)))
+    batch.step()
+    assert (batch.counts.prompt_tokens, batch.counts.answer_tokens) == (38, 1)
+
+
+def test_copies_of_one_turn_fit_the_memory_together(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, turns, extend = engine.new_session(), list[Turn](), Engine.extend
+    first, second = session.snapshot_bytes(0, 10), session.snapshot_bytes(0, 20)
+
+    def watched(engine: Engine, given: Sequence[Turn]) -> list[np.ndarray]:
+        turns.extend(given)
+        return extend(engine, given)
+
+    monkeypatch.setattr(Engine, "extend", watched)
+    for limit, marks in ((first + second - 1, [10]), (first + second, [10, 20])):
+        batch = Batch(engine, Prefixes(limit))
+        batch.admit(Request(prompt(engine, 30, 1), Greedy(1), frozenset({10, 20})))
+        batch.step()
+        assert list(turns.pop().marks) == marks
+
+
+@pytest.mark.parametrize("name", ["takes", "add", "deepest"])
+def test_what_cannot_be_remembered_is_answered_all_the_same(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(Prefixes, name, _refused)
+    batch, answer, tokens = Batch(engine, Prefixes(PLENTY)), Greedy(4), prompt(engine, 60, 1)
+    run(batch, [Request(tokens, answer, frozenset({20}))])
+    assert answer.tokens == solo(engine, tokens, 4)
+    assert (batch.counts.finished, batch.counts.failed, batch.free) == (1, 0, 3)
+
+
+def _refused(*_: object) -> None:
+    raise IsADirectoryError("a state file")

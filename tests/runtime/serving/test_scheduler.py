@@ -1,7 +1,7 @@
 """The thread that computes: a bounded queue in order, and everybody is told how it ended."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,8 +10,9 @@ from packs import build_pack
 
 from moepack.manifests.errors import UsageError
 from moepack.runtime.engine import Engine, EngineOptions
+from moepack.runtime.serving.batch import Batch
 from moepack.runtime.serving.request import Request
-from moepack.runtime.serving.scheduler import BusyError, Scheduler
+from moepack.runtime.serving.scheduler import BusyError, ClosingError, Scheduler
 from moepack.runtime.sessions.prefixes import Prefixes
 
 PATIENCE = 60.0
@@ -116,8 +117,8 @@ def test_at_the_end_everybody_is_told(engine: Engine) -> None:
             pass
         gate.set()
         ending.join()
-    assert [type(answer.error) for answer in answers] == [UsageError] * 4
-    with pytest.raises(UsageError, match="about to end"):
+    assert [type(answer.error) for answer in answers] == [ClosingError] * 4
+    with pytest.raises(ClosingError, match="about to end"):
         scheduler.submit(Request([1], Waited(1)))
 
 
@@ -125,3 +126,119 @@ def test_at_the_end_everybody_is_told(engine: Engine) -> None:
 def test_what_can_never_be_computed_is_refused_at_once(engine: Engine, prompt: list[int]) -> None:
     with pytest.raises(UsageError, match=r"empty|no answer fits"):
         Scheduler(engine, Prefixes(0), 4).submit(Request(prompt, Waited(1)))
+
+
+class Stepping(Waited):
+    """Does something after each of its tokens."""
+
+    def __init__(self, *then: Callable[[], None]) -> None:
+        super().__init__(len(then))
+        self._then = then
+
+    def next(self, logits: np.ndarray) -> int | None:
+        token = super().next(logits)
+        self._then[len(self.tokens) - 1]()
+        return token
+
+
+def nothing() -> None:
+    pass
+
+
+def test_who_leaves_the_queue_makes_room_in_it_at_once(engine: Engine) -> None:
+    gate = threading.Event()
+    with Scheduler(engine, Prefixes(0), 2) as scheduler:
+        running = Waited(2, gate)
+        scheduler.submit(Request([1, 2], running))
+        assert running.begun.wait(PATIENCE)
+        stays, leaves, comes = Waited(1), Waited(1), Waited(1)
+        leaving = Request([1, 2], leaves)
+        scheduler.submit(Request([1, 2], stays))
+        scheduler.submit(leaving)
+        for _ in range(2):
+            scheduler.cancel(leaving)
+        assert (scheduler.waiting, scheduler.counts.cancelled) == (1, 1)
+        scheduler.submit(Request([1, 2], comes))
+        gate.set()
+        assert comes.over.wait(PATIENCE)
+        assert stays.over.wait(PATIENCE)
+    assert not leaves.begun.is_set()
+    assert scheduler.counts.cancelled == 1
+
+
+def test_at_the_queue_s_head_nobody_waits_who_has_left(engine: Engine) -> None:
+    leaving, seen = Request([1, 2], Waited(1)), list[tuple[int, int]]()
+    scheduler = Scheduler(engine, Prefixes(0), 4)
+
+    def leave() -> None:
+        scheduler.submit(leaving)
+        leaving.cancelled = True
+
+    def look() -> None:
+        seen.append((scheduler.waiting, scheduler.running))
+
+    both = [Stepping(leave, look, nothing), Waited(9)]
+    for answer in both:
+        scheduler.submit(Request([1, 2], answer))
+    with scheduler:
+        assert all(answer.over.wait(PATIENCE) for answer in both)
+    assert seen == [(0, 2)]  # though there was no session for who had left
+    assert scheduler.counts.cancelled == 1
+
+
+def test_a_prompt_that_cannot_be_begun_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Scheduler(engine, Prefixes(0), 4) as scheduler:
+        with monkeypatch.context() as patch:
+            patch.setattr(Prefixes, "find", _refused)
+            for _ in range(engine.options.sessions + 1):
+                answer = Waited(1)
+                scheduler.submit(Request([1, 2], answer))
+                assert answer.over.wait(PATIENCE)
+                assert isinstance(answer.error, IsADirectoryError)
+        assert not scheduler.closed
+        answer = Waited(2)
+        scheduler.submit(Request([1, 2], answer))
+        assert answer.over.wait(PATIENCE)
+        assert answer.error is None
+    assert (scheduler.counts.failed, scheduler.counts.finished) == (engine.options.sessions + 1, 1)
+
+
+def test_a_defect_of_the_thread_is_told_to_all_and_closes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Batch, "_turns", _refused)
+    scheduler = Scheduler(engine, Prefixes(0), 4)
+    answers = [Waited(2), Unhearing(2), *(Waited(2) for _ in range(2))]
+    for answer in answers:
+        scheduler.submit(Request([1, 2], answer))
+    with scheduler:
+        assert all(answer.over.wait(PATIENCE) for answer in answers)
+        assert scheduler.closed
+        assert [type(answer.error) for answer in answers] == [IsADirectoryError] * 4
+        with pytest.raises(ClosingError, match="start it again"):
+            scheduler.submit(Request([1, 2], Waited(1)))
+
+
+class Unhearing(Waited):
+    """Cannot be told that it failed."""
+
+    def fail(self, error: Exception) -> None:
+        super().fail(error)
+        raise RuntimeError("the event loop is closed")
+
+
+def _refused(*_: object) -> None:
+    raise IsADirectoryError("a state file")
+
+
+def test_once_nothing_is_taken_what_was_taken_goes_on(engine: Engine) -> None:
+    gate = threading.Event()
+    with Scheduler(engine, Prefixes(0), 4) as scheduler:
+        answers = [Waited(2, gate) for _ in range(3)]
+        for answer in answers:
+            scheduler.submit(Request([1, 2], answer))
+        scheduler.stop_taking()
+        assert scheduler.closed
+        with pytest.raises(ClosingError, match="about to end"):
+            scheduler.submit(Request([1], Waited(1)))
+        gate.set()
+        assert all(answer.over.wait(PATIENCE) for answer in answers)
+    assert [answer.error for answer in answers] == [None] * 3

@@ -9,6 +9,7 @@ from moepack.runtime.sessions.prefixes import Node, Prefixes
 from moepack.runtime.sessions.snapshot import Snapshot
 
 LIMIT = 40
+DEEP = 3000
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,15 @@ def test_snapshots_lead_from_the_beginning_to_the_node() -> None:
     known = prefixes.find((1, 2, 3, 4))
     assert [(each.first, each.last) for each in known.snapshots] == [(0, 2), (2, 3)]
     assert prefixes.find((7, 7)).snapshots == ()
+
+
+def test_a_conversation_may_be_as_long_as_memory_allows() -> None:
+    prefixes = Prefixes(DEEP)
+    node = prefixes.root
+    for token in range(DEEP):
+        node = prefixes.add(node, (token,), Sized(token, token + 1, (), 1))
+    assert prefixes.size == DEEP
+    assert prefixes.find((*range(DEEP), 1)).node is node
+    assert (node.position, node.all_tokens) == (DEEP, tuple(range(DEEP)))
+    prefixes.add(prefixes.root, (-1,), Sized(0, 1, (), 1))
+    assert prefixes.find((*range(DEEP), 1)).node is node.parent  # its leaf went first

@@ -14,9 +14,10 @@ from moepack.manifests.errors import StorageError
 from moepack.runtime.sessions import store as stores
 from moepack.runtime.sessions.prefixes import Prefixes
 from moepack.runtime.sessions.snapshot import Snapshot
-from moepack.runtime.sessions.store import Store, key_of
+from moepack.runtime.sessions.store import ROOT, Store, key_of
 
 BIG = 10**9
+DEEP = 3000
 ID = b"a pack, K = 4"
 
 
@@ -233,3 +234,117 @@ def test_a_full_disk_is_told_once_and_nothing_is_believed_to_be_kept(
     prefixes.add(prefixes.root, (5,), snapshot(0, 1, 3))
     store.close()
     assert list(store.kept) == [key_of(ID, (5,))]
+
+
+def test_a_conversation_of_any_length_is_found_again_and_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    store, parent = Store(tmp_path, BIG), ROOT
+    for token in range(DEEP):
+        key = key_of(ID, range(token + 1))
+        assert store.save(key, parent, (token,), Snapshot(token, token + 1, ()))
+        parent = key
+    store.close()
+    store, prefixes = reopened(tmp_path)
+    known = prefixes.find((*range(DEEP), 1))
+    assert (known.node.position, len(known.snapshots)) == (DEEP, DEEP)
+    assert prefixes.add(known.node, (DEEP,), Snapshot(DEEP, DEEP + 1, ())) is not known.node
+    store.forget(known.node.path[1].key)
+    assert list(store.kept) == [known.node.path[0].key]
+    store.close()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def as_directory(file: Path) -> None:
+    file.unlink()
+    (file / "something").mkdir(parents=True)
+
+
+def test_what_cannot_be_removed_is_told_once_and_never_continued_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, _ = filled(tmp_path)
+    for kept in store.kept.values():
+        as_directory(kept.path)
+    fresh = Prefixes(BIG, ID, store)
+    assert fresh.find((1, 2, 3, 4, 5, 6)).node is fresh.root
+    assert fresh.find((9, 1)).node is fresh.root
+    assert not store.kept
+    assert ["cannot be removed" in record.getMessage() for record in caplog.records] == [True]
+    fresh.add(fresh.root, (5,), snapshot(0, 1, 3))
+    store.close()
+    store, prefixes = reopened(tmp_path)
+    assert prefixes.find((1, 2, 3, 4)).node is prefixes.root
+    assert prefixes.find((5, 1)).node.position == 1
+    store.close()
+
+
+def test_a_directory_with_a_temporary_name_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    filled(tmp_path)[0].close()
+    (tmp_path / "x.tmp").mkdir()
+    store, prefixes = reopened(tmp_path)
+    assert prefixes.find((9, 1)).node.position == 1
+    assert "x.tmp cannot be removed: Is a directory" in caplog.text
+    store.close()
+
+
+def test_what_is_written_in_vain_and_cannot_be_removed_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, key = Store(tmp_path, BIG), key_of(ID, (1,))
+
+    class Unwanted(AtomicFile):
+        def __enter__(self) -> "Unwanted":
+            store.forget(key)  # while it is written; whose thread this is waits for it
+            super().__enter__()
+            return self
+
+    monkeypatch.setattr(stores, "AtomicFile", Unwanted)
+    monkeypatch.setattr(stores, "remove", _refused)
+    store.save(key, b"", (1,), snapshot(0, 1))
+    store.drain()
+    assert not store.kept
+    assert "cannot be removed: Permission denied" in caplog.text
+    store.close()
+
+
+def _refused(_: Path) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_folder_that_cannot_be_listed_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", _refused)
+        with pytest.raises(StorageError, match="Permission denied; give another --state-dir"):
+            Store(tmp_path, BIG)
+    Store(tmp_path, BIG).close()  # nobody has it
+
+
+def test_files_that_claim_to_continue_each_other_are_forgotten(tmp_path: Path) -> None:
+    one, other = key_of(ID, (1,)), key_of(ID, (2,))
+    store = Store(tmp_path, BIG)
+    store.save(one, other, (1,), snapshot(0, 1))
+    store.save(other, one, (2,), snapshot(0, 1))
+    store.drain()
+    assert Prefixes(BIG, ID, store).root.children == {}
+    store.forget(one)
+    assert not store.kept
+    store.close()
+
+
+def test_a_defect_of_writing_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Defect(AtomicFile):
+        def __enter__(self) -> "Defect":
+            raise ValueError("a defect")
+
+    store = Store(tmp_path, BIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "AtomicFile", Defect)
+        store.save(key_of(ID, (1,)), b"", (1,), snapshot(0, 1))
+        store.drain()
+    assert not store.kept
+    assert "cannot be written: a defect" in caplog.text
+    store.close()
