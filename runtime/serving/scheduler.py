@@ -16,7 +16,6 @@ from ..sessions.prefixes import Prefixes
 from .batch import Batch, Counts
 from .request import Request
 
-
 log = logging.getLogger("moepack.server")
 
 

@@ -16,6 +16,8 @@ from moe_run_program import called
 from server.hosting import KEY, QUESTION, Hosted, hosted
 
 from moepack.manifests.errors import UsageError
+from moepack.runtime.engine import Engine
+from moepack.runtime.server import running
 from moepack.runtime.server.settings import Limits, Settings
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
@@ -30,6 +32,11 @@ def until(true: Any) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def ended(server: Hosted) -> int:
+    counts = server.service.scheduler.counts
+    return counts.failed + counts.cancelled + counts.finished
 
 
 @pytest.mark.parametrize("key", ["wrong", KEY[:-1], KEY + "x", "é"])
@@ -145,9 +152,8 @@ def test_a_client_that_does_not_read_is_let_go(demo: Path) -> None:
             head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body)
-            counts = server.service.scheduler.counts
-            until(lambda: counts.failed + counts.cancelled + counts.finished == 1)
-            assert counts.finished == 0
+            until(lambda: ended(server) == 1)
+            assert server.service.scheduler.counts.finished == 0
 
 
 def test_what_is_too_much_or_too_slow_is_refused(demo: Path) -> None:
@@ -256,3 +262,30 @@ def test_a_failure_of_the_pack_is_a_documented_one(server: Hosted, monkeypatch: 
         with pytest.raises(openai.APIError, match="layer 3 is damaged"):
             list(server.openai().completions.create(model="demo", prompt=QUESTION, stream=True))
     assert server.openai().completions.create(model="demo", prompt=QUESTION, max_tokens=1).choices
+
+
+def test_answers_that_are_not_done_at_the_end_are_told_so(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "GRACE", 0.2)
+    extend = Engine.extend
+
+    def slowly(engine: Engine, *given: Any) -> Any:
+        time.sleep(0.02)
+        return extend(engine, *given)
+
+    monkeypatch.setattr(Engine, "extend", slowly)
+    answers: dict[bool, httpx.Response] = {}
+    with hosted(demo) as server:
+
+        def ask(stream: bool) -> None:
+            body = {"model": "demo", "prompt": "Once", "temperature": 2, "seed": 1, "max_tokens": 900, "stream": stream}
+            answers[stream] = httpx.post(f"{server.url}/v1/completions", json=body, headers=HEADERS, timeout=60)
+
+        threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
+        for thread in threads:
+            thread.start()
+        until(lambda: server.service.scheduler.running == 2)
+    for thread in threads:
+        thread.join()
+    assert (answers[False].status_code, answers[False].json()["error"]["code"]) == (503, "closing")
+    *_, last = (line for line in answers[True].text.splitlines() if line.startswith("data: "))
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "closing"
