@@ -8,7 +8,6 @@ import logging
 import threading
 from collections import deque
 from contextlib import suppress
-from dataclasses import replace
 
 from ...manifests.errors import MoepackError, UsageError
 from ..engine import Engine
@@ -43,15 +42,15 @@ class Scheduler:
         self._batch = Batch(engine, prefixes)
         self._waiting: deque[Request] = deque()
         self._woken = threading.Condition()
-        self._left = 0  # cancelled while they waited
+        self._left = 0  # cancelled while they waited; counted by the thread that counts the others
         self._closed: ClosingError | None = None
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="moepack-batch", daemon=True)
 
     @property
     def counts(self) -> Counts:
-        """Totals so far."""
-        return replace(self._batch.counts, cancelled=self._batch.counts.cancelled + self._left)
+        """Totals, which go on."""
+        return self._batch.counts
 
     @property
     def waiting(self) -> int:
@@ -134,6 +133,7 @@ class Scheduler:
     def _end(self, error: Exception) -> None:
         """Fail all that runs and waits; nothing was taken since `closed`."""
         with self._woken:
+            self._count_left()
             waiting = list(self._waiting)
             self._waiting.clear()
         self._batch.end(error)
@@ -154,6 +154,12 @@ class Scheduler:
                     self._left += 1
                 else:
                     begun.append(request)
+            self._count_left()
         for request in begun:
             self._batch.admit(request)
         return True
+
+    def _count_left(self) -> None:
+        """Those who left the queue since."""
+        self._batch.counts.cancelled += self._left
+        self._left = 0

