@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chat.chatting import THINKING, Chatted, Script, chatted
+from chats.chatting import THINKING, Chatted, Script, chatted
 from moe_run_program import built
 
 from moepack.convert.shipped import CHECKPOINT

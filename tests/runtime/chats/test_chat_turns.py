@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from chat.chatting import CALL, GREEDY, OPTIONS, QUESTION, Chatted, Script, chatted, with_tools
+from chats.chatting import CALL, GREEDY, OPTIONS, QUESTION, Chatted, Script, chatted, with_tools
 from moe_run_program import document
 
 from moepack.manifests.errors import StorageError

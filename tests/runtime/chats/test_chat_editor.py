@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chat.chatting import CALL, Script, chatted, with_tools
+from chats.chatting import CALL, Script, chatted, with_tools
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import PipeInput, create_pipe_input

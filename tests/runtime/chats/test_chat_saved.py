@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat.chatting import GREEDY, OPTIONS, Chatted, Script, chatted
+from chats.chatting import GREEDY, OPTIONS, Chatted, Script, chatted
 from moe_run_program import flip
 
 from moepack.layout import atomic
