@@ -125,4 +125,5 @@ def demo() -> Path:
 
 
 def _run(*command: object) -> None:
+    PLACE.mkdir(parents=True, exist_ok=True)
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
