@@ -119,10 +119,9 @@ def _refuse(request: ChatRequest) -> None:
 
 
 def _wish(request: ChatRequest) -> Wish:
-    given = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
     longest = [fields.limit(name, getattr(request, name)) for name in ("max_completion_tokens", "max_tokens")]
     return Wish(
-        fields.sampling(**given),
+        fields.sampling(request),
         next((size for size in longest if size is not None), None),
         fields.stops("stop", request.stop),
         fields.top_logprobs("top_logprobs", request.top_logprobs or 0) if request.logprobs else None,

@@ -65,9 +65,8 @@ def wish(request: CompletionRequest) -> Wish:
     fields.neutral(**{name: getattr(request, name) for name in neutral})
     if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
         raise ApiError(f"logprobs: {request.logprobs} is not between 0 and {MOST_LOGPROBS}", param="logprobs")
-    given = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
     longest = fields.limit("max_tokens", request.max_tokens)
-    return Wish(fields.sampling(**given), longest, fields.stops("stop", request.stop), request.logprobs)
+    return Wish(fields.sampling(request), longest, fields.stops("stop", request.stop), request.logprobs)
 
 
 class CompletionShape:

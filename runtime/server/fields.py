@@ -12,12 +12,14 @@ from .failures import ApiError, unsupported
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 MOST_STOPS, MOST_STOP_CHARACTERS = 64, 1000
 MOST_LOGPROBS = 20
+SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
 SEEDS = 2**64
 
 
-def sampling(hottest: float = 2.0, **given: float | int | None) -> dict[str, float | int]:
-    """The sampling settings that were given, within the protocols' ranges; what is out of them is named."""
-    found = {name: value for name, value in given.items() if value is not None}
+def sampling(request: Any, hottest: float = 2.0) -> dict[str, float | int]:
+    """The sampling settings that a request gives, within the protocols' ranges; what is out of them is named."""
+    given = {name: getattr(request, name) for name in SAMPLED}
+    found: dict[str, float | int] = {name: value for name, value in given.items() if value is not None}
     for name, value in found.items():
         most = {"temperature": hottest, "top_p": 1, "min_p": 1}.get(name)
         if most is not None and not 0 <= value <= most:

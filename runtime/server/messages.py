@@ -67,9 +67,8 @@ class MessagesRequest(CountRequest, forbid_unknown_fields=True, kw_only=True):
 def wish(request: MessagesRequest) -> ChatWish:
     """What the request asks for. Raises ApiError for what is malformed or not supported."""
     fields.neutral(container=request.container, mcp_servers=request.mcp_servers)
-    given = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
     asked = Wish(
-        fields.sampling(1.0, **given),
+        fields.sampling(request, hottest=1.0),
         fields.limit("max_tokens", request.max_tokens),
         fields.stops("stop_sequences", request.stop_sequences),
     )

@@ -90,10 +90,9 @@ def wish(request: ResponseRequest) -> ChatWish:
 
 
 def _wish(request: ResponseRequest) -> Wish:
-    given = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
     told = request.top_logprobs is not None or LOGPROBS in (request.include or ())
     return Wish(
-        fields.sampling(**given),
+        fields.sampling(request),
         fields.limit("max_output_tokens", request.max_output_tokens),
         fields.stops("stop", request.stop),
         fields.top_logprobs("top_logprobs", request.top_logprobs or 0) if told else None,
