@@ -96,10 +96,10 @@ def call_id(number: int) -> str:
     return f"call_{number:08d}"
 
 
-def call_number(identifier: Any) -> int | None:
-    """The number of an id that `call_id` made, None for any other."""
-    match = _ID.fullmatch(identifier) if isinstance(identifier, str) else None
-    return None if match is None else int(match[1])
+def next_call(ids: Iterable[Any]) -> int:
+    """A number above those of a conversation's calls, of which a client may have left out some."""
+    matches = (_ID.fullmatch(each) for each in ids if isinstance(each, str))
+    return max((int(match[1]) for match in matches if match), default=-1) + 1
 
 
 def arguments_value(arguments: str) -> Any:

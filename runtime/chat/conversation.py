@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ...manifests.errors import UsageError
-from ..answers.message import Message, arguments_value
+from ..answers.message import Message, arguments_value, next_call
 from ..prompt import Chat
 
 Tools: TypeAlias = list[dict[str, Any]]
@@ -92,9 +92,9 @@ class Conversation:
         self.entries = rest if text is None else [Entry("system", text), *rest]
 
     @property
-    def calls(self) -> int:
-        """How many calls are in it."""
-        return sum(len(entry.tool_calls or ()) for entry in self.entries)
+    def first_call(self) -> int:
+        """The number of the next answer's first call."""
+        return next_call(call.id for entry in self.entries for call in entry.tool_calls or ())
 
     @property
     def asks(self) -> bool:

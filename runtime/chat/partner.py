@@ -131,7 +131,7 @@ class Partner:
         generation = Generation(self.recall, rest, Sampler(settings.sampling), stream, limits)
         dialect = self._dialect(conversation)
         reader = AnswerReader(dialect.calls if tools else None, dialect.thinking(text), tools)
-        return Turn(generation, reader, conversation.calls, stop)
+        return Turn(generation, reader, conversation.first_call, stop)
 
     def figures(self, turn: Turn) -> Figures:
         """What the last turn took."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..answers.dialect import Calls, Thinking
 from ..answers.grammar import Form
-from ..answers.message import call_number
+from ..answers.message import next_call
 from ..generate import Constraint, Limits
 from ..sampling import Sampling
 
@@ -35,10 +35,8 @@ class ChatWish:
 
     @property
     def first_call(self) -> int:
-        """The number of the answer's first call: above its messages', of which a client may have left out some."""
-        calls = (call for message in self.messages for call in message.get("tool_calls") or ())
-        numbers = (call_number(call.get("id")) for call in calls)
-        return max((number for number in numbers if number is not None), default=-1) + 1
+        """The number of the answer's first call."""
+        return next_call(call.get("id") for message in self.messages for call in message.get("tool_calls") or ())
 
 
 @dataclass(frozen=True)
