@@ -110,6 +110,7 @@ def protocol(seconds: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            _without_delay(transport)
             self._expect()
 
         def on_response_complete(self) -> None:
@@ -131,3 +132,11 @@ def protocol(seconds: float) -> type[H11Protocol]:
                 self.transport.close()
 
     return Prompt
+
+
+def _without_delay(transport: asyncio.Transport) -> None:
+    """Small pieces of a stream are sent at once: held back for the client's acknowledgement, each takes up to 40 ms.
+
+    asyncio does so only for sockets that name their protocol, which accepted ones do as the listening one does.
+    """
+    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
