@@ -26,7 +26,7 @@ Rows Activations::rows(Pool& pool, Kind kind, Precision matrix) {
 
 Rows Activations::chosen(Pool& pool, Kind kind, const int32_t* index, int64_t count) {
   const int64_t planes = precision_ == Precision::exact ? 0 : kernels().planes(kind);
-  const Order order = count < FEWEST_IN_PANELS ? Order::chunks : Order::lanes;
+  const Order order = count < kernels().fewest_in_panels(kind) ? Order::chunks : Order::lanes;
   return {base_, index, count, width_, planes && count > 0 ? rounded(pool, planes, order) : nullptr};
 }
 

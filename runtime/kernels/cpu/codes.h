@@ -11,17 +11,18 @@
 
 namespace moepack::MOEPACK_ISA {
 
-// Where a row of a matrix lies.
+constexpr int64_t AHEAD = 4096;  // bytes: how far ahead memory is asked for where rows are met one after the other
+
+// Where a row of a matrix lies, and how far ahead of it memory is asked for, in rows' worth of bytes each.
 struct CodeRow {
   const uint8_t *codes, *grids;
+  int64_t codes_ahead = AHEAD, grids_ahead = AHEAD / 4;
 };
 
 // The bytes of `count` things, PER_BYTE in each: one shift, which dividing signed numbers is not.
 template <int PER_BYTE> inline int64_t bytes_of(int64_t count) {
   return static_cast<int64_t>(static_cast<uint64_t>(count) / PER_BYTE);
 }
-
-constexpr int64_t AHEAD = 4096;  // bytes: how far ahead memory is asked for; the rows of a matrix follow each other
 
 // Scales or biases of the sixteen blocks from `block` on, zero beyond the row; one value serves REPEAT blocks.
 template <int REPEAT>
@@ -48,12 +49,17 @@ template <int BITS> struct AffineCodes {
 
   static inline CodeRow row(const Matrix& m, int64_t row) { return {m.data + row * m.row_bytes, nullptr}; }
 
+  // One of sixteen that are met together, column by column.
+  static inline CodeRow of_sheet(const Matrix& m, int64_t row) {
+    return {m.data + row * m.row_bytes, nullptr, 16 * m.row_bytes, 0};
+  }
+
   // The chunk at `column` of a row, of which `left` columns exist; bytes past them are arbitrary.
   inline void planes(const CodeRow& row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
     const uint8_t* const from = row.codes + bytes_of<8>(column * BITS);
-    __builtin_prefetch(from + AHEAD, 0, 2);
+    __builtin_prefetch(from + row.codes_ahead, 0, 2);
     if constexpr (BITS == 3 || BITS == 6) {
-      if (BITS == 6) __builtin_prefetch(from + AHEAD + 32, 0, 2);
+      if (BITS == 6) __builtin_prefetch(from + row.codes_ahead + 32, 0, 2);
       if (left >= CHUNK) return void(w[0] = unpack<BITS>(from));
       uint8_t codes[BYTES];
       copy_part(codes, from, left * BITS / 8);
@@ -69,29 +75,38 @@ template <int BITS> struct AffineCodes {
 
   explicit AffineCodes(const Matrix&) {}
 
-  // The scales of a row's blocks times those of the activations, in `room`.
-  static inline const float* factors(const Matrix& m, int64_t row, const float* scales, float* room) {
+  // The scales of a row's blocks times those of each of T rows of activations, in `room`.
+  template <int T>
+  static inline void factors(const Matrix& m, int64_t row, const float* const (&scales)[T], float* room,
+                             const float* (&to)[T]) {
+    for (int t = 0; t < T; ++t) to[t] = room + t * stretches_of(m.cols) * LANES;
     if (m.group == 32) multiply<1>(m, row, scales, room);
     else if (m.group == 64) multiply<2>(m, row, scales, room);
     else multiply<4>(m, row, scales, room);
-    return room;
   }
 
-  // What the biases add: of every group, its bias times the sum of its activations.
-  static inline float finish(const Matrix& m, int64_t row, F16 sum, const float* sums) {
+  // With what the biases add: of every group, its bias times the sum of its activations.
+  template <int T>
+  static inline void finish(const Matrix& m, int64_t row, const F16 (&sums)[T], const float* const (&group_sums)[T],
+                            float (&to)[T]) {
     const int64_t groups = m.cols / m.group;
-    F16 more = set(0.0f);
-    for (int64_t g = 0; g < groups; g += LANES)
-      more = fma(spread<1>(m.biases, m.scalar, row * groups, groups, g), load(sums + g), more);
-    return reduce_add(sum) + reduce_add(more);
+    F16 more[T];
+    for (int t = 0; t < T; ++t) more[t] = set(0.0f);
+    for (int64_t g = 0; g < groups; g += LANES) {
+      const F16 biases = spread<1>(m.biases, m.scalar, row * groups, groups, g);
+      for (int t = 0; t < T; ++t) more[t] = fma(biases, load(group_sums[t] + g), more[t]);
+    }
+    for (int t = 0; t < T; ++t) to[t] = reduce_add(sums[t]) + reduce_add(more[t]);
   }
 
  private:
-  template <int REPEAT>
-  static inline void multiply(const Matrix& m, int64_t row, const float* scales, float* to) {
-    const int64_t blocks = m.cols / BLOCK, groups = blocks / REPEAT;
-    for (int64_t b = 0; b < blocks; b += LANES)
-      store(to + b, mul(spread<REPEAT>(m.scales, m.scalar, row * groups, groups, b), load(scales + b)));
+  template <int REPEAT, int T>
+  static inline void multiply(const Matrix& m, int64_t row, const float* const (&scales)[T], float* to) {
+    const int64_t blocks = m.cols / BLOCK, groups = blocks / REPEAT, each = stretches_of(m.cols) * LANES;
+    for (int64_t b = 0; b < blocks; b += LANES) {
+      const F16 own = spread<REPEAT>(m.scales, m.scalar, row * groups, groups, b);
+      for (int t = 0; t < T; ++t) store(to + t * each + b, mul(own, load(scales[t] + b)));
+    }
   }
 };
 
@@ -107,12 +122,17 @@ template <int BITS, int GROUP> struct BookCodes {
     return {m.data + row * m.row_bytes, m.grids + row * bytes_of<2 * GROUP>(m.cols)};
   }
 
+  static inline CodeRow of_sheet(const Matrix& m, int64_t row) {
+    const int64_t grids = bytes_of<2 * GROUP>(m.cols);
+    return {m.data + row * m.row_bytes, m.grids + row * grids, 16 * m.row_bytes, 16 * grids};
+  }
+
   inline void planes(const CodeRow& row, int64_t column, int64_t left, U64 (&w)[PLANES]) const {
     const uint8_t* from = row.codes + bytes_of<8>(column * BITS);
     const uint8_t* grids = row.grids + bytes_of<2 * GROUP>(column);
     uint8_t codes[BYTES], few[BYTES];
-    __builtin_prefetch(from + AHEAD, 0, 2);
-    if (column % (BYTES * 2 * GROUP) == 0) __builtin_prefetch(grids + AHEAD / 4, 0, 2);
+    __builtin_prefetch(from + row.codes_ahead, 0, 2);
+    if (column % (BYTES * 2 * GROUP) == 0) __builtin_prefetch(grids + row.grids_ahead, 0, 2);
     if (left < CHUNK) {
       copy_part(codes, from, left * BITS / 8);
       copy_part(few, grids, left / GROUP / 2);
@@ -130,10 +150,16 @@ template <int BITS, int GROUP> struct BookCodes {
     }
   }
 
-  static inline const float* factors(const Matrix&, int64_t, const float* scales, float*) { return scales; }
+  template <int T>
+  static inline void factors(const Matrix&, int64_t, const float* const (&scales)[T], float*, const float* (&to)[T]) {
+    for (int t = 0; t < T; ++t) to[t] = scales[t];
+  }
 
-  static inline float finish(const Matrix& m, int64_t row, F16 sum, const float*) {
-    return bf16_to_float(static_cast<const uint16_t*>(m.scales)[row]) * reduce_add(sum);
+  template <int T>
+  static inline void finish(const Matrix& m, int64_t row, const F16 (&sums)[T], const float* const (&)[T],
+                            float (&to)[T]) {
+    const float scale = bf16_to_float(static_cast<const uint16_t*>(m.scales)[row]);
+    for (int t = 0; t < T; ++t) to[t] = scale * reduce_add(sums[t]);
   }
 };
 

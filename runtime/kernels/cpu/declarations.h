@@ -7,6 +7,7 @@
 namespace moepack::MOEPACK_ISA {
 
 int64_t planes(Kind);
+int64_t fewest_in_panels(Kind);
 void round_row(const float* x, int64_t cols, int64_t planes, Order order, uint8_t* to);
 int64_t product_scratch(const Matrix&);
 void matmul(const Matrix&, const Rows& x, float* y, int64_t stride, int64_t first, int64_t last, float* scratch);

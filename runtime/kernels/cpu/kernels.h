@@ -34,7 +34,6 @@ struct Matrix {
 
 constexpr int64_t BLOCK = 32;            // columns that share a scale when activations are rounded
 constexpr int64_t STRETCH = 16 * BLOCK;  // columns that are computed together; rounded rows are whole ones
-constexpr int64_t FEWEST_IN_PANELS = 3;  // rows that make up for unpacking a panel of a matrix
 
 // How the numbers of a rounded row are dealt out: as one row is multiplied, or as panels multiply several.
 enum class Order : int32_t { chunks, lanes };
@@ -64,8 +63,8 @@ constexpr int64_t turn_of(int64_t lane) {
 constexpr int64_t packet_of(int64_t block, int64_t stretches) { return turn_of(block % 16) * stretches + block / 16; }
 
 // Rows of activations: row t is row index[t] of the base, or row t without an index. `rounded`, if there, is the base
-// rounded for the matrix that it is multiplied with, rounded_bytes for each row: in lanes from FEWEST_IN_PANELS rows
-// on, else in chunks.
+// rounded for the matrix that it is multiplied with, rounded_bytes for each row: in lanes from fewest_in_panels
+// rows on, else in chunks.
 struct Rows {
   const float* base;
   const int32_t* index;
@@ -124,6 +123,8 @@ struct Kernels {
   const char* name;
   // How many planes activations are dealt out to for this kind of matrix; 0 if it multiplies floats only.
   int64_t (*planes)(Kind);
+  // How many rows of activations make up for unpacking a panel of such a matrix.
+  int64_t (*fewest_in_panels)(Kind);
   // Rounds a row of `cols` floats.
   void (*round_row)(const float* x, int64_t cols, int64_t planes, Order order, uint8_t* to);
   // The scratch that products with a matrix need, in floats.

@@ -14,6 +14,7 @@ namespace moepack::MOEPACK_ISA {
 namespace {
 
 constexpr int64_t BLOCK_ROWS = 16, BLOCK_TOKENS = 32;
+constexpr int FEW_TOKENS = 3;  // that share unpacked weights; with 4096 columns more do not fit an L1 cache of 32 KiB
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers; elsewhere 16
 constexpr int TILE_TOKENS = 8, ROWS_OF_ONE_TOKEN = 8, PANEL_TOKENS = 6;
 #else
@@ -109,11 +110,21 @@ template <typename Use> void float_products(const Matrix& m, const Rows& x, int6
     }
 }
 
+// Of T tokens at a time from `token` on, then of fewer, so that none is left alone.
+template <typename Codes, int T>
+void few_products(const Matrix& m, const Rows& x, int64_t token, int64_t row, int64_t rows, float* room, Block& block) {
+  for (; token + T <= x.count && token + T + 1 != x.count; token += T) {
+    RoundedRow tokens[T];
+    for (int t = 0; t < T; ++t) tokens[t] = row_of(m, x.rounded_row(token + t));
+    dot_rows<Codes>(m, row, rows, tokens, room, block.dots + token);
+  }
+  if constexpr (T > 1) few_products<Codes, T - 1>(m, x, token, row, rows, room, block);
+}
+
 template <typename Codes, typename Use>
-void row_by_row(const Matrix& m, const Rows& x, int64_t row, int64_t rows, float* room, Use&& use) {
+void few_by_row(const Matrix& m, const Rows& x, int64_t row, int64_t rows, float* room, Use&& use) {
   Block block = {};
-  for (int64_t t = 0; t < x.count; ++t)
-    dot_rows<Codes>(m, row, rows, row_of(m, x.rounded_row(t)), room, block.dots[t]);
+  few_products<Codes, FEW_TOKENS>(m, x, 0, row, rows, room, block);
   use(int64_t{0}, row, x.count, rows, block);
 }
 
@@ -142,9 +153,9 @@ template <typename Use>
 void rounded_products(const Matrix& m, const Rows& x, int64_t first, int64_t last, float* scratch, Use&& use) {
   with_codes(m, [&]<typename Codes>(const Codes& codes) {
     const Panel panel = panel_in(m, scratch);
-    if (x.count < FEWEST_IN_PANELS) {
+    if (x.count < fewest_in_panels(m.kind)) {
       for (int64_t row = first; row < last; row += BLOCK_ROWS)
-        row_by_row<Codes>(m, x, row, last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS, panel.scales, use);
+        few_by_row<Codes>(m, x, row, last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS, panel.scales, use);
       return;
     }
     for (int64_t row = first; row < last; row += PANEL_ROWS) {
@@ -172,6 +183,18 @@ int64_t planes(Kind kind) {
     case Kind::affine8:
     case Kind::books3: return 1;
     default: return 0;
+  }
+}
+
+// Measured, with AVX2 and AVX-512: what takes longer to unpack is worth a panel sooner.
+int64_t fewest_in_panels(Kind kind) {
+  switch (kind) {
+    case Kind::affine3:
+    case Kind::affine6:
+    case Kind::books3: return 4;
+    case Kind::affine4:
+    case Kind::affine8: return 6;
+    default: return 8;
   }
 }
 

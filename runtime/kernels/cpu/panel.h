@@ -57,7 +57,7 @@ template <typename Codes> void unpack_sheet(const Matrix& m, const Codes& codes,
     for (int64_t b = 0; b < BLOCKS; ++b) blocks[b] = to + packet_of(column / BLOCK + b, stretches) * PANEL_BLOCK;
     for (int64_t r = 0; r < 16; ++r) {
       U64 w[PLANES];
-      codes.planes(Codes::row(m, present(m, row + r)), column, m.cols - column, w);
+      codes.planes(Codes::of_sheet(m, present(m, row + r)), column, m.cols - column, w);
       for (int p = 0; p < PLANES; ++p) planes[p][r] = w[p];
     }
     for (int p = 0; p < PLANES; ++p) {

@@ -1,4 +1,4 @@
-// Products of one row of rounded activations: integers within a block of 32 columns, floats between blocks.
+// Products of a few rows of rounded activations: integers within a block of 32 columns, floats between blocks.
 //
 // One shape of sum, here and in panel.h: lane l of sixteen adds up the blocks l, l + 16, ... in ascending order, then
 // reduce_add's tree; biases likewise, by group.
@@ -32,53 +32,68 @@ inline RoundedRow row_of(const Matrix& m, const uint8_t* bytes) {
           reinterpret_cast<const float*>(bytes + sums_in_row(m))};
 }
 
-// The exact products of sixteen blocks of a row of `cols` columns. All weights come first, and sums take turns: no step
-// waits for the one before.
-template <typename Codes, bool WHOLE>
-__attribute__((always_inline)) inline I16 block_products(const Codes& codes, const CodeRow& row, int64_t cols,
-                                                         int64_t column, const RoundedRow& x) {
+// The exact products of sixteen blocks of a row of `cols` columns with T rows of activations. All weights come first,
+// unpacked once for all, and sums take turns: no step waits for the one before.
+template <typename Codes, bool WHOLE, int T>
+__attribute__((always_inline)) inline void block_products(const Codes& codes, const CodeRow& row, int64_t cols,
+                                                          int64_t column, const RoundedRow (&x)[T], I16 (&to)[T]) {
   constexpr int CHUNKS = STRETCH / Codes::CHUNK;
   U64 w[CHUNKS][Codes::PLANES] = {};
-  I16 high[CHUNKS], low[CHUNKS];
 #pragma GCC unroll 8
   for (int c = 0; c < CHUNKS; ++c) {
     const int64_t at = column + c * Codes::CHUNK, left = cols - at;
     if (WHOLE || left > 0) codes.planes(row, at, WHOLE ? Codes::CHUNK : left, w[c]);
-    high[c] = low[c] = set_ints(0);
   }
 #pragma GCC unroll 4
-  for (int p = 0; p < Codes::PLANES; ++p)
+  for (int t = 0; t < T; ++t) {
+    I16 high[CHUNKS], low[CHUNKS];
+    for (int c = 0; c < CHUNKS; ++c) high[c] = low[c] = set_ints(0);
+#pragma GCC unroll 4
+    for (int p = 0; p < Codes::PLANES; ++p)
 #pragma GCC unroll 8
-    for (int c = 0; c < CHUNKS; ++c) {
-      const int64_t at = column + c * Codes::CHUNK;
-      if (!WHOLE && at >= cols) continue;
-      high[c] = add_products<Codes::MOST>(high[c], w[c][p], load_signed(x.high + at + p * BYTES));
-      low[c] = add_products<Codes::MOST>(low[c], w[c][p], load_signed(x.low + at + p * BYTES));
-    }
+      for (int c = 0; c < CHUNKS; ++c) {
+        const int64_t at = column + c * Codes::CHUNK;
+        if (!WHOLE && at >= cols) continue;
+        high[c] = add_products<Codes::MOST>(high[c], w[c][p], load_signed(x[t].high + at + p * BYTES));
+        low[c] = add_products<Codes::MOST>(low[c], w[c][p], load_signed(x[t].low + at + p * BYTES));
+      }
 #pragma GCC unroll 8
-  for (int c = 0; c < CHUNKS; ++c) high[c] = add_ints(shift_left<LOW_BITS>(high[c]), low[c]);
-  const I16 products = fold_all<CHUNKS>(high);
-  if constexpr (!Codes::SHIFTED) return products;
-  return add_ints(products, shift_left<7>(load_ints(x.offsets + column / BLOCK)));  // 128 times the sum too much
+    for (int c = 0; c < CHUNKS; ++c) high[c] = add_ints(shift_left<LOW_BITS>(high[c]), low[c]);
+    to[t] = fold_all<CHUNKS>(high);
+    if constexpr (Codes::SHIFTED)  // 128 times the sum too much
+      to[t] = add_ints(to[t], shift_left<7>(load_ints(x[t].offsets + column / BLOCK)));
+  }
 }
 
-// out[r] = row `row + r` . x; `room` is for a float of every block.
-template <typename Codes>
-__attribute__((noinline)) void dot_rows(const Matrix& m, int64_t row, int64_t rows, const RoundedRow& x, float* room,
-                                        float* out) {
+// out[t][r] = row `row + r` . x[t]; `room` is for T floats of every block.
+template <typename Codes, int T, int R>
+__attribute__((noinline)) void dot_rows(const Matrix& m, int64_t row, int64_t rows, const RoundedRow (&x)[T],
+                                        float* room, float (*out)[R]) {
   const Codes codes(m);
+  const float *scales[T], *group_sums[T], *factors[T];
+  for (int t = 0; t < T; ++t) scales[t] = x[t].scales, group_sums[t] = x[t].sums;
   for (int64_t r = row; r < row + rows; ++r) {
     const CodeRow at = Codes::row(m, r);
-    const float* const factors = Codes::factors(m, r, x.scales, room);
-    F16 sum = set(0.0f);
+    Codes::factors(m, r, scales, room, factors);
+    F16 sums[T];
+    for (int t = 0; t < T; ++t) sums[t] = set(0.0f);
     int64_t column = 0;
-    const auto add_stretch = [&](I16 products) __attribute__((always_inline)) {
-      sum = fma(to_floats(products), load(factors + column / BLOCK), sum);
+    const auto add_stretch = [&](const I16(&products)[T]) __attribute__((always_inline)) {
+      for (int t = 0; t < T; ++t)
+        sums[t] = fma(to_floats(products[t]), load(factors[t] + column / BLOCK), sums[t]);
     };
-    for (; column + STRETCH <= m.cols; column += STRETCH)
-      add_stretch(block_products<Codes, true>(codes, at, m.cols, column, x));
-    if (column < m.cols) add_stretch(block_products<Codes, false>(codes, at, m.cols, column, x));
-    out[r - row] = Codes::finish(m, r, sum, x.sums);
+    I16 products[T];
+    for (; column + STRETCH <= m.cols; column += STRETCH) {
+      block_products<Codes, true>(codes, at, m.cols, column, x, products);
+      add_stretch(products);
+    }
+    if (column < m.cols) {
+      block_products<Codes, false>(codes, at, m.cols, column, x, products);
+      add_stretch(products);
+    }
+    float dots[T];
+    Codes::finish(m, r, sums, group_sums, dots);
+    for (int t = 0; t < T; ++t) out[t][r - row] = dots[t];
   }
 }
 

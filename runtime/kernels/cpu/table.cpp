@@ -8,10 +8,9 @@ namespace moepack::MOEPACK_ISA {
 
 extern const Kernels table;
 const Kernels table = {
-    MOEPACK_NAME(MOEPACK_ISA), planes,           round_row,      product_scratch, matmul,
-    swiglu,                    accumulate,       row,            rms_norm,        add_share,
-    add_gated,                 route,            attention_cache, attention_start, attention_block,
-    attention_join,            attention_finish, delta_inputs,   delta_shift,     delta_slice,
-    delta_outputs};
+    MOEPACK_NAME(MOEPACK_ISA), planes,          fewest_in_panels, round_row,      product_scratch, matmul,
+    swiglu,                    accumulate,      row,              rms_norm,       add_share,       add_gated,
+    route,                     attention_cache, attention_start,  attention_block, attention_join, attention_finish,
+    delta_inputs,              delta_shift,     delta_slice,      delta_outputs};
 
 }  // namespace moepack::MOEPACK_ISA

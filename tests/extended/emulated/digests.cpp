@@ -119,7 +119,7 @@ void show_products(Generator& from, const std::string& name, const Matrix& a, co
                    bool rounded) {
   const int64_t rows = a.rows;
   const std::vector<float> x = from.numbers(tokens * a.cols), weights = from.numbers(tokens);
-  const Order order = tokens < FEWEST_IN_PANELS ? Order::chunks : Order::lanes;
+  const Order order = tokens < kernels().fewest_in_panels(a.kind) ? Order::chunks : Order::lanes;
   const std::vector<uint8_t> round = round_rows(x, a.cols, kernels().planes(a.kind), order);
   const Rows activations = {x.data(), nullptr, tokens, a.cols, rounded ? round.data() : nullptr};
   std::vector<float> y(static_cast<size_t>(tokens * rows)), scratch(static_cast<size_t>(kernels().product_scratch(a)));
@@ -142,7 +142,7 @@ void show_kind(Generator& from, const KindOf& of, Scalar scalar, int64_t rows, i
   std::vector<float> row(static_cast<size_t>(cols));
   kernels().row(a.view, rows - 1, row.data());
   show(name + " row", row);
-  for (const int64_t tokens : {1, 2, 3, 7, 29}) {
+  for (const int64_t tokens : {1, 2, 3, 5, 7, 29}) {
     show_products(from, name, a.view, b.view, tokens, false);
     if (kernels().planes(of.kind) > 0) show_products(from, name, a.view, b.view, tokens, true);
   }

@@ -68,7 +68,7 @@ HeldRows rows_for(const Kernels& k, const Matrix& m, const float* base, int64_t 
   const int64_t planes = exact ? 0 : k.planes(m.kind);
   HeldRows held{{base, index, shown, cols}, Buffer<uint8_t>(planes ? count * rounded_bytes(cols) : 0)};
   for (int64_t t = 0; planes && t < count; ++t)
-    k.round_row(base + t * cols, cols, planes, shown >= FEWEST_IN_PANELS ? Order::lanes : Order::chunks,
+    k.round_row(base + t * cols, cols, planes, shown >= k.fewest_in_panels(m.kind) ? Order::lanes : Order::chunks,
                 held.rounded.data() + t * rounded_bytes(cols));
   if (planes) held.view.rounded = held.rounded.data();
   return held;
