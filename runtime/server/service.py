@@ -56,6 +56,7 @@ class Service:
         special = self.language.tokenizer.special.values()
         self._spell = bool(MARKUP & set(special))  # a tokenizer may have an answer's markup among its special tokens
         self._grammars: Grammars | None = None
+        self._asking = ""  # how the last chat's text asked for an answer
         self._lock = threading.Lock()
         self._preparing = threading.BoundedSemaphore(PREPARED_AT_ONCE)
 
@@ -146,7 +147,19 @@ class Service:
     def _beginnings(self, chat: Chat, text: str) -> list[int]:
         """How much of a chat's text others may begin with, too: system message and tools, and the messages so far."""
         system = 0 if chat.messages[0]["role"] != "system" else 1
-        return [len(self._beginning(chat, messages, text)) for messages in (chat.messages[:system], chat.messages)]
+        return [len(self._beginning(chat, chat.messages[:system], text)), self._said(chat, text)]
+
+    def _said(self, chat: Chat, text: str) -> int:
+        """How much of a chat's text its messages are.
+
+        What follows them is nearly always what followed the last chat's, so they are not rendered again to know. A
+        wrong guess marks another place, which is worth less and does no harm.
+        """
+        if self._asking and text.endswith(self._asking):
+            return len(text) - len(self._asking)
+        said = len(self._beginning(chat, chat.messages, text))
+        self._asking = text[said:] if said else ""
+        return said
 
     def _beginning(self, chat: Chat, messages: Sequence[Any], text: str) -> str:
         """The text of some messages, where the whole chat's begins with it."""

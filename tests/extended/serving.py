@@ -7,14 +7,16 @@ trained (where it is at hand), mid (made for `make bench`, or found where MOEPAC
 """
 
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.pool import Pool as Clients
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,11 @@ DEFAULT_ROUNDS = 7
 
 @dataclass(frozen=True)
 class Answer:
-    """The tokens of a stream, with their log probabilities, and when the request was sent and each came."""
+    """The tokens of a stream, with their log probabilities, when each came and when the request was sent."""
 
     tokens: list[tuple[Any, ...]]
-    sent: float
     times: list[float]
+    sent: float
 
     @property
     def first(self) -> float:
@@ -52,18 +54,26 @@ class Continued:
     restarted: list[float] = field(default_factory=list)
 
 
-def asked(server: Hosted, path: str, body: dict[str, Any]) -> Answer:
-    """A streamed answer, on a connection that is open already."""
-    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=600) as client:
+def asked(url: str, path: str, body: dict[str, Any]) -> Answer:
+    """A streamed answer, on a connection that is open already; what came is read once all has come."""
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=600) as client:
         client.get("/health")
-        sent, times, tokens = time.perf_counter(), list[float](), list[tuple[Any, ...]]()
+        sent, came = time.perf_counter(), list[tuple[float, bytes]]()
         with client.stream("POST", path, json={**body, "model": "x", "temperature": 0, "stream": True}) as answer:
             assert answer.status_code == 200, answer.read()
-            for line in answer.iter_lines():
-                if found := _tokens(line):
-                    times += [time.perf_counter()] * len(found)
-                    tokens += found
-    return Answer(tokens, sent, times)
+            came += [(time.perf_counter(), part) for part in answer.iter_raw()]
+    return Answer(*_read(came), sent)
+
+
+def _read(came: Sequence[tuple[float, bytes]]) -> tuple[list[tuple[Any, ...]], list[float]]:
+    """The tokens of a stream, and when each one's line was whole."""
+    tokens, times, rest = list[tuple[Any, ...]](), list[float](), b""
+    for moment, part in came:
+        *lines, rest = (rest + part).split(b"\n")
+        found = [token for line in lines for token in _tokens(line.decode())]
+        tokens += found
+        times += [moment] * len(found)
+    return tokens, times
 
 
 def _tokens(line: str) -> list[tuple[Any, ...]]:
@@ -116,7 +126,7 @@ class Conversation:
         return len(language.tokenizer.encode(language.template.render(turns), add_special_tokens=False))
 
 
-def continued(pack: Path, rounds: int) -> Continued:
+def continued(pack: Path, rounds: int, clients: Clients) -> Continued:
     """Every round has a conversation of its own, and two servers; who begins from scratch is always there."""
     found = Continued()
     with (
@@ -126,12 +136,12 @@ def continued(pack: Path, rounds: int) -> Continued:
         for seed in range(rounds + 1):  # the first is for warming up
             kept = {"parallel": 1, "context": 4096, "state": Path(folder) / str(seed)}
             talk = Conversation(scratch, seed)
-            wanted = asked(scratch, talk.path, talk.second)
+            wanted = clients.apply(asked, (scratch.url, talk.path, talk.second))
             with hosted(pack, **kept) as server:
-                asked(server, talk.path, talk.first)
-                same = asked(server, talk.path, talk.second)
+                clients.apply(asked, (server.url, talk.path, talk.first))
+                same = clients.apply(asked, (server.url, talk.path, talk.second))
             with hosted(pack, **kept) as server:
-                again = asked(server, talk.path, talk.second)
+                again = clients.apply(asked, (server.url, talk.path, talk.second))
             assert same.tokens == again.tokens == wanted.tokens
             if seed:
                 found.scratch.append(wanted.first)
@@ -150,16 +160,16 @@ class Streams:
     read_all: list[float] = field(default_factory=list)
 
 
-def streams(pack: Path, rounds: int, slots: int | None) -> Streams:
+def streams(pack: Path, rounds: int, slots: int | None, clients: Clients) -> Streams:
     """One, then eight, in turn; each of the eight says what it says alone."""
     found = Streams()
     with hosted(pack, parallel=STREAMS, context=512, slots=slots, prefix_bytes=0) as server:
-        prompts, alone = zip(*_lasting(server), strict=True)
+        prompts, alone = zip(*_lasting(server, clients), strict=True)
         for index in range(rounds):
             before = server.service.engine.stats.bytes_read
-            one = asked(server, "/v1/completions", prompts[index % STREAMS])
+            one = clients.apply(asked, (server.url, "/v1/completions", prompts[index % STREAMS]))
             between = server.service.engine.stats.bytes_read
-            together = _together(server, prompts)
+            together = clients.apply(_together, (server.url, prompts))
             after = server.service.engine.stats.bytes_read
             assert [each.tokens for each in together] == [each.tokens for each in alone]
             found.one.append((len(one.times) - 1) / (one.times[-1] - one.times[0]))
@@ -169,29 +179,20 @@ def streams(pack: Path, rounds: int, slots: int | None) -> Streams:
     return found
 
 
-def _lasting(server: Hosted) -> Iterator[tuple[dict[str, Any], Answer]]:
+def _lasting(server: Hosted, clients: Clients) -> Iterator[tuple[dict[str, Any], Answer]]:
     """Prompts whose answers are as long as they may be, with these."""
     random, vocabulary, count = np.random.default_rng(1), server.service.engine.model.vocab_size, 0
     while count < STREAMS:
         body = {"prompt": random.integers(0, vocabulary, 12).tolist(), "max_tokens": LENGTH, "logprobs": 0}
-        answer = asked(server, "/v1/completions", body)
+        answer = clients.apply(asked, (server.url, "/v1/completions", body))
         if len(answer.tokens) == LENGTH:
             count += 1
             yield body, answer
 
 
-def _together(server: Hosted, prompts: Sequence[dict[str, Any]]) -> list[Answer]:
-    answers: dict[int, Answer] = {}
-
-    def ask(index: int) -> None:
-        answers[index] = asked(server, "/v1/completions", prompts[index])
-
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [answers[index] for index in range(len(prompts))]
+def _together(url: str, prompts: Sequence[dict[str, Any]]) -> list[Answer]:
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        return list(threads.map(lambda body: asked(url, "/v1/completions", body), prompts))
 
 
 def _rate(answers: Sequence[Answer]) -> float:
@@ -213,11 +214,15 @@ def _mid() -> Path:
 
 
 def main() -> None:
-    chosen = list(packs(sys.argv[1:]))
+    with multiprocessing.get_context("spawn").Pool(1) as clients:  # a process of its own, as clients are
+        _print(list(packs(sys.argv[1:])), clients)
+
+
+def _print(chosen: Sequence[tuple[str, Path]], clients: Clients) -> None:
     print("| seconds to the first token | from scratch | continued | ratio | after a restart | ratio |")
     print("|---|---:|---:|---:|---:|---:|")
     for name, path in chosen:
-        times = continued(path, ROUNDS.get(name, DEFAULT_ROUNDS))
+        times = continued(path, ROUNDS.get(name, DEFAULT_ROUNDS), clients)
         scratch, *others = (statistics.median(each) for each in (times.scratch, times.continued, times.restarted))
         ratios = " | ".join(f"{other:.3f} | {scratch / other:.1f}" for other in others)
         print(f"| {name} | {scratch:.3f} | {ratios} |", flush=True)
@@ -226,7 +231,8 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|")
     for name, path in chosen:
         for memory, part in (("in memory", 1), ("a quarter in memory", 4)):
-            rates = streams(path, ROUNDS.get(name, DEFAULT_ROUNDS), _experts(path) // part if part > 1 else None)
+            slots = _experts(path) // part if part > 1 else None
+            rates = streams(path, ROUNDS.get(name, DEFAULT_ROUNDS), slots, clients)
             one, every = statistics.median(rates.one), statistics.median(rates.all)
             read = " | ".join(f"{statistics.median(each):.2f}" for each in (rates.read_one, rates.read_all))
             print(f"| {name}, {memory} | {one:.1f} | {every:.1f} | {every / one:.2f} | {read} |", flush=True)

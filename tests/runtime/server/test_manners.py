@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moe_run_program import called
 from server.hosting import KEY, QUESTION, Hosted, hosted
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from moepack.manifests.errors import UsageError
 from moepack.runtime.engine import Engine
@@ -173,6 +174,16 @@ def test_what_is_too_much_or_too_slow_is_refused(demo: Path) -> None:
                 client.sendall(said.encode())
                 assert client.recv(1000).startswith(wanted)
                 assert wanted or client.recv(1000) == b""
+
+
+def test_small_pieces_are_sent_at_once(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a stream's first token waits for the client's acknowledgement of the head, 40 ms."""
+    made, begin = list[Any](), H11Protocol.connection_made
+    monkeypatch.setattr(H11Protocol, "connection_made", lambda self, to: (made.append(to), begin(self, to)))
+    with hosted(demo) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/health").status_code == 200
+        [transport] = made
+        assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 NESTED = st.recursive(
