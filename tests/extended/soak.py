@@ -1,13 +1,15 @@
 """A server under mixed load on loopback for some minutes: nothing fails, nobody is stuck, and memory stays flat.
 
-Streams and whole answers, chats with strict tools, conversations that grow, clients that leave in the middle, bodies
-that are none. Run by `make soak`; tests/runtime/server/test_soak.py runs some seconds of it.
+Streams and whole answers in all four protocols, chats with strict tools, conversations that grow until the context is
+full, clients that leave in the middle or while they wait, bodies that are none, and bodies whose fields are anything.
+Run by `make soak`; tests/runtime/server/test_soak.py runs some seconds of it.
 """
 
 import json
 import random
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -25,10 +27,32 @@ import httpx2 as httpx
 
 PROGRAMS = Path(sys.executable).parent
 CLIENTS = 6
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
+ANYTHING: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    3,
+    2**65,
+    0.5,
+    1e300,
+    "",
+    "x",
+    "\ud7ff\x00",
+    [],
+    [[]],
+    [1],
+    {},
+    {"a": {"b": [None]}},
+]
 FLAT = 0.02  # of resident memory, between the second third and the last one
 ALLOWED = {200, 400, 429}
 WORDS = ["weather", "Paris", "tomorrow", "python", "tell", "me", "about", "the", "messages", "to", "Ann", "in", "Oslo"]
-TOOL = {
+FIELDS = ["model", "messages", "prompt", "input", "max_tokens", "max_output_tokens", "temperature", "top_p", "top_k"]
+FIELDS += ["seed", "stop", "n", "logprobs", "top_logprobs", "tools", "tool_choice", "response_format", "stream", "user"]
+FIELDS += ["stream_options", "logit_bias", "presence_penalty", "reasoning_effort", "thinking", "system", "echo", "x"]
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -66,7 +90,7 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
     """A server of the shipped model in a process of its own: its address and process id."""
     pack = folder / "demo"
     subprocess.run([PROGRAMS / "moe-pack", "demo", pack], check=True, capture_output=True)
-    options = ["--port", "0", "--context", "1024", "--prefix-memory", "8MB", "--queue", "4", "--memory", "1GB"]
+    options = ["--port", "0", "--context", "4096", "--prefix-memory", "8MB", "--queue", "4", "--memory", "1GB"]
     state = ["--state-dir", str(folder / "state"), "--state-size", "16MB"]
     command = [PROGRAMS / "moe-run", "serve", pack, *options, *state]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -102,7 +126,7 @@ def _client(url: str, seed: int, end: float, outcome: Outcome) -> None:
     turns: list[dict[str, Any]] = []
     with httpx.Client(base_url=url, timeout=120) as client:
         while time.monotonic() < end:
-            does = order.choice([_malformed, _text, _chat, _chat, _leaver])
+            does = order.choice([_malformed, _anything, _text, _chat, _chat, _message, _response, _leaver, _crowd])
             try:
                 does(client, order, turns, outcome)
             except Exception as error:
@@ -110,12 +134,49 @@ def _client(url: str, seed: int, end: float, outcome: Outcome) -> None:
 
 
 def _malformed(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
-    path = order.choice(["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
+    path = order.choice(PATHS)
     good = json.dumps({"model": "x", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1})
     at = order.randrange(len(good) - 1)
     cut = good[:at] + order.choice(["", "}", '"', "\\", "\x00", "[[[["])
     answer = client.post(path, content=cut, headers={"content-type": "application/json"})
     outcome.statuses[answer.status_code] += 1
+
+
+def _anything(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    """A good body with some fields of another kind."""
+    path, body = order.choice(list(_good(order).items()))
+    for name in order.sample(FIELDS, order.randrange(1, 4)):
+        body[name] = order.choice(ANYTHING)
+    with client.stream("POST", path, json=body) as answer:
+        outcome.statuses[answer.status_code] += 1
+        for _ in zip(answer.iter_raw(), range(30), strict=False):
+            pass
+
+
+def _good(order: random.Random) -> dict[str, dict[str, Any]]:
+    """A short request to each path."""
+    said, short = [{"role": "user", "content": _words(order)}], {"model": "x", "stream": order.random() < 0.5}
+    return {
+        "/v1/chat/completions": {**short, "messages": said, "max_tokens": 20},
+        "/v1/completions": {**short, "prompt": _words(order), "max_tokens": 20},
+        "/v1/messages": {**short, "messages": said, "max_tokens": 20},
+        "/v1/responses": {**short, "input": said, "max_output_tokens": 20},
+    }
+
+
+def _message(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    tools = [{"name": "get_weather", "input_schema": TOOL["function"]["parameters"]}]
+    body = {**_good(order)["/v1/messages"], "system": _words(order), "tools": tools, "max_tokens": 60}
+    outcome.statuses[client.post("/v1/messages", json=body).status_code] += 1
+
+
+def _response(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    body = {
+        **_good(order)["/v1/responses"],
+        "tools": [{"type": "function", **TOOL["function"]}],
+        "max_output_tokens": 60,
+    }
+    outcome.statuses[client.post("/v1/responses", json=body).status_code] += 1
 
 
 def _text(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
@@ -125,9 +186,7 @@ def _text(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]
 
 
 def _chat(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
-    """One more turn of a conversation, which begins anew when it is long."""
-    if len(turns) > 8:
-        turns.clear()
+    """One more turn of a conversation, which begins anew when the context is full."""
     turns.append({"role": "user", "content": _words(order)})
     asked: dict[str, Any] = {"model": "x", "messages": turns, "max_tokens": 60, "temperature": order.choice([0, 1.2])}
     if order.random() < 0.5:
@@ -153,6 +212,17 @@ def _leaver(client: httpx.Client, order: random.Random, turns: list[dict[str, An
             if count > order.randrange(20):
                 outcome.left += 1
                 return
+
+
+def _crowd(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    """Some who leave before they are answered, most of them out of the queue."""
+    body = json.dumps({"model": "x", "prompt": _words(order), "max_tokens": 300, "temperature": 1.5}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {client.base_url.host}\r\ncontent-type: application/json\r\n"
+    for _ in range(order.randrange(1, 12)):
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as leaver:
+            leaver.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            time.sleep(order.choice([0, 0.01, 0.05]))
+            outcome.left += 1
 
 
 def _words(order: random.Random) -> str:
