@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..manifests.errors import UsageError
+from .penalties import Penalizer, Penalties
 from .sampling import Allowed, Logits, Sampler
 from .stops import StopStrings, check_stops
 from .tokenizer import TextStream
@@ -97,11 +98,18 @@ class Steps:
     """
 
     def __init__(
-        self, sampler: Sampler, stream: TextStream, limits: Limits, room: int, constraint: Constraint | None = None
+        self,
+        sampler: Sampler,
+        stream: TextStream,
+        limits: Limits,
+        room: int,
+        constraint: Constraint | None = None,
+        penalizer: Penalizer | None = None,
     ) -> None:
         self.tokens: list[int] = []
         self.finish: Finish = "interrupted"  # until one of the steps says otherwise
         self._sampler, self._stream, self._room, self._constraint = sampler, stream, room, constraint
+        self._penalizer = penalizer or Penalizer(Penalties(), ())
         self._end_tokens, self._stops = limits.end_tokens, StopStrings(limits.stops)
 
     @property
@@ -110,7 +118,8 @@ class Steps:
         return self._stops.found
 
     def choose(self, logits: Logits) -> int:
-        """The next token."""
+        """The next token: penalties and biases first, what the constraint allows last."""
+        logits = self._penalizer.adjusted(logits)
         if self._constraint is None:
             return self._sampler.choose(logits)
         token = self._sampler.choose(logits, self._constraint.allowed())
@@ -126,6 +135,7 @@ class Steps:
     def push(self, token: int) -> str:
         """The text that a token of the answer completes."""
         self.tokens.append(token)
+        self._penalizer.take(token)
         return self._stops.push(self._stream.push(token))
 
     def ended(self) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..manifests.errors import CorruptInputError, UsageError
 
-Logits = NDArray[np.float32]
+Logits = NDArray[np.floating[Any]]
 Allowed = NDArray[np.bool_]
 # What transformers would apply and we do not, with the value that asks for nothing.
 UNSUPPORTED = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "top_h": None}
@@ -83,7 +83,7 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(self.settings.seed))
 
     def choose(self, logits: Logits, allowed: Allowed | None = None) -> int:
-        """A token for float32 logits [V], one of those that are `allowed` [V]; settings then see only these.
+        """A token for logits [V], one of those that are `allowed` [V]; settings then see only these.
 
         Raises CorruptInputError when any logit is not finite.
         """

@@ -42,7 +42,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The fields that OpenAI documents, and top_k, min_p and chat_template_kwargs."""
+    """The fields that OpenAI documents, and top_k, min_p, repetition_penalty and chat_template_kwargs."""
 
     model: str
     messages: list[dict[str, Any]]
@@ -67,6 +67,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     modalities: list[str] | None = None
     audio: Any = None
@@ -112,8 +113,8 @@ def _refuse(request: ChatRequest) -> None:
         raise unsupported("n", "this server gives one answer; leave it out or ask again")
     if set(request.modalities or ()) - {"text"}:
         raise unsupported("modalities", "this server answers with text only")
-    neutral = ("frequency_penalty", "presence_penalty", "logit_bias", "audio", "functions", "function_call")
-    fields.neutral(**{name: getattr(request, name) for name in (*neutral, "web_search_options")})
+    neutral = ("audio", "functions", "function_call", "web_search_options")
+    fields.neutral(**{name: getattr(request, name) for name in neutral})
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError("top_logprobs: it needs logprobs to be true", param="top_logprobs")
 
@@ -125,6 +126,7 @@ def _wish(request: ChatRequest) -> Wish:
         next((size for size in longest if size is not None), None),
         fields.stops("stop", request.stop),
         fields.top_logprobs("top_logprobs", request.top_logprobs or 0) if request.logprobs else None,
+        fields.penalties(request),
     )
 
 

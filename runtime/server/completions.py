@@ -19,7 +19,7 @@ MOST_LOGPROBS = 5
 
 
 class CompletionRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The fields that OpenAI documents, and top_k and min_p."""
+    """The fields that OpenAI documents, and top_k, min_p and repetition_penalty."""
 
     model: str
     prompt: str | list[str | int | list[int]]
@@ -39,6 +39,7 @@ class CompletionRequest(msgspec.Struct, forbid_unknown_fields=True):
     suffix: str | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     user: Any = None  # without an effect here
 
@@ -61,12 +62,13 @@ def wish(request: CompletionRequest) -> Wish:
     for name in ("n", "best_of"):
         if getattr(request, name) not in (None, 1):
             raise unsupported(name, "this server gives one answer; leave it out or ask again")
-    neutral = ("echo", "suffix", "frequency_penalty", "presence_penalty", "logit_bias")
+    neutral = ("echo", "suffix")
     fields.neutral(**{name: getattr(request, name) for name in neutral})
     if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
         raise ApiError(f"logprobs: {request.logprobs} is not between 0 and {MOST_LOGPROBS}", param="logprobs")
     longest = fields.limit("max_tokens", request.max_tokens)
-    return Wish(fields.sampling(request), longest, fields.stops("stop", request.stop), request.logprobs)
+    stops, penalties = fields.stops("stop", request.stop), fields.penalties(request)
+    return Wish(fields.sampling(request), longest, stops, request.logprobs, penalties)
 
 
 class CompletionShape:

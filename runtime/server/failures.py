@@ -10,6 +10,7 @@ from typing import Any
 
 from ...manifests.errors import MoepackError, UsageError
 from ..serving.scheduler import BusyError, ClosingError
+from .wishes import WishError
 
 ANTHROPIC = "/v1/messages"
 _ANTHROPIC_TYPES = {
@@ -41,6 +42,8 @@ class ApiError(Exception):
             return cls(str(error), 429, code="rate_limit_exceeded", headers=wait)
         if isinstance(error, ClosingError):
             return cls(str(error), 503, code="closing")
+        if isinstance(error, WishError):
+            return cls(str(error), param=error.field)
         if isinstance(error, UsageError):
             return cls(str(error))
         if isinstance(error, RecursionError):

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..answers.grammar import Form
 from ..answers.jsontext import loads
+from ..penalties import Penalties
 from .failures import ApiError, unsupported
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
@@ -14,6 +15,8 @@ MOST_STOPS, MOST_STOP_CHARACTERS = 64, 1000
 MOST_LOGPROBS = 20
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
 SEEDS = 2**64
+TOKEN = re.compile(r"0|[1-9][0-9]{0,9}")
+REPETITION = (0.01, 100.0)  # beyond these a penalty is a mistake, and logits might become infinite
 
 
 def sampling(request: Any, hottest: float = 2.0) -> dict[str, float | int]:
@@ -29,6 +32,28 @@ def sampling(request: Any, hottest: float = 2.0) -> dict[str, float | int]:
     if "seed" in found:
         found["seed"] = int(found["seed"]) % SEEDS
     return found
+
+
+def penalties(request: Any) -> Penalties:
+    """The penalties and biases that a request gives, within the protocols' ranges."""
+    return Penalties(
+        _within("presence_penalty", request.presence_penalty, -2.0, 2.0, 0.0),
+        _within("frequency_penalty", request.frequency_penalty, -2.0, 2.0, 0.0),
+        _within("repetition_penalty", request.repetition_penalty, *REPETITION, 1.0),
+        dict(_bias(token, value) for token, value in (request.logit_bias or {}).items()),
+    )
+
+
+def _within(name: str, value: float | None, least: float, most: float, default: float) -> float:
+    if value is not None and not least <= value <= most:
+        raise ApiError(f"{name}: {value} is not between {least:g} and {most:g}", param=name)
+    return default if value is None else value
+
+
+def _bias(token: str, value: float) -> tuple[int, float]:
+    if not TOKEN.fullmatch(token):
+        raise ApiError(f"logit_bias: {token!r:.60} is not the number of a token", param="logit_bias")
+    return int(token), _within("logit_bias", value, -100.0, 100.0, 0.0)
 
 
 def limit(name: str, value: int | None) -> int | None:

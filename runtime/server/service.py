@@ -20,6 +20,7 @@ from ..answers.reader import AnswerReader
 from ..engine import Engine, EngineOptions
 from ..generate import Limits, Steps, check_room
 from ..language import Language
+from ..penalties import Penalizer
 from ..prompt import Chat, raw_tokens
 from ..sampling import Sampler, Sampling
 from ..serving.answer import Answer
@@ -30,7 +31,7 @@ from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
 from .channel import Channel, Pending
 from .settings import Settings
-from .wishes import Ask, ChatWish, Wish
+from .wishes import Ask, ChatWish, Wish, WishError
 
 SERVER_BYTES = 40_000_000  # measured: 25 MB for libraries, llguidance and streams; the rest is for requests' bodies
 PLAUSIBLE = 16  # characters of text for each token of the context: a longer text is looked at before it is encoded
@@ -104,7 +105,8 @@ class Service:
         channel = Channel(self.settings.limits.parts)
         room = min(ask.limits.max_tokens, check_room(0, ask.tokens, ask.limits))
         stream = self.language.tokenizer.stream(special=ask.special)
-        steps = Steps(Sampler(ask.sampling), stream, ask.limits, room, ask.constraint)
+        penalizer = Penalizer(ask.penalties, ask.tokens)
+        steps = Steps(Sampler(ask.sampling), stream, ask.limits, room, ask.constraint, penalizer)
         reader = AnswerReader(ask.calls, ask.thinking, ask.tools)
         answer = Answer(steps, reader, channel.put, top_logprobs=ask.top_logprobs, one_call=ask.one_call)
         request = Request(ask.tokens, answer, ask.marks)
@@ -128,13 +130,17 @@ class Service:
         given: dict[str, Any] = dict(wish.sampling)
         context, ends = self.engine.context, self.language.tokenizer.end_tokens
         longest = next(size for size in (wish.max_tokens, self.language.max_tokens, context) if size is not None)
-        unknown = next((token for token in tokens if not 0 <= token < self.engine.model.vocab_size), None)
+        vocabulary = self.engine.model.vocab_size
+        unknown = next((token for token in tokens if not 0 <= token < vocabulary), None)
         if unknown is not None:
-            raise UsageError(f"token {unknown} is outside the model's vocabulary of {self.engine.model.vocab_size}")
+            raise UsageError(f"token {unknown} is outside the model's vocabulary of {vocabulary}")
+        unknown = next((token for token in wish.penalties.biases if token >= vocabulary), None)
+        if unknown is not None:
+            raise WishError("logit_bias", f"token {unknown} is outside the model's vocabulary of {vocabulary}")
         limits = Limits(longest, context, ends, tuple(wish.stops))
         check_room(0, tokens, limits)
         sampling: Sampling = replace(self.language.sampling, **given)
-        return Ask(tokens, sampling, limits, top_logprobs=wish.top_logprobs)
+        return Ask(tokens, sampling, limits, top_logprobs=wish.top_logprobs, penalties=wish.penalties)
 
     def _constraint(self, wish: ChatWish, calls: Calls | None, thinking: Thinking) -> Constraint | None:
         """What the answer is held to. One thread at a time: compiled grammars are shared."""

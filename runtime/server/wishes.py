@@ -4,11 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...manifests.errors import UsageError
 from ..answers.dialect import Calls, Thinking
 from ..answers.grammar import Form
 from ..answers.message import next_call
 from ..generate import Constraint, Limits
+from ..penalties import Penalties
 from ..sampling import Sampling
+
+
+class WishError(UsageError):
+    """A wish that this pack cannot meet, because of what its `field` asks for."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"{field}: {why}")
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,7 @@ class Wish:
     max_tokens: int | None = None
     stops: Sequence[str] = ()
     top_logprobs: int | None = None
+    penalties: Penalties = field(default_factory=Penalties)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Ask:
     tools: Sequence[Mapping[str, Any]] = ()
     constraint: Constraint | None = None
     top_logprobs: int | None = None
+    penalties: Penalties = field(default_factory=Penalties)
     one_call: bool = False
     first_call: int = 0
     special: bool = False

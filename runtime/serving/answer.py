@@ -17,7 +17,7 @@ from ..generate import Finish, Steps
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A token's natural log probability before any sampling setting, and the likeliest tokens with theirs."""
+    """A token's natural log probability before all that a request asks for, and the likeliest tokens with theirs."""
 
     token: int
     logprob: float
