@@ -22,7 +22,7 @@ from .disk import Tuning, tune
 from .experts import ExpertStream
 from .memory import MemoryPlan, plan
 from .model import Given, TextModel
-from .sessions.snapshot import Snapshot, restore, rewind
+from .sessions.snapshot import Snapshot, copy, restore, rewind
 from .state import State, position_bytes, recurrent_bytes
 from .streaming.files import Access
 from .trace import Recorder
@@ -250,6 +250,13 @@ class Session:
             )
         self.failed = True
         restore(self.state, snapshots, self._engine.backend)
+        self.failed = False
+
+    def follow(self, other: "Session") -> None:
+        """Go to where another session of the engine is, whatever happened before. Raises UsageError if it failed."""
+        other._require_usable()
+        self.failed = True
+        copy(self.state, other.state, self._engine.backend)
         self.failed = False
 
     def rewind(self, snapshot: Snapshot) -> None:

@@ -2,13 +2,14 @@
 
 All rows of a step go through a layer together, so an expert that several of them want is read once. Prompts continue
 from the longest beginning that is remembered, and are remembered themselves: at their marks, where they part from
-others, at their end, and with their answer. What fails in one request, or in remembering it, is that one's alone. On
-CPUs no request's logits depend on who else is there. Single-threaded.
+others, at their end, and with their answer. A prompt that several want at once is computed once for them. What fails in
+one request, or in remembering it, is that one's alone. On CPUs no request's logits depend on who else is there.
+Single-threaded.
 """
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ...manifests.errors import UsageError
@@ -41,6 +42,7 @@ class _Running:
     session: Session
     tokens: list[int]
     stops: deque[int]  # positions in the prompt to remember, ascending
+    leader: "_Running | None" = None  # computes the same prompt; until that is done there is nothing in the session
 
     @property
     def left(self) -> int:
@@ -83,7 +85,6 @@ class Batch:
             request.fail(error)
         else:
             self._running.append(running)
-            self.counts.cached_tokens += session.position
 
     def step(self) -> None:
         """Compute one step of all requests, tell each what came of it, and let go of those that ended."""
@@ -103,7 +104,7 @@ class Batch:
         for (running, turn), logits in zip(turns, found, strict=True):
             self._count(running, turn)
             if turn.wanted:
-                self._answer(running, logits[-1])
+                self._answer_all(running, logits[-1])
         for running, _ in turns:  # once everybody has heard
             if running in self._running:
                 self._remember(running)
@@ -114,19 +115,34 @@ class Batch:
             self._fail(running, error)
 
     def _begun(self, request: Request, session: Session) -> _Running:
-        """With what is remembered of it in a session."""
+        """Behind whoever computes the same prompt, or on its own."""
+        running = _Running(request, session, list(request.prompt), deque())
+        alike = (each for each in self._running if each.leader is None and each.tokens == running.tokens)
+        running.leader = next(alike, None)
+        if running.leader is None:
+            self._begin(running)
+        return running
+
+    def _begin(self, running: _Running) -> None:
+        """With what is remembered of its prompt in its session."""
+        request, session = running.request, running.session
         known = self._prefixes.find(request.prompt)
         session.restore(known.snapshots)
         marks = {*request.marks, known.parts, len(request.prompt)}
-        stops = deque(sorted(mark for mark in marks if session.position < mark <= len(request.prompt)))
-        request.answer.begin(session.position)
-        return _Running(request, session, list(request.prompt), stops)
+        running.stops = deque(sorted(mark for mark in marks if session.position < mark <= len(request.prompt)))
+        self._tell(running)
+
+    def _tell(self, running: _Running) -> None:
+        """That it begins, with what others have computed of it."""
+        running.leader = None
+        running.request.answer.begin(running.session.position)
+        self.counts.cached_tokens += running.session.position
 
     def _turns(self) -> Iterator[tuple[_Running, Turn]]:
         """What each request is given in this step: answers one token, then prompts what room there is."""
         held = 0
         answering = [running for running in self._running if running.answering]
-        prompts = [running for running in self._running if not running.answering]
+        prompts = [running for running in self._running if not running.answering and running.leader is None]
         room = self._engine.memory.chunk - len(answering)
         if answering:
             room = min(room, BESIDE_ANSWERS)
@@ -192,6 +208,42 @@ class Batch:
             snapshot = running.session.snapshot(node.position, last)
             self._prefixes.add(node, tokens[node.position :], snapshot)
 
+    def _answer_all(self, running: _Running, logits: Sequence[float]) -> None:
+        """Of a request, and of those that waited for its prompt."""
+        behind = [each for each in self._running if each.leader is running]
+        for each in behind:
+            self._try(each, self._join)
+        for each in [running, *behind]:
+            if each in self._running:
+                self._answer(each, logits)
+
+    def _join(self, running: _Running) -> None:
+        """Its leader's prompt is done."""
+        assert running.leader is not None
+        running.session.follow(running.leader.session)
+        self._tell(running)
+
+    def _pass_on(self, running: _Running) -> None:
+        """Who waits for a prompt that is given up goes on with it, or begins anew if that failed."""
+        heirs = [each for each in self._running if each.leader is running]
+        if not heirs:
+            return
+        heir, *others = heirs
+        for each in others:
+            each.leader = heir
+        if running.session.failed:
+            heir.leader = None
+            self._try(heir, self._begin)
+        else:
+            heir.session, running.session, heir.stops = running.session, heir.session, running.stops
+            self._try(heir, self._tell)
+
+    def _try(self, running: _Running, begin: Callable[[_Running], None]) -> None:
+        try:
+            begin(running)
+        except Exception as error:
+            self._fail(running, error)
+
     def _answer(self, running: _Running, logits: Sequence[float]) -> None:
         try:
             token = running.request.answer.next(logits)  # type: ignore[arg-type]
@@ -215,4 +267,5 @@ class Batch:
 
     def _release(self, running: _Running) -> None:
         self._running.remove(running)
+        self._pass_on(running)
         self._idle.append(running.session)

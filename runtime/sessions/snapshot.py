@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..backends.base import AttentionState, Backend, Floats
+from ..backends.base import AttentionState, Backend, DeltaState, Floats, Tensor
 from ..state import State, copied
 
 LayerCopy: TypeAlias = tuple[Floats, Floats]  # keys and values of the stretch, or convolution and memory at its end
@@ -67,6 +67,18 @@ def restore(state: State, snapshots: Sequence[Snapshot], backend: Backend) -> No
     state.position = ends[-1]
 
 
+def copy(state: State, source: State, backend: Backend) -> None:
+    """Bring a state of any position to where another of the same model is, without memory for what is between.
+
+    Between forward passes only.
+    """
+    rows = slice(0, source.position)
+    for own, other in zip(state.layers, source.layers, strict=True):
+        for tensor, values in zip(_tensors(own, rows), _tensors(other, rows), strict=True):
+            backend.write(tensor, backend.to_host(values))
+    state.position = source.position
+
+
 def rewind(state: State, snapshot: Snapshot, backend: Backend) -> None:
     """Bring a state that has passed the end of a snapshot back there; its caches still hold the rows before.
 
@@ -77,6 +89,12 @@ def rewind(state: State, snapshot: Snapshot, backend: Backend) -> None:
             backend.write(layer.conv, conv)
             backend.write(layer.memory, memory)
     state.position = snapshot.last
+
+
+def _tensors(layer: AttentionState | DeltaState, rows: slice) -> tuple[Tensor, Tensor]:
+    if isinstance(layer, AttentionState):
+        return layer.keys[rows], layer.values[rows]
+    return layer.conv, layer.memory
 
 
 def _restore_caches(layer: AttentionState, index: int, snapshots: Sequence[Snapshot], backend: Backend) -> None:

@@ -209,3 +209,58 @@ def test_what_cannot_be_remembered_is_answered_all_the_same(
 
 def _refused(*_: object) -> None:
     raise IsADirectoryError("a state file")
+
+
+def test_a_prompt_that_several_want_at_once_is_computed_once(engine: Engine) -> None:
+    tokens, batch = prompt(engine, 100, 4), Batch(engine, Prefixes(NOTHING))
+    answers = [Greedy(count) for count in (1, 6, 9)]
+    run(batch, [Request(list(tokens), answer) for answer in answers])
+    assert [answer.tokens for answer in answers] == [solo(engine, tokens, count) for count in (1, 6, 9)]
+    assert [answer.cached for answer in answers] == [0, 100, 100]
+    assert (batch.counts.prompt_tokens, batch.counts.cached_tokens, batch.counts.finished) == (100, 200, 3)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_who_waits_for_a_prompt_goes_on_with_it_when_it_is_given_up(engine: Engine, steps: int) -> None:
+    tokens, batch = prompt(engine, 100, 5), Batch(engine, Prefixes(NOTHING))
+    requests = [Request(list(tokens), Greedy(4)) for _ in range(3)]
+    for request in requests:
+        batch.admit(request)
+    for _ in range(steps):
+        batch.step()
+    requests[0].cancelled = True
+    run(batch, [])
+    for request in requests[1:]:
+        assert request.answer.tokens == solo(engine, tokens, 4)  # type: ignore[attr-defined]
+    assert batch.counts.prompt_tokens == 100
+    assert (batch.counts.cancelled, batch.counts.finished, batch.free) == (1, 2, 3)
+
+
+def test_who_waits_for_a_prompt_that_fails_begins_anew(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, batch = prompt(engine, 100, 6), Batch(engine, Prefixes(NOTHING))
+    answers = [Greedy(4) for _ in range(3)]
+    for answer in answers:
+        batch.admit(Request(list(tokens), answer))
+    batch.step()
+
+    def broken(turns: Sequence[Turn]) -> list[np.ndarray]:
+        for turn in turns:
+            turn.session.failed = True
+        raise MoepackError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "extend", broken)
+        batch.step()
+    run(batch, [])
+    assert [type(answer.error) for answer in answers] == [MoepackError, type(None), type(None)]
+    assert [answer.tokens for answer in answers[1:]] == [solo(engine, tokens, 4)] * 2
+    assert (batch.counts.failed, batch.counts.finished, batch.free) == (1, 2, 3)
+
+
+def test_of_those_that_want_a_prompt_one_that_cannot_answer_fails_alone(engine: Engine) -> None:
+    tokens, batch = prompt(engine, 20, 7), Batch(engine, Prefixes(PLENTY))
+    answers = [Greedy(4, fails_at=0), Greedy(4, fails_at=2), Greedy(4)]
+    run(batch, [Request(list(tokens), answer) for answer in answers])
+    assert [type(answer.error) for answer in answers] == [UsageError, UsageError, type(None)]
+    assert answers[2].tokens == solo(engine, tokens, 4)
+    assert batch.free == 3
