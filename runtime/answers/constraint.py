@@ -80,6 +80,10 @@ class Constraint:
     def __init__(self, matcher: Any, size: int, ends: list[int]) -> None:
         self._matcher, self._size, self._ends = matcher, size, ends
 
+    def copy(self) -> "Constraint":
+        """Another answer's, that goes on from here."""
+        return Constraint(self._matcher.deep_copy(), self._size, self._ends)
+
     def allowed(self) -> Allowed:
         """Which tokens may come next, bool [V]; at least one."""
         mask = np.zeros(self._size, np.bool_)

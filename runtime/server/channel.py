@@ -1,7 +1,7 @@
 """From the thread that computes to a coroutine: parts of an answer, at most so many unread."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...manifests.errors import UsageError
 from ..serving.answer import Ended, Failed, Part
@@ -27,19 +27,32 @@ class Channel:
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
 
     async def get(self) -> Part:
-        """The next part; after the last there is none, ever."""
+        """The next part; after the last of all answers there is none, ever."""
         part = await self._parts.get()
         self._got += 1
         return part
 
 
 class Pending:
-    """An answer that was asked for: its parts, until `cancel`, which is harmless once it has ended."""
+    """Answers that were asked for together: their parts as they come, until all have ended, one failed, or `cancel`."""
 
-    def __init__(self, channel: Channel, request: Request, cancel: Callable[[Request], None]) -> None:
-        self.get = channel.get
-        self._request, self._cancel = request, cancel
+    def __init__(self, channel: Channel, requests: Sequence[Request], cancel: Callable[[Request], None]) -> None:
+        self._channel, self._requests, self._cancel = channel, requests, cancel
+        self._left = len(requests)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no more to come."""
+        return self._left <= 0
+
+    async def get(self) -> Part:
+        """The next part of any of them."""
+        part = await self._channel.get()
+        if isinstance(part, Ended | Failed):
+            self._left = self._left - 1 if isinstance(part, Ended) else 0
+        return part
 
     def cancel(self) -> None:
-        """Compute no more of it."""
-        self._cancel(self._request)
+        """Compute no more of any; harmless once they have ended."""
+        for request in self._requests:
+            self._cancel(request)

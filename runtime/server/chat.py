@@ -109,8 +109,6 @@ def messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _refuse(request: ChatRequest) -> None:
-    if request.n not in (None, 1):
-        raise unsupported("n", "this server gives one answer; leave it out or ask again")
     if set(request.modalities or ()) - {"text"}:
         raise unsupported("modalities", "this server answers with text only")
     neutral = ("audio", "functions", "function_call", "web_search_options")
@@ -127,6 +125,7 @@ def _wish(request: ChatRequest) -> Wish:
         fields.stops("stop", request.stop),
         fields.top_logprobs("top_logprobs", request.top_logprobs or 0) if request.logprobs else None,
         fields.penalties(request),
+        fields.choices(request.n),
     )
 
 
@@ -202,24 +201,20 @@ def _result(message: Mapping[str, Any], place: str, names: Mapping[str, str]) ->
     return {"tool_call_id": number, **({"name": names[number]} if number in names else {})}
 
 
-class ChatShape:
-    """See shape.Shape."""
+class _Choice:
+    """One answer: its chunks' choices, and its own in the document."""
 
-    def __init__(self, model: str, ask: Ask, request: ChatRequest, tokenizer: Tokenizer) -> None:
-        self._ask, self._tokenizer = ask, tokenizer
-        self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer) -> None:
+        self._index, self._ask, self._tokenizer = index, ask, tokenizer
         self._assembly = Assembly(ask.first_call)
         self._logprobs: list[dict[str, Any]] = []
-        self._cached = 0
-        self._end = Ended("interrupted", None, 0)
+        self.end: Ended | None = None
 
-    def began(self, part: Began) -> Iterator[shape.Event]:
+    def began(self) -> dict[str, Any]:
         """The role."""
-        self._cached = part.cached
-        yield self._chunk({"role": "assistant"})
+        return self._chunk({"role": "assistant"})
 
-    def said(self, part: Said) -> Iterator[shape.Event]:
+    def said(self, part: Said) -> Iterator[dict[str, Any]]:
         """A delta for each event; logprobs go with the first."""
         self._assembly.add(part.events)
         logprobs = None
@@ -232,28 +227,19 @@ class ChatShape:
             yield self._chunk(delta, logprobs)
             logprobs = None
 
-    def ended(self, part: Ended) -> Iterator[shape.Event]:
-        """The reason, the usage if it was asked for, and the end."""
-        self._end = part
-        yield self._chunk({}, finish=self._finish())
-        if self._usage_wanted:
-            yield shape.Event({**self._document("chat.completion.chunk", []), "usage": self._usage()})
-        yield shape.Event("[DONE]")
-
-    def failed(self, error: ApiError) -> Iterator[shape.Event]:
-        """OpenAI's clients raise what has an `error`."""
-        yield shape.Event(error.document(""))
+    def ended(self, part: Ended) -> dict[str, Any]:
+        """The reason."""
+        self.end = part
+        return self._chunk({}, finish=self._finish())
 
     def document(self) -> dict[str, Any]:
-        """A chat.completion."""
-        choice = {"index": 0, "message": self._assembly.message().document(), "finish_reason": self._finish()}
-        choice["logprobs"] = None if self._ask.top_logprobs is None else {"content": self._logprobs}
-        return {**self._document("chat.completion", [choice]), "usage": self._usage()}
+        """All of it."""
+        message = self._assembly.message().document()
+        choice = {"index": self._index, "message": message, "finish_reason": self._finish()}
+        return {**choice, "logprobs": None if self._ask.top_logprobs is None else {"content": self._logprobs}}
 
-    def _chunk(self, delta: Any, logprobs: Any = None, finish: str | None = None) -> shape.Event:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        chunk = self._document("chat.completion.chunk", [choice])
-        return shape.Event({**chunk, "usage": None} if self._usage_wanted else chunk)
+    def _chunk(self, delta: Any, logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
+        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
     def _delta(self, event: Event) -> dict[str, Any] | None:
         match event:
@@ -268,16 +254,61 @@ class ChatShape:
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
         return None
 
+    def _finish(self) -> str:
+        assert self.end is not None
+        called = any(call.whole for call in self._assembly.message().calls)
+        return "tool_calls" if called and self.end.finish == "stop" else self.end.finish
+
+
+class ChatShape:
+    """See shape.Shape. Chunks of several answers come as their tokens do."""
+
+    def __init__(self, model: str, ask: Ask, request: ChatRequest, tokenizer: Tokenizer) -> None:
+        self._ask = ask
+        self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
+        self._cached = 0
+
+    def began(self, part: Began) -> Iterator[shape.Event]:
+        """The role."""
+        if part.index == 0:
+            self._cached = part.cached
+        yield self._chunk(self._choices[part.index].began())
+
+    def said(self, part: Said) -> Iterator[shape.Event]:
+        """A chunk for each event."""
+        yield from map(self._chunk, self._choices[part.index].said(part))
+
+    def ended(self, part: Ended) -> Iterator[shape.Event]:
+        """The reason; after the last the usage if it was asked for, and the end."""
+        yield self._chunk(self._choices[part.index].ended(part))
+        if any(choice.end is None for choice in self._choices):
+            return
+        if self._usage_wanted:
+            yield shape.Event({**self._document("chat.completion.chunk", []), "usage": self._usage()})
+        yield shape.Event("[DONE]")
+
+    def failed(self, error: ApiError) -> Iterator[shape.Event]:
+        """OpenAI's clients raise what has an `error`."""
+        yield shape.Event(error.document(""))
+
+    def document(self) -> dict[str, Any]:
+        """A chat.completion."""
+        choices = [choice.document() for choice in self._choices]
+        return {**self._document("chat.completion", choices), "usage": self._usage()}
+
+    def _chunk(self, choice: dict[str, Any]) -> shape.Event:
+        chunk = self._document("chat.completion.chunk", [choice])
+        return shape.Event({**chunk, "usage": None} if self._usage_wanted else chunk)
+
     def _document(self, kind: str, choices: list[Any]) -> dict[str, Any]:
         return {"object": kind, **self._head, "choices": choices}
 
-    def _finish(self) -> str:
-        called = any(call.whole for call in self._assembly.message().calls)
-        return "tool_calls" if called and self._end.finish == "stop" else self._end.finish
-
     def _usage(self) -> dict[str, Any]:
-        details = {"completion_tokens_details": {"reasoning_tokens": self._end.reasoning}}
-        return {**usage(len(self._ask.tokens), self._cached, self._end.tokens), **details}
+        ends = [choice.end for choice in self._choices if choice.end is not None]
+        details = {"completion_tokens_details": {"reasoning_tokens": sum(end.reasoning for end in ends)}}
+        return {**usage(len(self._ask.tokens), self._cached, sum(end.tokens for end in ends)), **details}
 
 
 def usage(prompt: int, cached: int, answer: int) -> dict[str, Any]:

@@ -59,38 +59,30 @@ def prompt(request: CompletionRequest) -> str | list[int]:
 
 def wish(request: CompletionRequest) -> Wish:
     """How it is to be continued. Raises ApiError for what is malformed or not supported."""
-    for name in ("n", "best_of"):
-        if getattr(request, name) not in (None, 1):
-            raise unsupported(name, "this server gives one answer; leave it out or ask again")
+    choices = fields.choices(request.n)
+    if request.best_of not in (None, choices):
+        raise unsupported("best_of", "this server gives all answers that it computes; leave it out or make it n")
     neutral = ("echo", "suffix")
     fields.neutral(**{name: getattr(request, name) for name in neutral})
     if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
         raise ApiError(f"logprobs: {request.logprobs} is not between 0 and {MOST_LOGPROBS}", param="logprobs")
     longest = fields.limit("max_tokens", request.max_tokens)
     stops, penalties = fields.stops("stop", request.stop), fields.penalties(request)
-    return Wish(fields.sampling(request), longest, stops, request.logprobs, penalties)
+    return Wish(fields.sampling(request), longest, stops, request.logprobs, penalties, choices)
 
 
-class CompletionShape:
-    """See shape.Shape."""
+class _Choice:
+    """One text: its chunks' choices, and its own in the document."""
 
-    def __init__(self, model: str, ask: Ask, request: CompletionRequest, tokenizer: Tokenizer) -> None:
-        self._ask = ask
-        self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
-        self._head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer) -> None:
+        self._index, self._ask = index, ask
         self._text: list[str] = []
         self._found: list[Likelihood] = []
         self._streamed, self._whole = likelihoods.Legacy(tokenizer), likelihoods.Legacy(tokenizer)
-        self._cached = 0
-        self._end = Ended("interrupted", None, 0)
+        self.end: Ended | None = None
 
-    def began(self, part: Began) -> Iterator[shape.Event]:
-        """Nothing yet."""
-        self._cached = part.cached
-        yield from ()
-
-    def said(self, part: Said) -> Iterator[shape.Event]:
-        """A chunk."""
+    def said(self, part: Said) -> Iterator[dict[str, Any]]:
+        """A chunk's, or none."""
         text = "".join(event.text for event in part.events if isinstance(event, Content))
         self._text.append(text)
         logprobs = None
@@ -100,10 +92,46 @@ class CompletionShape:
         if text or logprobs:
             yield self._chunk(text, logprobs)
 
+    def ended(self, part: Ended) -> dict[str, Any]:
+        """The reason."""
+        self.end = part
+        return self._chunk("", finish=part.finish)
+
+    def document(self) -> dict[str, Any]:
+        """All of it."""
+        assert self.end is not None
+        logprobs = None if self._ask.top_logprobs is None else self._whole.columns(self._found)
+        return self._chunk("".join(self._text), logprobs, self.end.finish)
+
+    def _chunk(self, text: str, logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+class CompletionShape:
+    """See shape.Shape. Chunks of several texts come as their tokens do."""
+
+    def __init__(self, model: str, ask: Ask, request: CompletionRequest, tokenizer: Tokenizer) -> None:
+        self._ask = ask
+        self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
+        self._head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
+        self._cached = 0
+
+    def began(self, part: Began) -> Iterator[shape.Event]:
+        """Nothing yet."""
+        if part.index == 0:
+            self._cached = part.cached
+        yield from ()
+
+    def said(self, part: Said) -> Iterator[shape.Event]:
+        """A chunk."""
+        yield from map(self._chunk, self._choices[part.index].said(part))
+
     def ended(self, part: Ended) -> Iterator[shape.Event]:
-        """The reason, the usage if it was asked for, and the end."""
-        self._end = part
-        yield self._chunk("", finish=part.finish)
+        """The reason; after the last the usage if it was asked for, and the end."""
+        yield self._chunk(self._choices[part.index].ended(part))
+        if any(choice.end is None for choice in self._choices):
+            return
         if self._usage_wanted:
             yield shape.Event({**self._document([]), "usage": self._usage()})
         yield shape.Event("[DONE]")
@@ -114,12 +142,9 @@ class CompletionShape:
 
     def document(self) -> dict[str, Any]:
         """A text_completion."""
-        choice = {"index": 0, "text": "".join(self._text), "finish_reason": self._end.finish}
-        choice["logprobs"] = None if self._ask.top_logprobs is None else self._whole.columns(self._found)
-        return {**self._document([choice]), "usage": self._usage()}
+        return {**self._document([choice.document() for choice in self._choices]), "usage": self._usage()}
 
-    def _chunk(self, text: str, logprobs: Any = None, finish: str | None = None) -> shape.Event:
-        choice = {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}
+    def _chunk(self, choice: dict[str, Any]) -> shape.Event:
         chunk = self._document([choice])
         return shape.Event({**chunk, "usage": None} if self._usage_wanted else chunk)
 
@@ -127,4 +152,5 @@ class CompletionShape:
         return {"object": "text_completion", **self._head, "choices": choices}
 
     def _usage(self) -> dict[str, Any]:
-        return usage(len(self._ask.tokens), self._cached, self._end.tokens)
+        tokens = sum(choice.end.tokens for choice in self._choices if choice.end is not None)
+        return usage(len(self._ask.tokens), self._cached, tokens)

@@ -33,8 +33,7 @@ class EventStream:
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        part: Part | None = None
-        while not isinstance(part, Ended | Failed):
+        while not self._pending.over:
             part = await self._next()
             body = PING if part is None else b"".join(map(_encoded, told(self._shape, part)))
             async with asyncio.timeout(self._limits.send_seconds):
@@ -52,14 +51,13 @@ class EventStream:
 
 async def whole(pending: Pending, shape: Shape) -> dict[str, Any]:
     """The document of an answer, once it is there. Raises ApiError if it failed."""
-    while True:
+    while not pending.over:
         part = await pending.get()
         if isinstance(part, Failed):
             raise ApiError.of(part.error) from part.error
         for _ in told(shape, part):
             pass
-        if isinstance(part, Ended):
-            return shape.document()
+    return shape.document()
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:

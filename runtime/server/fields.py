@@ -9,12 +9,13 @@ from ..answers.grammar import Form
 from ..answers.jsontext import loads
 from ..penalties import Penalties
 from .failures import ApiError, unsupported
+from .wishes import SEEDS
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 MOST_STOPS, MOST_STOP_CHARACTERS = 64, 1000
 MOST_LOGPROBS = 20
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
-SEEDS = 2**64
+MOST_CHOICES = 8
 TOKEN = re.compile(r"0|[1-9][0-9]{0,9}")
 REPETITION = (0.01, 100.0)  # beyond these a penalty is a mistake, and logits might become infinite
 
@@ -54,6 +55,13 @@ def _bias(token: str, value: float) -> tuple[int, float]:
     if not TOKEN.fullmatch(token):
         raise ApiError(f"logit_bias: {token!r:.60} is not the number of a token", param="logit_bias")
     return int(token), _within("logit_bias", value, -100.0, 100.0, 0.0)
+
+
+def choices(n: int | None) -> int:
+    """How many answers."""
+    if n is not None and not 1 <= n <= MOST_CHOICES:
+        raise ApiError(f"n: {n} is not between 1 and {MOST_CHOICES}", param="n")
+    return n or 1
 
 
 def limit(name: str, value: int | None) -> int | None:

@@ -31,7 +31,7 @@ from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
 from .channel import Channel, Pending
 from .settings import Settings
-from .wishes import Ask, ChatWish, Wish, WishError
+from .wishes import SEEDS, Ask, ChatWish, Wish, WishError
 
 SERVER_BYTES = 40_000_000  # measured: 25 MB for libraries, llguidance and streams; the rest is for requests' bodies
 PLAUSIBLE = 16  # characters of text for each token of the context: a longer text is looked at before it is encoded
@@ -103,15 +103,24 @@ class Service:
     def begin(self, ask: Ask) -> Pending:
         """Queue it, in an event loop. Raises BusyError if too many wait, UsageError if it can never be computed."""
         channel = Channel(self.settings.limits.parts)
+        answers = [self._answer(self._choice(ask, index), index, channel) for index in range(ask.choices)]
+        requests = [Request(ask.tokens, answer, ask.marks) for answer in answers]
+        self.scheduler.submit(*requests)
+        return Pending(channel, requests, self.scheduler.cancel)
+
+    def _choice(self, ask: Ask, index: int) -> Ask:
+        """One answer of several: a later one is what the seed after gives, and is held to its form on its own."""
+        seed = None if ask.sampling.seed is None else (ask.sampling.seed + index) % SEEDS
+        constraint = None if ask.constraint is None else ask.constraint.copy()
+        return replace(ask, sampling=replace(ask.sampling, seed=seed), constraint=constraint)
+
+    def _answer(self, ask: Ask, index: int, channel: Channel) -> Answer:
         room = min(ask.limits.max_tokens, check_room(0, ask.tokens, ask.limits))
         stream = self.language.tokenizer.stream(special=ask.special)
         penalizer = Penalizer(ask.penalties, ask.tokens)
         steps = Steps(Sampler(ask.sampling), stream, ask.limits, room, ask.constraint, penalizer)
         reader = AnswerReader(ask.calls, ask.thinking, ask.tools)
-        answer = Answer(steps, reader, channel.put, top_logprobs=ask.top_logprobs, one_call=ask.one_call)
-        request = Request(ask.tokens, answer, ask.marks)
-        self.scheduler.submit(request)
-        return Pending(channel, request, self.scheduler.cancel)
+        return Answer(steps, reader, channel.put, top_logprobs=ask.top_logprobs, one_call=ask.one_call, index=index)
 
     def _require_room(self, text: str) -> None:
         """Refuse a text that is far too long before it is encoded as a whole, which takes a hundred times its bytes."""
@@ -137,10 +146,13 @@ class Service:
         unknown = next((token for token in wish.penalties.biases if token >= vocabulary), None)
         if unknown is not None:
             raise WishError("logit_bias", f"token {unknown} is outside the model's vocabulary of {vocabulary}")
+        if wish.choices > self.settings.queue:
+            raise WishError("n", f"the queue has room for {self.settings.queue} only; ask for fewer choices")
         limits = Limits(longest, context, ends, tuple(wish.stops))
         check_room(0, tokens, limits)
         sampling: Sampling = replace(self.language.sampling, **given)
-        return Ask(tokens, sampling, limits, top_logprobs=wish.top_logprobs, penalties=wish.penalties)
+        told: dict[str, Any] = {"top_logprobs": wish.top_logprobs, "choices": wish.choices}
+        return Ask(tokens, sampling, limits, penalties=wish.penalties, **told)
 
     def _constraint(self, wish: ChatWish, calls: Calls | None, thinking: Thinking) -> Constraint | None:
         """What the answer is held to. One thread at a time: compiled grammars are shared."""

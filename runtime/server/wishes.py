@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...manifests.errors import UsageError
+from ..answers.constraint import Constraint
 from ..answers.dialect import Calls, Thinking
 from ..answers.grammar import Form
 from ..answers.message import next_call
-from ..generate import Constraint, Limits
+from ..generate import Limits
 from ..penalties import Penalties
 from ..sampling import Sampling
+
+SEEDS = 2**64
 
 
 class WishError(UsageError):
@@ -25,7 +28,7 @@ class WishError(UsageError):
 class Wish:
     """`sampling`: the settings that were given, by name. `max_tokens` None: as long as pack and context allow.
 
-    `top_logprobs`: so many alternatives of each token are told, None for no logprobs.
+    `top_logprobs`: so many alternatives of each token are told, None for no logprobs. `choices`: so many answers.
     """
 
     sampling: Mapping[str, float | int] = field(default_factory=dict)
@@ -33,6 +36,7 @@ class Wish:
     stops: Sequence[str] = ()
     top_logprobs: int | None = None
     penalties: Penalties = field(default_factory=Penalties)
+    choices: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,4 @@ class Ask:
     one_call: bool = False
     first_call: int = 0
     special: bool = False
+    choices: int = 1

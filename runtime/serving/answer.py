@@ -1,7 +1,7 @@
 """An answer of the batch on its way to a client: what it says, in order, and how it ended.
 
 Made in the thread that computes, handed to `hand`, which must not wait. Promises that the last part, and only that, is
-`Ended` or `Failed`. Knows no protocol.
+`Ended` or `Failed`. `index` tells apart the answers of one client's request. Knows no protocol.
 """
 
 from collections.abc import Callable
@@ -37,6 +37,7 @@ class Began:
     """Computing begins; so many tokens of the prompt were remembered."""
 
     cached: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Said:
 
     events: tuple[Event, ...]
     likelihood: Likelihood | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Ended:
     stop: str | None
     tokens: int
     reasoning: int = 0
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,15 @@ class Answer:
         *,
         top_logprobs: int | None = None,
         one_call: bool = False,
+        index: int = 0,
     ) -> None:
         self._steps, self._reader, self._hand = steps, reader, hand
-        self._top, self._one_call = top_logprobs, one_call
+        self._top, self._one_call, self._index = top_logprobs, one_call, index
         self._reasoning = 0
 
     def begin(self, cached: int) -> None:
         """Tell that computing begins."""
-        self._hand(Began(cached))
+        self._hand(Began(cached, self._index))
 
     def next(self, logits: Floats) -> int | None:
         """The next token, once what it completes was handed on."""
@@ -117,9 +121,9 @@ class Answer:
         called = self._one_call and _until_call(events)
         likelihood = None if self._top is None else Likelihood.of(logits, token, self._top)
         if events or likelihood is not None:
-            self._hand(Said(tuple(events), likelihood))
+            self._hand(Said(tuple(events), likelihood, self._index))
         if called:
-            self._hand(Ended("stop", None, len(self._steps.tokens), self._reasoning))
+            self._hand(self._ended("stop", None))
         elif self._steps.ended():
             self._end()
             return None
@@ -140,8 +144,11 @@ class Answer:
     def _end(self) -> None:
         rest = [*self._reader.push(self._steps.rest()), *self._reader.finish()]
         if rest:
-            self._hand(Said(tuple(rest)))
-        self._hand(Ended(self._steps.finish, self._steps.stop, len(self._steps.tokens), self._reasoning))
+            self._hand(Said(tuple(rest), index=self._index))
+        self._hand(self._ended(self._steps.finish, self._steps.stop))
+
+    def _ended(self, finish: Finish, stop: str | None) -> Ended:
+        return Ended(finish, stop, len(self._steps.tokens), self._reasoning, self._index)
 
 
 def _until_call(events: list[Event]) -> bool:

@@ -67,19 +67,20 @@ class Scheduler:
         """Whether nothing is taken any more."""
         return self._closed is not None
 
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, *requests: Request) -> None:
+        """Queue a request, or several: all of them or none.
 
         Raises BusyError if too many wait, ClosingError if nothing is taken any more, UsageError for one that can never
         be computed.
         """
-        self._check(request)
+        for request in requests:
+            self._check(request)
         with self._woken:
             if self._closed is not None:
                 raise ClosingError(*self._closed.args)
-            if len(self._waiting) >= self._most_waiting:
+            if len(self._waiting) + len(requests) > self._most_waiting:
                 raise BusyError(len(self._waiting), 1.0 + len(self._waiting))
-            self._waiting.append(request)
+            self._waiting.extend(requests)
             self._woken.notify()
 
     def cancel(self, request: Request) -> None:

@@ -159,7 +159,7 @@ def test_a_seed_repeats_an_answer(server: Hosted) -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "n": {"n": 2},
+    "n": {"n": 9},
     "presence_penalty": {"presence_penalty": 2.1},
     "temperature": {"temperature": 2.5},
     "top_p": {"top_p": 1.5},
