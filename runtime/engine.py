@@ -5,7 +5,7 @@ size. The engine knows token numbers only: text, sampling and stopping belong to
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -295,19 +295,24 @@ class Turn:
     """Tokens that a session is given, at least one; logits are `wanted` after the last so many of them.
 
     `marks`: numbers of tokens, less than all, after which a snapshot may be wanted, until the session's next turn.
+    `read` is given the logits after all tokens, some rows at a time, before it is known whether the pass succeeds; it
+    must not raise.
     """
 
     session: Session
     tokens: Sequence[int]
     wanted: int = 1
     marks: Sequence[int] = ()
+    read: Callable[[Floats], None] | None = None
 
 
 def advance(decoder: TextModel, turns: Sequence[Turn]) -> list[Floats]:
     """One chunk of turns that were checked: the logits of each."""
     for turn in turns:
         turn.session.failed = True
-    logits = decoder.logits([Given(turn.tokens, turn.session.state, turn.wanted, turn.marks) for turn in turns])
+    logits = decoder.logits(
+        [Given(turn.tokens, turn.session.state, turn.wanted, turn.marks, turn.read) for turn in turns]
+    )
     for turn in turns:
         turn.session.state.position += len(turn.tokens)
         turn.session.failed = False

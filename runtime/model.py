@@ -3,7 +3,7 @@
 x += mixer(norm(x)); x += experts(norm(x)) + sigmoid(shared gate) * shared expert(norm(x)); logits = head norm(x).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -26,12 +26,15 @@ class Given:
     """Tokens that continue a sequence, at least one; logits are `wanted` after the last so many of them.
 
     After each of the numbers of tokens in `marks`, less than all, the recurrent states are copied to `state.marked`.
+    `read` is given the logits after every token, some rows [n, vocab] at a time: they are in memory for no longer, and
+    may come of damaged experts, which shows once the pass is over.
     """
 
     tokens: Sequence[int]
     state: State
     wanted: int
     marks: Sequence[int] = ()
+    read: Callable[[Floats], None] | None = None
 
 
 class TextModel:
@@ -104,10 +107,19 @@ class TextModel:
     def _head(self, x: Tensor, given: Sequence[Given]) -> list[Floats]:
         """Logits of the rows that are wanted; those of neighbours are computed together."""
         found: list[Floats] = []
+        for each, first in zip(given, _starts(given), strict=True):
+            if each.read is not None:
+                self._read(x[first : first + len(each.tokens)], each.read)
         for rows, counts in _wanted(given):
             logits = self._operations.logits(x[rows], self._weights.norm, self._weights.head)
             found += np.split(logits, list(accumulate(counts))[:-1])
         return found
+
+    def _read(self, x: Tensor, read: Callable[[Floats], None]) -> None:
+        """Show the logits of all rows to a reader."""
+        for logits in self._operations.logits_by_parts(x, self._weights.norm, self._weights.head):
+            read(logits)
+            del logits  # before the next ones are made
 
     def _decode(self, x: Tensor, given: Sequence[Given]) -> None:
         """One token [1, hidden] through all layers, in place."""

@@ -3,7 +3,7 @@
 Nothing here knows of sequences or of where weights come from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -50,11 +50,15 @@ class Operations:
 
     def logits(self, x: Tensor, norm: Tensor, head: Matrix) -> Floats:
         """Logits [tokens, vocab] on the host, of rows of the residual stream."""
-        self.backend.section("head")
-        parts = (x[first : first + HEAD_ROWS] for first in range(0, len(x), HEAD_ROWS))
-        found = [self.backend.to_host(self.backend.linear(self.norm(part, norm), head)) for part in parts]
+        found = list(self.logits_by_parts(x, norm, head))
         nothing = np.empty((0, self.shape.vocab_size), np.float32)
         return found[0] if len(found) == 1 else np.concatenate([nothing, *found])
+
+    def logits_by_parts(self, x: Tensor, norm: Tensor, head: Matrix) -> Iterator[Floats]:
+        """The same, some rows at a time."""
+        self.backend.section("head")
+        for first in range(0, len(x), HEAD_ROWS):
+            yield self.backend.to_host(self.backend.linear(self.norm(x[first : first + HEAD_ROWS], norm), head))
 
     def _heads(self, x: Tensor, weights: LayerWeights, stretches: Sequence[Stretch]) -> Tensor:
         """What the mixer's heads give, before its output projection."""

@@ -87,7 +87,7 @@ class Sampler:
 
         Raises CorruptInputError when any logit is not finite.
         """
-        _check_finite(logits)
+        check_finite(logits)
         if allowed is None:
             return self._chosen(logits)
         tokens = np.flatnonzero(allowed)
@@ -113,6 +113,14 @@ def distribution(logits: Logits, settings: Sampling) -> tuple[NDArray[np.intp], 
     return tokens[kept], weights / weights.sum()
 
 
+def check_finite(logits: Logits) -> None:
+    """Raise CorruptInputError if any of the model's numbers is none."""
+    if not np.isfinite(logits).all():
+        raise CorruptInputError(
+            "the model's output is not finite, so there is no next token; moe-pack verify shows whether it is damaged"
+        )
+
+
 def _top_k(logits: Logits, top_k: int) -> NDArray[np.intp]:
     """Tokens no less likely than the k-th; more than k of them when several tie there. No temperature changes that."""
     if top_k == 0 or top_k >= len(logits):
@@ -135,13 +143,6 @@ def _top_p(scaled: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
     kept = from_below > 1 - top_p
     kept[-1] = True
     return np.sort(order[kept])
-
-
-def _check_finite(logits: Logits) -> None:
-    if not np.isfinite(logits).all():
-        raise CorruptInputError(
-            "the model's output is not finite, so there is no next token; moe-pack verify shows whether it is damaged"
-        )
 
 
 def _number(config: Mapping[str, Any], key: str, default: float, name: str) -> float:

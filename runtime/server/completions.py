@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ..answers.events import Content
-from ..serving.answer import Began, Ended, Likelihood, Said
+from ..serving.answer import Began, Ended, Said
 from ..tokenizer import Tokenizer
 from . import fields, likelihoods, shape
 from .chat import StreamOptions, usage
@@ -62,13 +62,22 @@ def wish(request: CompletionRequest) -> Wish:
     choices = fields.choices(request.n)
     if request.best_of not in (None, choices):
         raise unsupported("best_of", "this server gives all answers that it computes; leave it out or make it n")
-    neutral = ("echo", "suffix")
-    fields.neutral(**{name: getattr(request, name) for name in neutral})
+    if request.suffix:
+        raise unsupported("suffix", "this model fills in nothing before a text; leave it out")
     if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
         raise ApiError(f"logprobs: {request.logprobs} is not between 0 and {MOST_LOGPROBS}", param="logprobs")
-    longest = fields.limit("max_tokens", request.max_tokens)
-    stops, penalties = fields.stops("stop", request.stop), fields.penalties(request)
-    return Wish(fields.sampling(request), longest, stops, request.logprobs, penalties, choices)
+    nothing = bool(request.echo) and request.max_tokens == 0
+    longest = None if nothing else fields.limit("max_tokens", request.max_tokens)
+    return Wish(
+        fields.sampling(request),
+        longest,
+        fields.stops("stop", request.stop),
+        request.logprobs,
+        fields.penalties(request),
+        choices,
+        echo=bool(request.echo),
+        nothing=nothing,
+    )
 
 
 class _Choice:
@@ -77,18 +86,24 @@ class _Choice:
     def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer) -> None:
         self._index, self._ask = index, ask
         self._text: list[str] = []
-        self._found: list[Likelihood] = []
-        self._streamed, self._whole = likelihoods.Legacy(tokenizer), likelihoods.Legacy(tokenizer)
+        self._logprobs = likelihoods.Legacy(tokenizer)
         self.end: Ended | None = None
+
+    def began(self) -> Iterator[dict[str, Any]]:
+        """The prompt, where it is wanted."""
+        if self._ask.echo is not None:
+            self._text.append(self._ask.echo)
+            yield self._chunk(self._ask.echo)
 
     def said(self, part: Said) -> Iterator[dict[str, Any]]:
         """A chunk's, or none."""
         text = "".join(event.text for event in part.events if isinstance(event, Content))
         self._text.append(text)
         logprobs = None
+        if part.scored is not None:
+            logprobs = self._logprobs.prompt(part.scored)
         if part.likelihood is not None:
-            self._found.append(part.likelihood)
-            logprobs = self._streamed.columns([part.likelihood])
+            logprobs = self._logprobs.columns([part.likelihood])
         if text or logprobs:
             yield self._chunk(text, logprobs)
 
@@ -100,7 +115,7 @@ class _Choice:
     def document(self) -> dict[str, Any]:
         """All of it."""
         assert self.end is not None
-        logprobs = None if self._ask.top_logprobs is None else self._whole.columns(self._found)
+        logprobs = None if self._ask.top_logprobs is None else self._logprobs.all
         return self._chunk("".join(self._text), logprobs, self.end.finish)
 
     def _chunk(self, text: str, logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
@@ -118,10 +133,10 @@ class CompletionShape:
         self._cached = 0
 
     def began(self, part: Began) -> Iterator[shape.Event]:
-        """Nothing yet."""
+        """The prompt, or nothing yet."""
         if part.index == 0:
             self._cached = part.cached
-        yield from ()
+        yield from map(self._chunk, self._choices[part.index].began())
 
     def said(self, part: Said) -> Iterator[shape.Event]:
         """A chunk."""

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from ..serving.answer import Likelihood
+from ..serving.answer import Likelihood, Scored
 from ..tokenizer import REPLACEMENT, Tokenizer
+
+COLUMNS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
 def entry(found: Likelihood, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -18,25 +20,37 @@ def _one(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class Legacy:
-    """As in completions: columns, and where each token's text begins."""
+    """As in completions: columns, and where each token's text begins; `all` has those that were asked for so far."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._offset = 0
+        self.all: dict[str, list[Any]] = {name: [] for name in COLUMNS}
 
-    def columns(self, found: list[Likelihood]) -> dict[str, Any]:
+    def prompt(self, part: Scored) -> dict[str, list[Any]]:
+        """Columns for a prompt: nothing says how likely its first token was."""
+        return self._kept([self._row(part.first, None, None), *map(self._found, part.found)])
+
+    def columns(self, found: list[Likelihood]) -> dict[str, list[Any]]:
         """Columns for the next tokens."""
-        texts = [self._text(each.token) for each in found]
-        offsets = []
-        for text in texts:
-            offsets.append(self._offset)
-            self._offset += len(text)
-        return {
-            "tokens": texts,
-            "token_logprobs": [each.logprob for each in found],
-            "top_logprobs": [{self._text(token): logprob for token, logprob in each.top} for each in found],
-            "text_offset": offsets,
-        }
+        return self._kept(list(map(self._found, found)))
+
+    def _found(self, found: Likelihood) -> tuple[Any, ...]:
+        top: dict[str, float] = {}
+        for token, logprob in found.top:
+            top.setdefault(self._text(token), logprob)  # of several with the same text, such as halves of characters
+        return self._row(found.token, found.logprob, top)
+
+    def _row(self, token: int, logprob: float | None, top: dict[str, float] | None) -> tuple[Any, ...]:
+        text, offset = self._text(token), self._offset
+        self._offset += len(text)
+        return text, logprob, top, offset
+
+    def _kept(self, rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
+        columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+        for name in COLUMNS:
+            self.all[name] += columns[name]
+        return columns
 
     def _text(self, token: int) -> str:
         return self._tokenizer.decode([token], special=True)

@@ -20,15 +20,17 @@ from ..answers.reader import AnswerReader
 from ..engine import Engine, EngineOptions
 from ..generate import Limits, Steps, check_room
 from ..language import Language
+from ..operations import HEAD_ROWS
 from ..penalties import Penalizer
 from ..prompt import Chat, raw_tokens
 from ..sampling import Sampler, Sampling
-from ..serving.answer import Answer
+from ..serving.answer import Answer, Scorer
 from ..serving.request import Request
 from ..serving.scheduler import Scheduler
 from ..sessions.identity import identity
 from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
+from ..state import FLOAT_BYTES
 from .channel import Channel, Pending
 from .settings import Settings
 from .wishes import SEEDS, Ask, ChatWish, Wish, WishError
@@ -88,11 +90,18 @@ class Service:
 
     def text(self, prompt: str | Sequence[int], wish: Wish) -> Ask:
         """A bare text, or its tokens, to be continued."""
+        ask = self._ask(self._tokens(prompt), wish)
+        if not wish.echo:
+            return ask
+        text = prompt if isinstance(prompt, str) else self.language.tokenizer.decode(ask.tokens, special=True)
+        return replace(ask, echo=text, nothing=wish.nothing)
+
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):
-            return self._ask(list(prompt), wish)
+            return list(prompt)
         with self._preparing:
             self._require_room(prompt)
-            return self._ask(raw_tokens(prompt, self.language.tokenizer), wish)
+            return raw_tokens(prompt, self.language.tokenizer)
 
     def encoded(self, text: str, *, add_special: bool) -> list[int]:
         """A text as tokens, whatever becomes of them. Raises UsageError for one that is far too long."""
@@ -103,8 +112,7 @@ class Service:
     def begin(self, ask: Ask) -> Pending:
         """Queue it, in an event loop. Raises BusyError if too many wait, UsageError if it can never be computed."""
         channel = Channel(self.settings.limits.parts)
-        answers = [self._answer(self._choice(ask, index), index, channel) for index in range(ask.choices)]
-        requests = [Request(ask.tokens, answer, ask.marks) for answer in answers]
+        requests = [self._request(self._choice(ask, index), index, channel) for index in range(ask.choices)]
         self.scheduler.submit(*requests)
         return Pending(channel, requests, self.scheduler.cancel)
 
@@ -114,13 +122,25 @@ class Service:
         constraint = None if ask.constraint is None else ask.constraint.copy()
         return replace(ask, sampling=replace(ask.sampling, seed=seed), constraint=constraint)
 
-    def _answer(self, ask: Ask, index: int, channel: Channel) -> Answer:
+    def _request(self, ask: Ask, index: int, channel: Channel) -> Request:
         room = min(ask.limits.max_tokens, check_room(0, ask.tokens, ask.limits))
         stream = self.language.tokenizer.stream(special=ask.special)
         penalizer = Penalizer(ask.penalties, ask.tokens)
         steps = Steps(Sampler(ask.sampling), stream, ask.limits, room, ask.constraint, penalizer)
         reader = AnswerReader(ask.calls, ask.thinking, ask.tools)
-        return Answer(steps, reader, channel.put, top_logprobs=ask.top_logprobs, one_call=ask.one_call, index=index)
+        scored = ask.echo is not None and ask.top_logprobs is not None
+        scorer = Scorer(ask.tokens, ask.top_logprobs or 0) if scored else None
+        answer = Answer(
+            steps,
+            reader,
+            channel.put,
+            top_logprobs=ask.top_logprobs,
+            one_call=ask.one_call,
+            index=index,
+            scorer=scorer,
+            nothing=ask.nothing,
+        )
+        return Request(ask.tokens, answer, ask.marks, read=scorer.read if scorer else None)
 
     def _require_room(self, text: str) -> None:
         """Refuse a text that is far too long before it is encoded as a whole, which takes a hundred times its bytes."""
@@ -212,4 +232,5 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
 def server_bytes(pack: Pack) -> int:
     """What serving adds to a process that generates."""
     tokenizer = pack.path / "tokenizer.json"
-    return SERVER_BYTES + GRAMMAR_READING * (tokenizer.stat().st_size if tokenizer.exists() else 0)
+    grammars = GRAMMAR_READING * (tokenizer.stat().st_size if tokenizer.exists() else 0)
+    return SERVER_BYTES + grammars + HEAD_ROWS * FLOAT_BYTES * pack.model.vocab_size  # logits of a prompt that is read

@@ -29,6 +29,7 @@ class Wish:
     """`sampling`: the settings that were given, by name. `max_tokens` None: as long as pack and context allow.
 
     `top_logprobs`: so many alternatives of each token are told, None for no logprobs. `choices`: so many answers.
+    `echo`: the prompt is said first. `nothing`: and no more than that.
     """
 
     sampling: Mapping[str, float | int] = field(default_factory=dict)
@@ -37,6 +38,8 @@ class Wish:
     top_logprobs: int | None = None
     penalties: Penalties = field(default_factory=Penalties)
     choices: int = 1
+    echo: bool = False
+    nothing: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ class ChatWish:
 
 @dataclass(frozen=True)
 class Ask:
-    """A wish that can be computed. `marks`: see serving.request; `first_call`: the number of the answer's first."""
+    """A wish that can be computed. `marks`: see serving.request; `first_call`: the number of the answer's first.
+
+    `echo`: what is said before the answer; then logprobs are told of the prompt, too. `nothing`: there is no answer.
+    """
 
     tokens: Sequence[int]
     sampling: Sampling
@@ -72,3 +78,5 @@ class Ask:
     first_call: int = 0
     special: bool = False
     choices: int = 1
+    echo: str | None = None
+    nothing: bool = False

@@ -4,15 +4,17 @@ Made in the thread that computes, handed to `hand`, which must not wait. Promise
 `Ended` or `Failed`. `index` tells apart the answers of one client's request. Knows no protocol.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..answers.events import CallEnded, Event
 from ..backends.base import Floats
 from ..generate import Finish, Steps
+from ..sampling import check_finite
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,15 @@ class Likelihood:
         """With `count` of the likeliest tokens."""
         shifted = logits.astype(np.float64) - float(logits.max())
         logprobs = shifted - np.log(np.exp(shifted).sum())
-        likely = np.argsort(-logprobs, kind="stable")[:count]
+        likely = _likeliest(logprobs, count) if count else ()
         return cls(token, float(logprobs[token]), tuple((int(each), float(logprobs[each])) for each in likely))
+
+
+def _likeliest(logprobs: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """The indices of the largest, of equals the first, without sorting all."""
+    count = min(count, len(logprobs))
+    found = np.flatnonzero(logprobs >= np.partition(logprobs, -count)[-count])
+    return found[np.argsort(-logprobs[found], kind="stable")][:count]
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,20 @@ class Began:
 
 @dataclass(frozen=True)
 class Said:
-    """What a token completed, often something; without a token, what was held back at the end."""
+    """What a token completed, often something; without a token, what was held back at the end, or the prompt's."""
 
     events: tuple[Event, ...]
     likelihood: Likelihood | None = None
     index: int = 0
+    scored: "Scored | None" = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A prompt: its first token, before which there was nothing, and how likely the others were."""
+
+    first: int
+    found: tuple[Likelihood, ...]
 
 
 @dataclass(frozen=True)
@@ -87,10 +105,36 @@ class Reading(Protocol):
         """The last events."""
 
 
+class Scorer:
+    """Reads a prompt's logits as they come, in order, and finds how likely each of its tokens was."""
+
+    def __init__(self, prompt: Sequence[int], top: int) -> None:
+        self._prompt, self._top = prompt, top
+        self._found: list[Likelihood] = []
+        self._error: Exception | None = None
+
+    def read(self, logits: Floats) -> None:
+        """Logits [n, vocab] after the next tokens. Never raises: others are computed at the same time."""
+        try:
+            done = len(self._found) + 1
+            for row, token in zip(logits, self._prompt[done : done + len(logits)], strict=False):
+                self._found.append(Likelihood.of(row, token, self._top))
+        except Exception as error:
+            self._error = self._error or error
+
+    def scored(self) -> Scored:
+        """What was found, of the whole prompt. Raises what went wrong, CorruptInputError for logits that are none."""
+        if self._error is not None:
+            raise self._error
+        check_finite(np.array([each.logprob for each in self._found]))
+        return Scored(self._prompt[0], tuple(self._found))
+
+
 class Answer:
     """An `Answering`. `top_logprobs`: so many of each token's alternatives are told, None for no logprobs at all.
 
-    With `one_call` it ends after its first call.
+    With `one_call` it ends after its first call. What a `scorer` found of the prompt is told before the first token;
+    with `nothing` there is none.
     """
 
     def __init__(
@@ -102,9 +146,12 @@ class Answer:
         top_logprobs: int | None = None,
         one_call: bool = False,
         index: int = 0,
+        scorer: Scorer | None = None,
+        nothing: bool = False,
     ) -> None:
         self._steps, self._reader, self._hand = steps, reader, hand
         self._top, self._one_call, self._index = top_logprobs, one_call, index
+        self._scorer, self._nothing = scorer, nothing
         self._reasoning = 0
 
     def begin(self, cached: int) -> None:
@@ -113,6 +160,12 @@ class Answer:
 
     def next(self, logits: Floats) -> int | None:
         """The next token, once what it completes was handed on."""
+        if self._scorer is not None:
+            self._hand(Said((), None, self._index, self._scorer.scored()))
+            self._scorer = None
+        if self._nothing:
+            self._hand(self._ended("length", None))
+            return None
         token = self._steps.choose(logits)
         if self._steps.ends(token):
             self._end()

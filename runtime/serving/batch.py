@@ -118,7 +118,7 @@ class Batch:
         """Behind whoever computes the same prompt, or on its own."""
         running = _Running(request, session, list(request.prompt), deque())
         alike = (each for each in self._running if each.leader is None and each.tokens == running.tokens)
-        running.leader = next(alike, None)
+        running.leader = None if request.read is not None else next(alike, None)
         if running.leader is None:
             self._begin(running)
         return running
@@ -127,7 +127,7 @@ class Batch:
         """With what is remembered of its prompt in its session."""
         request, session = running.request, running.session
         known = self._prefixes.find(request.prompt)
-        session.restore(known.snapshots)
+        session.restore(known.snapshots if request.read is None else ())
         marks = {*request.marks, known.parts, len(request.prompt)}
         running.stops = deque(sorted(mark for mark in marks if session.position < mark <= len(request.prompt)))
         self._tell(running)
@@ -154,8 +154,8 @@ class Batch:
                 room -= count
                 first = running.session.position
                 marks, held = self._marks(running, first + count, held)
-                done = first + count == len(running.tokens)
-                yield running, Turn(running.session, running.tokens[first : first + count], int(done), marks)
+                done, read = first + count == len(running.tokens), running.request.read
+                yield running, Turn(running.session, running.tokens[first : first + count], int(done), marks, read)
 
     def _marks(self, running: _Running, last: int, held: int) -> tuple[list[int], int]:
         """Where inside of a turn that ends at `last` copies are to be made, and what these and others' then hold.

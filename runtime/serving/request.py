@@ -4,7 +4,7 @@ Knows no text and no client; whoever answers does.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,13 +33,15 @@ class Answering(Protocol):
 class Request:
     """A prompt of at least one token, and its answer. `marks`: positions in the prompt that are worth remembering.
 
-    Whoever asked may set `cancelled` at any time: then it ends before its next token.
+    Whoever asked may set `cancelled` at any time: then it ends before its next token. With `read` nothing of the prompt
+    is taken from what is remembered, so that all its tokens' logits are shown; see engine.Turn.
     """
 
     prompt: Sequence[int]
     answer: Answering
     marks: frozenset[int] = field(default_factory=frozenset)
     cancelled: bool = False
+    read: Callable[[Floats], None] | None = None
 
     def fail(self, error: Exception) -> None:
         """Tell its answer, whatever comes of that: others are to be told, too."""

@@ -70,12 +70,15 @@ def hosted(
     parallel: int = 2,
     context: int = 1024,
     slots: int | None = None,
+    chunk: int | None = None,
     send_buffer: int | None = None,
     **settings: Any,
 ) -> Iterator[Hosted]:
     """Serve until the block ends."""
     chosen = Settings(port=0, **{"key": KEY, "prefix_bytes": 100_000_000, **settings})
-    options = EngineOptions(threads=2, context=context, slots=slots, sessions=parallel, memory=4_000_000_000)
+    options = EngineOptions(
+        threads=2, context=context, slots=slots, chunk=chunk, sessions=parallel, memory=4_000_000_000
+    )
     with ExitStack() as resources:
         opened = resources.enter_context(Pack.open(pack))
         bound = resources.enter_context(running.listening(chosen))

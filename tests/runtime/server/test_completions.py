@@ -56,9 +56,9 @@ def test_a_chat_is_as_many_tokens_as_tokenize_says(server: Hosted) -> None:
     ("param", "more"),
     [
         ("prompt", {"prompt": ["a", "b"]}),
-        ("echo", {"echo": True}),
         ("suffix", {"suffix": "x"}),
         ("best_of", {"best_of": 2}),
+        ("max_tokens", {"max_tokens": -1, "extra_body": {"echo": True}}),
         ("logprobs", {"logprobs": 6}),
         ("whatever", {"extra_body": {"whatever": None}}),
     ],

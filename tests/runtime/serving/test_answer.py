@@ -8,7 +8,7 @@ from moepack.runtime.answers.events import CallArguments, CallEnded, Content, Ev
 from moepack.runtime.answers.reader import AnswerReader
 from moepack.runtime.generate import Limits, Steps
 from moepack.runtime.sampling import Sampler, Sampling
-from moepack.runtime.serving.answer import Answer, Began, Ended, Failed, Part, Said
+from moepack.runtime.serving.answer import Answer, Began, Ended, Failed, Likelihood, Part, Said
 from moepack.runtime.tokenizer import Tokenizer
 
 CALL = '<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>'
@@ -70,3 +70,13 @@ def test_a_failure_is_the_last_word() -> None:
     steps = Steps(Sampler(Sampling()), tokenizer.stream(), Limits(5, 9), 5)
     Answer(steps, AnswerReader(None, "never"), parts.append).fail(ValueError("x"))
     assert isinstance(parts[0], Failed)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 40, 99])
+def test_the_likeliest_are_those_of_a_whole_sort(count: int) -> None:
+    rng = np.random.default_rng(count)
+    for _ in range(20):
+        logits = rng.integers(-4, 5, 40).astype(np.float32)  # with many ties
+        found = Likelihood.of(logits, 7, count)
+        assert [token for token, _ in found.top] == np.argsort(-logits, kind="stable")[:count].tolist()
+        assert found.logprob == pytest.approx(logits[7] - np.log(np.exp(logits.astype(np.float64)).sum()))
