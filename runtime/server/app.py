@@ -130,7 +130,7 @@ class Endpoints:
         return {"id": self._service.name, "object": "model", "created": self._service.created, "owned_by": "moepack"}
 
     async def _answered(self, request: Request, ask: Ask, shape: Shape, *, stream: bool | None) -> Any:
-        pending = self._service.begin(ask)
+        pending = self._service.begin(ask, request.client.host if request.client else "")
         if stream:
             return EventStream(pending, shape, self._limits)
         try:

@@ -109,10 +109,14 @@ class Service:
             self._require_room(text)
             return self.language.tokenizer.encode(text, add_special_tokens=add_special)
 
-    def begin(self, ask: Ask) -> Pending:
-        """Queue it, in an event loop. Raises BusyError if too many wait, UsageError if it can never be computed."""
+    def begin(self, ask: Ask, client: str) -> Pending:
+        """Queue it for a client, in an event loop.
+
+        Raises BusyError if too many wait, UsageError if it can never be computed.
+        """
         channel = Channel(self.settings.limits.parts)
-        requests = [self._request(self._choice(ask, index), index, channel) for index in range(ask.choices)]
+        answers = [self._answer(self._choice(ask, index), index, channel) for index in range(ask.choices)]
+        requests = [Request(ask.tokens, answer, ask.marks, read=answer.read, client=client) for answer in answers]
         self.scheduler.submit(*requests)
         return Pending(channel, requests, self.scheduler.cancel)
 
@@ -122,7 +126,7 @@ class Service:
         constraint = None if ask.constraint is None else ask.constraint.copy()
         return replace(ask, sampling=replace(ask.sampling, seed=seed), constraint=constraint)
 
-    def _request(self, ask: Ask, index: int, channel: Channel) -> Request:
+    def _answer(self, ask: Ask, index: int, channel: Channel) -> Answer:
         room = min(ask.limits.max_tokens, check_room(0, ask.tokens, ask.limits))
         stream = self.language.tokenizer.stream(special=ask.special)
         penalizer = Penalizer(ask.penalties, ask.tokens)
@@ -130,7 +134,7 @@ class Service:
         reader = AnswerReader(ask.calls, ask.thinking, ask.tools)
         scored = ask.echo is not None and ask.top_logprobs is not None
         scorer = Scorer(ask.tokens, ask.top_logprobs or 0) if scored else None
-        answer = Answer(
+        return Answer(
             steps,
             reader,
             channel.put,
@@ -140,7 +144,6 @@ class Service:
             scorer=scorer,
             nothing=ask.nothing,
         )
-        return Request(ask.tokens, answer, ask.marks, read=scorer.read if scorer else None)
 
     def _require_room(self, text: str) -> None:
         """Refuse a text that is far too long before it is encoded as a whole, which takes a hundred times its bytes."""
@@ -166,8 +169,8 @@ class Service:
         unknown = next((token for token in wish.penalties.biases if token >= vocabulary), None)
         if unknown is not None:
             raise WishError("logit_bias", f"token {unknown} is outside the model's vocabulary of {vocabulary}")
-        if wish.choices > self.settings.queue:
-            raise WishError("n", f"the queue has room for {self.settings.queue} only; ask for fewer choices")
+        if wish.choices > (most := self.settings.queue_each):
+            raise WishError("n", f"the queue has room for {most} of one client only; ask for fewer choices")
         limits = Limits(longest, context, ends, tuple(wish.stops))
         check_room(0, tokens, limits)
         sampling: Sampling = replace(self.language.sampling, **given)
@@ -224,7 +227,7 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
         reserved = replace(options, prefix_bytes=settings.prefix_bytes + server_bytes(pack))
         engine = resources.enter_context(Engine.of(pack, reserved))
         prefixes = Prefixes(settings.prefix_bytes - queue, identity(root, engine), store)
-        scheduler = resources.enter_context(Scheduler(engine, prefixes, settings.queue))
+        scheduler = resources.enter_context(Scheduler(engine, prefixes, settings.queue, settings.queue_each))
         name = pack.path.resolve().name
         yield Service(name, engine, language, scheduler, prefixes, settings, int(time.time()))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ...manifests.errors import UsageError
 
 MEGABYTE = 1_000_000
+PART_FOR_OTHERS = 4  # one place of the queue in four
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Settings:
     state: Path | None = None
     state_bytes: int = 10_000 * MEGABYTE
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def queue_each(self) -> int:
+        """How many of the queue's places one client may take: some are left to others."""
+        return self.queue - self.queue // PART_FOR_OTHERS
 
     def __post_init__(self) -> None:
         if self.key is not None and not self.key.strip():

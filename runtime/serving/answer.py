@@ -152,6 +152,7 @@ class Answer:
         self._steps, self._reader, self._hand = steps, reader, hand
         self._top, self._one_call, self._index = top_logprobs, one_call, index
         self._scorer, self._nothing = scorer, nothing
+        self.read = None if scorer is None else scorer.read  # what the request shows the prompt's logits to
         self._reasoning = 0
 
     def begin(self, cached: int) -> None:

@@ -34,7 +34,8 @@ class Request:
     """A prompt of at least one token, and its answer. `marks`: positions in the prompt that are worth remembering.
 
     Whoever asked may set `cancelled` at any time: then it ends before its next token. With `read` nothing of the prompt
-    is taken from what is remembered, so that all its tokens' logits are shown; see engine.Turn.
+    is taken from what is remembered, so that all its tokens' logits are shown; see engine.Turn. `client`: whose it is;
+    clients take turns.
     """
 
     prompt: Sequence[int]
@@ -42,6 +43,7 @@ class Request:
     marks: frozenset[int] = field(default_factory=frozenset)
     cancelled: bool = False
     read: Callable[[Floats], None] | None = None
+    client: str = ""
 
     def fail(self, error: Exception) -> None:
         """Tell its answer, whatever comes of that: others are to be told, too."""

@@ -1,4 +1,4 @@
-"""The thread that computes: requests wait for it in a bounded queue, in order, and it never waits for them.
+"""The thread that computes: requests wait for it in a bounded queue, clients taking turns; it waits for none of them.
 
 Promises that a request which was taken is told how it ended, also when the scheduler is closed or its thread fails,
 after which nothing is taken. Knows no client.
@@ -6,7 +6,6 @@ after which nothing is taken. Knows no client.
 
 import logging
 import threading
-from collections import deque
 from contextlib import suppress
 
 from ...manifests.errors import MoepackError, UsageError
@@ -14,6 +13,7 @@ from ..engine import Engine
 from ..sessions.prefixes import Prefixes
 from .batch import Batch, Counts
 from .request import Request
+from .waiting import Waiting
 
 log = logging.getLogger("moepack.server")
 
@@ -34,13 +34,15 @@ class ClosingError(MoepackError):
 
 
 class Scheduler:
-    """Takes requests from any thread, of which at most `most_waiting` wait; a context manager begins and ends it."""
+    """Takes requests from any thread; a context manager begins and ends it.
 
-    def __init__(self, engine: Engine, prefixes: Prefixes, most_waiting: int) -> None:
+    At most `most_waiting` wait, of one client at most `most_each`, by default as many.
+    """
+
+    def __init__(self, engine: Engine, prefixes: Prefixes, most_waiting: int, most_each: int | None = None) -> None:
         self._engine = engine
-        self._most_waiting = most_waiting
         self._batch = Batch(engine, prefixes)
-        self._waiting: deque[Request] = deque()
+        self._waiting = Waiting(most_waiting, most_waiting if most_each is None else most_each)
         self._woken = threading.Condition()
         self._left = 0  # cancelled while they waited; counted by the thread that counts the others
         self._closed: ClosingError | None = None
@@ -68,7 +70,7 @@ class Scheduler:
         return self._closed is not None
 
     def submit(self, *requests: Request) -> None:
-        """Queue a request, or several: all of them or none.
+        """Queue a client's request, or several: all of them or none.
 
         Raises BusyError if too many wait, ClosingError if nothing is taken any more, UsageError for one that can never
         be computed.
@@ -78,9 +80,10 @@ class Scheduler:
         with self._woken:
             if self._closed is not None:
                 raise ClosingError(*self._closed.args)
-            if len(self._waiting) + len(requests) > self._most_waiting:
+            if self._waiting.full(requests[0].client, len(requests)):
                 raise BusyError(len(self._waiting), 1.0 + len(self._waiting))
-            self._waiting.extend(requests)
+            for request in requests:
+                self._waiting.put(request)
             self._woken.notify()
 
     def cancel(self, request: Request) -> None:
@@ -149,8 +152,8 @@ class Scheduler:
             self._woken.wait_for(lambda: self._ending or self._waiting or self._batch.running)
             if self._ending:
                 return False
-            while self._waiting and (self._waiting[0].cancelled or len(begun) < self._batch.free):
-                request = self._waiting.popleft()
+            while self._waiting and (self._waiting.first.cancelled or len(begun) < self._batch.free):
+                request = self._waiting.take()
                 if request.cancelled:
                     self._left += 1
                 else:

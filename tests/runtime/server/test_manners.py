@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from moepack.manifests.errors import UsageError
 from moepack.runtime.engine import Engine
 from moepack.runtime.server import running
 from moepack.runtime.server.settings import Limits, Settings
+from moepack.runtime.serving.batch import Batch
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
 PATIENCE = 30.0
@@ -140,6 +142,37 @@ def test_a_full_queue_says_when_to_come_back(demo: Path) -> None:
         for thread in threads:
             thread.join(PATIENCE)
         until(lambda: server.service.scheduler.counts.finished == 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one address of their own only")
+def test_one_client_s_many_requests_hold_off_nobody(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one slot and ten of a client's waiting, another's is next but one."""
+    begun: list[str] = []
+    admit = Batch.admit
+
+    def noted(batch: Batch, request: Any) -> None:
+        begun.append(request.client.removeprefix("127.0.0."))
+        admit(batch, request)
+
+    monkeypatch.setattr(Batch, "admit", noted)
+    with hosted(demo, parallel=1, queue=16) as server:
+        scheduler, gate = server.service.scheduler, threading.Event()
+        step = scheduler._batch.step
+        scheduler._batch.step = lambda: gate.wait(PATIENCE) and step()  # type: ignore[method-assign]
+
+        def ask(address: str) -> None:
+            body = {"model": "demo", "prompt": "Once", "max_tokens": 2}
+            with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=PATIENCE) as client:
+                assert client.post(f"{server.url}/v1/completions", json=body, headers=HEADERS).status_code == 200
+
+        threads = [threading.Thread(target=ask, args=(f"127.0.0.{1 + number // 11}",)) for number in range(12)]
+        for number, thread in enumerate(threads):
+            thread.start()
+            until(lambda number=number: scheduler.running + scheduler.waiting == number + 1)
+        gate.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert "".join(begun) == "11" + "2" + "1" * 9
 
 
 def test_a_client_that_does_not_read_is_let_go(demo: Path) -> None:

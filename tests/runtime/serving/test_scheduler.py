@@ -1,4 +1,4 @@
-"""The thread that computes: a bounded queue in order, and everybody is told how it ended."""
+"""The thread that computes: a bounded queue, clients in turn, and everybody is told how it ended."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -84,6 +84,39 @@ def test_a_full_queue_says_when_to_try_again(engine: Engine) -> None:
         assert busy.value.seconds >= 1
         gate.set()
         assert all(answer.over.wait(PATIENCE) for answer in (running, *waiting))
+
+
+def test_clients_take_turns(engine: Engine) -> None:
+    order: list[str] = []
+
+    class Noted(Waited):
+        def __init__(self, name: str) -> None:
+            super().__init__(1)
+            self._name = name
+
+        def begin(self, cached: int) -> None:
+            order.append(self._name)
+            super().begin(cached)
+
+    scheduler, answers = Scheduler(engine, Prefixes(0), 20), list[Noted]()
+    for name in ["a"] * 10 + ["b"] + ["c"] * 2:
+        answers.append(Noted(name))
+        scheduler.submit(Request([len(answers), 2], answers[-1], client=name))
+    with scheduler:
+        assert all(answer.over.wait(PATIENCE) for answer in answers)
+    assert "".join(order) == "abcac" + "a" * 8
+
+
+def test_one_client_leaves_places_to_others(engine: Engine) -> None:
+    scheduler = Scheduler(engine, Prefixes(0), 4, 3)
+    scheduler.submit(*(Request([1, 2], Waited(1), client="a") for _ in range(2)))
+    with pytest.raises(BusyError):  # neither of the two is queued
+        scheduler.submit(*(Request([1, 2], Waited(1), client="a") for _ in range(2)))
+    assert scheduler.waiting == 2
+    scheduler.submit(Request([1, 2], Waited(1), client="a"))
+    scheduler.submit(Request([1, 2], Waited(1), client="b"))
+    with pytest.raises(BusyError):
+        scheduler.submit(Request([1, 2], Waited(1), client="c"))
 
 
 def test_one_who_left_the_queue_is_never_begun(engine: Engine) -> None:
