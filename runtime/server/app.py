@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from typing import Any
 
 import msgspec
@@ -30,7 +30,7 @@ OPEN_PATHS = frozenset({"/health"})  # without a key
 GONE = 499  # nobody reads it; counted
 
 
-def application(service: Service) -> ASGIApp:
+def application(service: Service) -> "Guard":
     """The server's ASGI application."""
     endpoints = Endpoints(service)
     routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in endpoints.table()]
@@ -141,11 +141,16 @@ class Endpoints:
 
 
 class Guard:
-    """Before everything: the key, and the name by which a browser's page may reach a server that has none."""
+    """Before everything: the key, and the name by which a browser's page may reach a server that has none.
+
+    `connections`: those that are open, of which whoever serves tells.
+    """
+
+    connections: Sized = ()
 
     def __init__(self, app: ASGIApp, service: Service, counted: metrics.Responses) -> None:
         self._app, self._responses = app, counted
-        self._most = service.settings.limits.header_bytes
+        self._limits = service.settings.limits
         self._key = None if service.settings.key is None else service.settings.key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,8 +172,11 @@ class Guard:
         await self._app(scope, receive, counting)
 
     def _check(self, request: Request) -> None:
-        if sum(len(name) + len(value) for name, value in request.headers.raw) > self._most:
-            raise ApiError(f"the headers have more than {self._most} bytes", 431)
+        if len(self.connections) > (most := self._limits.connections):
+            then = {"connection": "close", "retry-after": "1"}
+            raise ApiError(f"more than {most} connections are open; try again", 503, None, "connections", then)
+        if sum(len(name) + len(value) for name, value in request.headers.raw) > (most := self._limits.header_bytes):
+            raise ApiError(f"the headers have more than {most} bytes", 431)
         if self._key is None:
             host = request.headers.get("host", "").rpartition(":")
             name = (host[0] if host[0] and host[2].isdigit() else "".join(host)).strip("[]")

@@ -71,8 +71,9 @@ def address(bound: socket.socket) -> str:
 def server(service: Service) -> Server:
     """For one service."""
     limits = service.settings.limits
+    app = application(service)
     config = uvicorn.Config(
-        application(service),
+        app,
         loop="asyncio",
         http=protocol(limits.header_seconds),
         ws="none",
@@ -81,12 +82,13 @@ def server(service: Service) -> Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=limits.connections,
         timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=GRACE + TELLING,
         h11_max_incomplete_event_size=limits.header_bytes,
     )
-    return Server(config, service.scheduler)
+    found = Server(config, service.scheduler)
+    app.connections = found.server_state.connections
+    return found
 
 
 def run(service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:

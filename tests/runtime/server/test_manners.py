@@ -219,6 +219,21 @@ def test_small_pieces_are_sent_at_once(demo: Path, monkeypatch: pytest.MonkeyPat
         assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def test_more_connections_than_allowed_are_told_so(demo: Path) -> None:
+    with hosted(demo, limits=Limits(connections=2)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with (
+            socket.create_connection((host, int(port)), timeout=PATIENCE),
+            socket.create_connection((host, int(port)), timeout=PATIENCE),
+        ):
+            with pytest.raises(openai.InternalServerError, match="more than 2 connections are open") as refused:
+                server.openai().completions.create(model="demo", prompt="Once", max_tokens=1)
+            assert (refused.value.status_code, refused.value.code) == (503, "connections")
+            assert refused.value.response.headers["connection"] == "close"
+        until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+        assert server.openai().completions.create(model="demo", prompt="Once", max_tokens=1).choices
+
+
 NESTED = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 2**65) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
