@@ -242,7 +242,8 @@ NESTED = st.recursive(
 SHARED = ["model", "max_tokens", "tools", "tool_choice", "temperature", "stream", "seed"]
 SOME = ["messages", "prompt", "input", "content", "response_format", "text", "stop", "system", "logprobs", "thinking"]
 OTHERS = ["top_logprobs", "reasoning", "instructions", "stop_sequences", "chat_template_kwargs"]
-FIELDS = st.sampled_from([*SHARED, *SOME, *OTHERS])
+BENDING = ["presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "n", "best_of", "echo"]
+FIELDS = st.sampled_from([*SHARED, *SOME, *OTHERS, *BENDING])
 CALL = {"id": 1, "function": {"name": "a", "arguments": "{"}}
 VALID = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x", "max_tokens": 2}
 TYPED = st.sampled_from(
@@ -263,6 +264,7 @@ TYPED = st.sampled_from(
         {"type": "json_schema", "json_schema": {"schema": {"type": "object", "required": 7}}},
         {"format": {"type": "json_schema", "schema": {"enum": []}}},
         {"type": "function", "function": {"name": "a"}},
+        {"0": 100, "5": -100.0},
         "required",
     ]
 )
