@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...manifests.errors import MoepackError, UsageError
+from ..generate import RoomError
 from ..serving.scheduler import BusyError, ClosingError
 
 ANTHROPIC = "/v1/messages"
@@ -41,6 +42,8 @@ class ApiError(Exception):
             return cls(str(error), 429, code="rate_limit_exceeded", headers=wait)
         if isinstance(error, ClosingError):
             return cls(str(error), 503, code="closing")
+        if isinstance(error, RoomError):
+            return cls(str(error), code="context_length_exceeded")
         if isinstance(error, UsageError):
             return cls(str(error))
         if isinstance(error, RecursionError):

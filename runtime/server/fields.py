@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..answers.grammar import Form
 from ..answers.jsontext import loads
@@ -14,6 +14,17 @@ MOST_STOPS, MOST_STOP_CHARACTERS = 64, 1000
 MOST_LOGPROBS = 20
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
 SEEDS = 2**64
+
+
+class Kinded(Protocol):
+    """A tool of any protocol."""
+
+    @property
+    def type(self) -> str | None:
+        """Its kind."""
+
+
+Some = TypeVar("Some", bound=Kinded)
 
 
 def sampling(request: Any, hottest: float = 2.0) -> dict[str, float | int]:
@@ -61,6 +72,19 @@ def top_logprobs(name: str, value: int) -> int:
     if not 0 <= value <= MOST_LOGPROBS:
         raise ApiError(f"{name}: {value} is not between 0 and {MOST_LOGPROBS}", param=name)
     return value
+
+
+def runnable(tools: Sequence[Some] | None, kinds: frozenset[str | None]) -> list[tuple[str, Some]]:
+    """The tools that clients run themselves, each with its place in the request.
+
+    Agents send those of OpenAI's and Anthropic's own servers (web search) along with theirs, and work without them;
+    alone they are refused, as no answer is what was meant.
+    """
+    found = [(f"tools[{index}]", tool) for index, tool in enumerate(tools or ()) if tool.type in kinds]
+    if tools and not found:
+        said = f"tools of the type {tools[0].type!r:.60} are not supported, only functions that the client runs"
+        raise unsupported("tools[0]", said)
+    return found
 
 
 def tool(place: str, name: str, description: str | None, parameters: Any, *, strict: bool | None) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from ..answers.message import call_id
 from ..serving.answer import Began, Ended, Said
 from . import fields, shape
 from .blocks import Block, Blocks, Change
-from .failures import ApiError, unsupported
+from .failures import ApiError
 from .wishes import Ask, ChatWish, Wish
 
+KINDS = frozenset({None, "custom"})
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -77,7 +78,7 @@ def wish(request: MessagesRequest) -> ChatWish:
 
 def counted(request: CountRequest, asked: Wish | None = None) -> ChatWish:
     """The prompt of a request."""
-    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    tools = [_tool(tool, place) for place, tool in fields.runnable(request.tools, KINDS)]
     choice = request.tool_choice or {"type": "auto"}
     only = choice.get("name") if choice.get("type") == "tool" else None
     if not (isinstance(only, str) if choice.get("type") == "tool" else choice.get("type") in CHOICES):
@@ -94,8 +95,6 @@ def counted(request: CountRequest, asked: Wish | None = None) -> ChatWish:
 
 
 def _tool(tool: Tool, place: str) -> dict[str, Any]:
-    if tool.type not in (None, "custom"):
-        raise unsupported(place, f"tools of the type {tool.type!r:.60} are not supported, only the client's own")
     return fields.tool(place, tool.name, tool.description, tool.input_schema, strict=tool.strict)
 
 
