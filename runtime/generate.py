@@ -20,6 +20,8 @@ SHORTER = "shorten the prompt or raise the context"
 
 class RoomError(UsageError):
     """A prompt that the context has no room for, in the words by which agents know that they must shorten it."""
+
+
 Finish = Literal["stop", "length", "interrupted"]
 
 
@@ -209,7 +211,9 @@ def check_room(position: int, prompt: Sequence[int], limits: Limits, remedy: str
         raise UsageError("the prompt is empty; give some text")
     used = position + len(prompt)
     if used >= limits.context:
-        raise RoomError(f"prompt is too long: {used} tokens > {limits.context - 1} maximum, or no answer fits; {remedy}")
+        raise RoomError(
+            f"prompt is too long: {used} tokens > {limits.context - 1} maximum, or no answer fits; {remedy}"
+        )
     return limits.context - used
 
 

@@ -160,7 +160,8 @@ def _message(message: Mapping[str, Any], place: str, names: dict[str, str]) -> d
     if not isinstance(role, str) or role not in ROLES:
         raise ApiError(f"{place}.role: {role!r:.60} is none of {', '.join(ROLES)}", param=f"{place}.role")
     found: dict[str, Any] = {"role": ROLES[role]}
-    found["content"] = fields.text_of(message.get("content"), f"{place}.content", PARTS)
+    read = fields.result_of if role == "tool" else fields.text_of
+    found["content"] = read(message.get("content"), f"{place}.content", PARTS)
     if role == "assistant":
         found |= _said(message, place, names)
     if role == "tool":

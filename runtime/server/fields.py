@@ -14,6 +14,7 @@ MOST_STOPS, MOST_STOP_CHARACTERS = 64, 1000
 MOST_LOGPROBS = 20
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
 SEEDS = 2**64
+TEXTS = frozenset({"text"})
 
 
 class Kinded(Protocol):
@@ -135,7 +136,21 @@ def response_schema(place: str, kind: str, schema: Any) -> Any:
     return schema
 
 
-def text_of(content: Any, place: str, kinds: frozenset[str] = frozenset({"text"})) -> str:
+def result_of(content: Any, place: str, kinds: frozenset[str] = TEXTS) -> str:
+    """What a tool gave. Images and files in it are named only: refused, they would end the conversation they are in."""
+    if isinstance(content, list):
+        content = [_named(part, kinds) for part in content]
+    return text_of(content, place, kinds)
+
+
+def _named(part: Any, kinds: frozenset[str]) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind in kinds:
+        return part
+    return {"type": "text", "text": f"[{kind:.60} left out: text only]"}
+
+
+def text_of(content: Any, place: str, kinds: frozenset[str] = TEXTS) -> str:
     """A message's text, which may come in parts."""
     if content is None or isinstance(content, str):
         return content or ""

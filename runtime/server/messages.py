@@ -63,11 +63,13 @@ class MessagesRequest(CountRequest, forbid_unknown_fields=True, kw_only=True):
     container: Any = None
     context_management: Any = None
     mcp_servers: Any = None
+    safeguards: Any = None
 
 
 def wish(request: MessagesRequest) -> ChatWish:
     """What the request asks for. Raises ApiError for what is malformed or not supported."""
-    fields.neutral(container=request.container, mcp_servers=request.mcp_servers)
+    # safeguards: whoever asks for a check of what the model calls has to know that there is none
+    fields.neutral(**{name: getattr(request, name) for name in ("container", "mcp_servers", "safeguards")})
     asked = Wish(
         fields.sampling(request, hottest=1.0),
         fields.limit("max_tokens", request.max_tokens),
@@ -158,7 +160,7 @@ def _given(role: str, blocks: list[Mapping[str, Any]], place: str, names: Mappin
     for block in blocks:
         if block.get("type") == "tool_result":
             number = str(block.get("tool_use_id", ""))
-            result = {"role": "tool", "content": fields.text_of(block.get("content"), place), "tool_call_id": number}
+            result = {"role": "tool", "content": fields.result_of(block.get("content"), place), "tool_call_id": number}
             found.append({**result, "name": names[number]} if number in names else result)
         else:
             texts.append(block)

@@ -173,7 +173,7 @@ def _add(found: list[dict[str, Any]], item: Mapping[str, Any], place: str, names
         _answer(found).setdefault("tool_calls", []).append(call)
     elif kind == "function_call_output":
         number = str(item.get("call_id", ""))
-        result = {"role": "tool", "content": fields.text_of(item.get("output"), place, PARTS), "tool_call_id": number}
+        result = {"role": "tool", "content": fields.result_of(item.get("output"), place, PARTS), "tool_call_id": number}
         found.append({**result, "name": names[number]} if number in names else result)
     else:
         raise unsupported(place, f"items of the type {kind!r:.60} are not supported")
