@@ -17,6 +17,12 @@ from .stops import StopStrings, check_stops
 from .tokenizer import TextStream
 
 SHORTER = "shorten the prompt or raise the context"
+
+
+class RoomError(UsageError):
+    """A prompt that the context has no room for, in the words by which agents know that they must shorten it."""
+
+
 Finish = Literal["stop", "length", "interrupted"]
 
 
@@ -210,13 +216,13 @@ class Generation:
 
 
 def check_room(position: int, prompt: Sequence[int], limits: Limits, remedy: str = SHORTER) -> int:
-    """How many tokens the context can take after `prompt`: at least one, else UsageError, which ends with `remedy`."""
+    """How many tokens the context can take after `prompt`: at least one, else RoomError, which ends with `remedy`."""
     if not prompt:
         raise UsageError("the prompt is empty; give some text")
     used = position + len(prompt)
     if used >= limits.context:
-        raise UsageError(
-            f"the prompt has {used} tokens, and with a context of {limits.context} no answer fits; {remedy}"
+        raise RoomError(
+            f"prompt is too long: {used} tokens > {limits.context - 1} maximum, or no answer fits; {remedy}"
         )
     return limits.context - used
 

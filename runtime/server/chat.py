@@ -17,6 +17,7 @@ from .wishes import Ask, ChatWish, Wish
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 PARTS = frozenset({"text", "refusal"})
+KINDS: frozenset[str | None] = frozenset({"function"})
 
 
 class Function(msgspec.Struct):
@@ -91,7 +92,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
 def wish(request: ChatRequest) -> ChatWish:
     """What the request asks for. Raises ApiError for what is malformed or not supported."""
     _refuse(request)
-    tools = [read_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    tools = [read_tool(tool, place) for place, tool in fields.runnable(request.tools, KINDS)]
     choice, only = _choice(request.tool_choice)
     form = fields.form(
         tools, choice, only, parallel=request.parallel_tool_calls, response=_response(request.response_format)
@@ -131,8 +132,6 @@ def _wish(request: ChatRequest) -> Wish:
 
 def read_tool(tool: Tool, place: str) -> dict[str, Any]:
     """A tool as templates read it."""
-    if tool.type != "function":
-        raise unsupported(place, f"tools of the type {tool.type!r:.60} are not supported, only functions")
     if tool.function is None:
         raise ApiError(f"{place}.function: it is missing", param=place)
     found = tool.function
@@ -162,7 +161,8 @@ def _message(message: Mapping[str, Any], place: str, names: dict[str, str]) -> d
     if not isinstance(role, str) or role not in ROLES:
         raise ApiError(f"{place}.role: {role!r:.60} is none of {', '.join(ROLES)}", param=f"{place}.role")
     found: dict[str, Any] = {"role": ROLES[role]}
-    found["content"] = fields.text_of(message.get("content"), f"{place}.content", PARTS)
+    read = fields.result_of if role == "tool" else fields.text_of
+    found["content"] = read(message.get("content"), f"{place}.content", PARTS)
     if role == "assistant":
         found |= _said(message, place, names)
     if role == "tool":

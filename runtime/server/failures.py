@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...manifests.errors import MoepackError, UsageError
+from ..generate import RoomError
 from ..serving.scheduler import BusyError, ClosingError
 from .wishes import WishError
 
@@ -44,6 +45,8 @@ class ApiError(Exception):
             return cls(str(error), 503, code="closing")
         if isinstance(error, WishError):
             return cls(str(error), param=error.field)
+        if isinstance(error, RoomError):
+            return cls(str(error), code="context_length_exceeded")
         if isinstance(error, UsageError):
             return cls(str(error))
         if isinstance(error, RecursionError):

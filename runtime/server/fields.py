@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..answers.grammar import Form
 from ..answers.jsontext import loads
@@ -18,6 +18,18 @@ SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
 MOST_CHOICES = 8
 TOKEN = re.compile(r"0|[1-9][0-9]{0,9}")
 REPETITION = (0.01, 100.0)  # beyond these a penalty is a mistake, and logits might become infinite
+TEXTS = frozenset({"text"})
+
+
+class Kinded(Protocol):
+    """A tool of any protocol."""
+
+    @property
+    def type(self) -> str | None:
+        """Its kind."""
+
+
+Some = TypeVar("Some", bound=Kinded)
 
 
 def sampling(request: Any, hottest: float = 2.0) -> dict[str, float | int]:
@@ -96,6 +108,19 @@ def top_logprobs(name: str, value: int) -> int:
     return value
 
 
+def runnable(tools: Sequence[Some] | None, kinds: frozenset[str | None]) -> list[tuple[str, Some]]:
+    """The tools that clients run themselves, each with its place in the request.
+
+    Agents send those of OpenAI's and Anthropic's own servers (web search) along with theirs, and work without them;
+    alone they are refused, as no answer is what was meant.
+    """
+    found = [(f"tools[{index}]", tool) for index, tool in enumerate(tools or ()) if tool.type in kinds]
+    if tools and not found:
+        said = f"tools of the type {tools[0].type!r:.60} are not supported, only functions that the client runs"
+        raise unsupported("tools[0]", said)
+    return found
+
+
 def tool(place: str, name: str, description: str | None, parameters: Any, *, strict: bool | None) -> dict[str, Any]:
     """A tool in OpenAI's form, without what was not given, so that a template prints what the client wrote."""
     if not NAME.fullmatch(name):
@@ -144,7 +169,21 @@ def response_schema(place: str, kind: str, schema: Any) -> Any:
     return schema
 
 
-def text_of(content: Any, place: str, kinds: frozenset[str] = frozenset({"text"})) -> str:
+def result_of(content: Any, place: str, kinds: frozenset[str] = TEXTS) -> str:
+    """What a tool gave. Images and files in it are named only: refused, they would end the conversation they are in."""
+    if isinstance(content, list):
+        content = [_named(part, kinds) for part in content]
+    return text_of(content, place, kinds)
+
+
+def _named(part: Any, kinds: frozenset[str]) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind in kinds:
+        return part
+    return {"type": "text", "text": f"[{kind:.60} left out: text only]"}
+
+
+def text_of(content: Any, place: str, kinds: frozenset[str] = TEXTS) -> str:
     """A message's text, which may come in parts."""
     if content is None or isinstance(content, str):
         return content or ""

@@ -11,9 +11,10 @@ from ..answers.message import call_id
 from ..serving.answer import Began, Ended, Said
 from . import fields, shape
 from .blocks import Block, Blocks, Change
-from .failures import ApiError, unsupported
+from .failures import ApiError
 from .wishes import Ask, ChatWish, Wish
 
+KINDS = frozenset({None, "custom"})
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -62,11 +63,13 @@ class MessagesRequest(CountRequest, forbid_unknown_fields=True, kw_only=True):
     container: Any = None
     context_management: Any = None
     mcp_servers: Any = None
+    safeguards: Any = None
 
 
 def wish(request: MessagesRequest) -> ChatWish:
     """What the request asks for. Raises ApiError for what is malformed or not supported."""
-    fields.neutral(container=request.container, mcp_servers=request.mcp_servers)
+    # safeguards: whoever asks for a check of what the model calls has to know that there is none
+    fields.neutral(**{name: getattr(request, name) for name in ("container", "mcp_servers", "safeguards")})
     asked = Wish(
         fields.sampling(request, hottest=1.0),
         fields.limit("max_tokens", request.max_tokens),
@@ -77,7 +80,7 @@ def wish(request: MessagesRequest) -> ChatWish:
 
 def counted(request: CountRequest, asked: Wish | None = None) -> ChatWish:
     """The prompt of a request."""
-    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    tools = [_tool(tool, place) for place, tool in fields.runnable(request.tools, KINDS)]
     choice = request.tool_choice or {"type": "auto"}
     only = choice.get("name") if choice.get("type") == "tool" else None
     if not (isinstance(only, str) if choice.get("type") == "tool" else choice.get("type") in CHOICES):
@@ -94,8 +97,6 @@ def counted(request: CountRequest, asked: Wish | None = None) -> ChatWish:
 
 
 def _tool(tool: Tool, place: str) -> dict[str, Any]:
-    if tool.type not in (None, "custom"):
-        raise unsupported(place, f"tools of the type {tool.type!r:.60} are not supported, only the client's own")
     return fields.tool(place, tool.name, tool.description, tool.input_schema, strict=tool.strict)
 
 
@@ -159,7 +160,7 @@ def _given(role: str, blocks: list[Mapping[str, Any]], place: str, names: Mappin
     for block in blocks:
         if block.get("type") == "tool_result":
             number = str(block.get("tool_use_id", ""))
-            result = {"role": "tool", "content": fields.text_of(block.get("content"), place), "tool_call_id": number}
+            result = {"role": "tool", "content": fields.result_of(block.get("content"), place), "tool_call_id": number}
             found.append({**result, "name": names[number]} if number in names else result)
         else:
             texts.append(block)

@@ -19,19 +19,37 @@ from .failures import ApiError, unsupported
 from .wishes import Ask, ChatWish, Wish
 
 PARTS = frozenset({"input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"})
+KINDS: frozenset[str | None] = frozenset({"function", "namespace"})
 LOGPROBS = "message.output_text.logprobs"
 ECHOED = ("instructions", "max_output_tokens", "metadata", "reasoning", "temperature", "text", "top_p", "user")
 Out = Iterator[shape.Event]
 
 
 class Tool(msgspec.Struct):
-    """A function, flat."""
+    """A function, flat, or a namespace of some."""
 
     type: str
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    tools: list["Tool"] | None = None
+
+    @property
+    def functions(self) -> Iterator[tuple[str, "Tool"]]:
+        """Its functions by the names that the model knows them by."""
+        if self.type == "function":
+            yield self.name or "", self
+        for tool in self.tools or () if self.type == "namespace" else ():
+            if tool.type == "function":
+                yield joined(self.name, tool.name), tool
+
+    def document(self) -> dict[str, Any]:
+        """As the request has it."""
+        flat = {name: getattr(self, name) for name in ("type", "name", "description")}
+        if self.type == "namespace":
+            return {**flat, "tools": [tool.document() for tool in self.tools or ()]}
+        return {**flat, "parameters": self.parameters, "strict": self.strict}
 
 
 class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,6 +91,12 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True):
     prompt_cache_options: Any = None
     context_management: Any = None
     moderation: Any = None
+    client_metadata: Any = None
+
+
+def joined(namespace: Any, name: str | None) -> str:
+    """A function's name for the model; MCP's clients join theirs like this, too."""
+    return f"{namespace}__{name}" if isinstance(namespace, str) else name or ""
 
 
 def wish(request: ResponseRequest) -> ChatWish:
@@ -81,7 +105,8 @@ def wish(request: ResponseRequest) -> ChatWish:
     fields.neutral(**{name: getattr(request, name) for name in refused})
     if request.truncation not in (None, "disabled"):
         raise unsupported("truncation", "this server cuts no input")
-    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    given = [(place, *each) for place, tool in fields.runnable(request.tools, KINDS) for each in tool.functions]
+    tools = [_tool(tool, name, place) for place, name, tool in given]
     choice, only = _choice(request.tool_choice)
     response = _response(request.text)
     form = fields.form(tools, choice, only, parallel=request.parallel_tool_calls, response=response)
@@ -99,10 +124,8 @@ def _wish(request: ResponseRequest) -> Wish:
     )
 
 
-def _tool(tool: Tool, place: str) -> dict[str, Any]:
-    if tool.type != "function":
-        raise unsupported(place, f"tools of the type {tool.type!r:.60} are not supported, only functions")
-    return fields.tool(place, tool.name or "", tool.description, tool.parameters, strict=tool.strict)
+def _tool(tool: Tool, name: str, place: str) -> dict[str, Any]:
+    return fields.tool(place, name, tool.description, tool.parameters, strict=tool.strict)
 
 
 def _choice(value: str | dict[str, Any] | None) -> tuple[str | None, str | None]:
@@ -144,12 +167,13 @@ def _add(found: list[dict[str, Any]], item: Mapping[str, Any], place: str, names
         found.append({"role": "assistant", "content": "", "reasoning_content": said})
     elif kind == "function_call":
         number, given = str(item.get("call_id", "")), fields.arguments(item.get("arguments"), place)
-        call = fields.call(number, item.get("name"), given, place)
+        called = fields.call(number, item.get("name"), given, place)["function"]["name"]
+        call = fields.call(number, joined(item.get("namespace"), called), given, place)
         names[number] = call["function"]["name"]
         _answer(found).setdefault("tool_calls", []).append(call)
     elif kind == "function_call_output":
         number = str(item.get("call_id", ""))
-        result = {"role": "tool", "content": fields.text_of(item.get("output"), place, PARTS), "tool_call_id": number}
+        result = {"role": "tool", "content": fields.result_of(item.get("output"), place, PARTS), "tool_call_id": number}
         found.append({**result, "name": names[number]} if number in names else result)
     else:
         raise unsupported(place, f"items of the type {kind!r:.60} are not supported")
@@ -188,6 +212,9 @@ class ResponseShape:
         self._cached = self._number = 0
         self._end: Ended | None = None
         self._error: ApiError | None = None
+        self._tools = [tool for _, tool in fields.runnable(request.tools, KINDS)]
+        spaces = [tool for tool in self._tools if tool.type == "namespace"]
+        self._spaced = {name: (space.name, tool.name) for space in spaces for name, tool in space.functions}
 
     def began(self, part: Began) -> Out:
         """The response without its output."""
@@ -218,7 +245,6 @@ class ResponseShape:
     def document(self) -> dict[str, Any]:
         """A response."""
         echoed = {name: getattr(self._request, name) for name in ECHOED}
-        tools = [msgspec.to_builtins(tool) for tool in self._request.tools or ()]
         cut = self._status() == "incomplete"
         return {
             **self._head,
@@ -229,7 +255,7 @@ class ResponseShape:
             "output": [self._item(block) for block in self._blocks.all],
             "parallel_tool_calls": self._request.parallel_tool_calls is not False,
             "tool_choice": self._request.tool_choice or "auto",
-            "tools": tools,
+            "tools": [tool.document() for tool in self._tools],
             "usage": self._usage() if self._end else None,
         }
 
@@ -262,7 +288,7 @@ class ResponseShape:
     def _closed(self, block: Block, place: dict[str, Any]) -> Out:
         self._taken = len(self._logprobs)
         if block.kind == "call":
-            done = {"arguments": block.text, "name": block.name}
+            done = {"arguments": block.text, "name": self._named(block)["name"]}
             yield self._event("response.function_call_arguments.done", **place, **done)
         elif block.kind == "thinking":
             yield self._event("response.reasoning_text.done", **place, content_index=0, text=block.text)
@@ -290,8 +316,15 @@ class ResponseShape:
         return empty
 
     def _call(self, block: Block, status: str) -> dict[str, Any]:
-        named = {"call_id": call_id(self._ask.first_call + block.call), "name": block.name, "arguments": block.text}
-        return {"id": self._item_id(block), "type": "function_call", "status": status, **named}
+        said = {"call_id": call_id(self._ask.first_call + block.call), "arguments": block.text, **self._named(block)}
+        return {"id": self._item_id(block), "type": "function_call", "status": status, **said}
+
+    def _named(self, block: Block) -> dict[str, Any]:
+        """The call's function by the request's name of it."""
+        if block.name not in self._spaced:
+            return {"name": block.name}
+        namespace, name = self._spaced[block.name]
+        return {"name": name, "namespace": namespace}
 
     def _text_part(self, block: Block) -> dict[str, Any]:
         logprobs = self._of.get(block.number, [])

@@ -18,7 +18,7 @@ from ..answers.dialect import MARKUP, Calls, Dialect, Thinking
 from ..answers.grammar import grammar
 from ..answers.reader import AnswerReader
 from ..engine import Engine, EngineOptions
-from ..generate import Limits, Steps, check_room
+from ..generate import SHORTER, Limits, RoomError, Steps, check_room
 from ..language import Language
 from ..operations import HEAD_ROWS
 from ..penalties import Penalizer
@@ -154,9 +154,7 @@ class Service:
         for first in range(0, len(text), PIECE):
             left -= len(self.language.tokenizer.encode(text[first : first + PIECE], add_special_tokens=False))
             if left < 0:
-                raise UsageError(
-                    f"the text has more than {context} tokens, the whole context; shorten it or raise the context"
-                )
+                raise RoomError(f"prompt is too long: it has more than the whole context's {context} tokens; {SHORTER}")
 
     def _ask(self, tokens: Sequence[int], wish: Wish) -> Ask:
         given: dict[str, Any] = dict(wish.sampling)

@@ -38,6 +38,6 @@ def _tokens(request: TokenizeRequest, service: Service) -> list[int]:
         raise ApiError("give one of content, prompt and messages")
     if texts:
         return service.encoded(texts[0], add_special=request.add_special)
-    tools = [chat.read_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    tools = [chat.read_tool(tool, place) for place, tool in fields.runnable(request.tools, chat.KINDS)]
     form = fields.form(tools, None, None, parallel=None)
     return list(service.chat(ChatWish(chat.messages(request.messages or []), Wish(), form)).tokens)
