@@ -28,9 +28,9 @@ class Lines:
 
     def read(self, prompt: str, *, kept: bool = True) -> str:
         """See Keyboard. Raises UsageError for a line that is too long or no text."""
-        self._write(prompt)
         line = b""
         try:
+            self._write(prompt)  # a Ctrl-C may come as soon as it is seen
             line = sys.stdin.buffer.readline(MAX_MESSAGES_BYTES + 1)
         finally:
             if not line.endswith(b"\n"):  # Ctrl-C or Ctrl-D, which leave the cursor where it is
