@@ -219,13 +219,22 @@ def _prepared_signer(signer: Signer) -> "signing.Config":
 
 
 def _signature(config: "signing.Config", hashed: "manifest.Manifest", pack: Path) -> bytes:
-    with TemporaryDirectory() as folder:  # the library writes to a name only, and not atomically
-        path = Path(folder) / "bundle"
-        try:
-            config.set_hashing_config(_known(hashed)).sign(pack, path)
-        except Exception as error:
-            raise StorageError(f"{pack} could not be signed: {_first_line(error)}") from error
-        return path.read_bytes()
+    try:
+        with TemporaryDirectory() as folder:  # the library writes to a name only, and not atomically
+            path = Path(folder) / "bundle"
+            try:
+                config.set_hashing_config(_known(hashed)).sign(pack, path)
+            except Exception as error:
+                if isinstance(error, OSError) and error.filename:
+                    raise
+                raise StorageError(f"{pack} could not be signed: {_first_line(error)}") from error
+            return path.read_bytes()
+    except OSError as error:
+        where = error.filename or "the folder for temporary files"
+        raise StorageError(
+            f"{pack} could not be signed: {where} cannot be written ({error.strerror}); make room"
+            " for temporary files, or set TMPDIR to a folder for them, and run the same command again"
+        ) from error
 
 
 def _listed(pack: Path) -> tuple[Sealed, dict[str, str]]:
