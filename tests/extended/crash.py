@@ -1,4 +1,6 @@
-"""Every fault at every system call of build, calibrate, repair, lock, sign; losses of power, real disks: what was tried.
+"""Every fault at every system call of what writes packs, mends and vouches for them; losses of power, real disks.
+
+Prints what was tried, by part.
 
 The shares of it that `make test` runs are in tests/crash. Five to ten minutes on two cores; the disks need root.
 `make crash PARTS=kills,power` runs some of the parts.

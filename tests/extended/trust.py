@@ -45,7 +45,7 @@ MORE = {  # longer than in the tests, shorter than by their own targets
     "crash": ["tests/extended/crash.py"],
     "fuzz": ["tests/extended/fuzz/run.py", "15"],
 }
-CRASH_PARTS = "calls,kills,failures,power,random"
+CRASH_PARTS = "calls,kills,failures,power,random,repair,lock,sign"
 
 
 def main() -> int:
