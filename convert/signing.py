@@ -28,7 +28,7 @@ from ..manifests.errors import (
     UnsupportedError,
     UsageError,
 )
-from ..manifests.files import Folder, read_small
+from ..manifests.files import Folder, read_small, require_there
 from ..manifests.manifest import Sealed, read_sealed, require_same_seal
 from ..manifests.progress import Progress
 from ..manifests.report import Report, require_intact
@@ -47,7 +47,7 @@ class Signer(Protocol):
     """Who signs: gives the library's configuration its key."""
 
     def prepare(self, config: "signing.Config") -> None:
-        """Raises CorruptInputError for a key that cannot be used."""
+        """Raises UsageError for a key that is not there, CorruptInputError for one that cannot be used."""
 
     def __str__(self) -> str: ...
 
@@ -56,7 +56,7 @@ class Judge(Protocol):
     """Whose signature is expected."""
 
     def prepare(self, config: "verifying.Config") -> None:
-        """Raises CorruptInputError for a key that cannot be used."""
+        """Raises UsageError for a key that is not there, CorruptInputError for one that cannot be used."""
 
     def __str__(self) -> str: ...
 
@@ -69,6 +69,7 @@ class KeyFile:
 
     def prepare(self, config: Any) -> None:
         """Give the key to a configuration of either kind."""
+        require_there(self.path)
         read_small(self.path, MAX_KEY_BYTES, follow_links=True)
         private = hasattr(config, "use_elliptic_key_signer")
         try:
