@@ -32,6 +32,7 @@ from ..manifests.files import Folder, read_small, require_there
 from ..manifests.manifest import Sealed, read_sealed, require_same_seal
 from ..manifests.progress import Progress
 from ..manifests.report import Report, require_intact
+from ..manifests.schema import Digest
 from .bundle import signed_list
 from .plan import require_new
 
@@ -116,7 +117,7 @@ class Signed(Struct, frozen=True):
     """A signature that was made, or found good: of which pack, in which file, over how many files."""
 
     pack: str
-    pack_digest: str
+    pack_digest: Digest
     signature: str
     by: str
     files: int
