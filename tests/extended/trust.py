@@ -22,6 +22,7 @@ PROMISES = {  # in the order of docs/trust.md
     "reproducible bytes": [
         "tests/convert/test_pipeline.py",
         "tests/convert/test_proving.py",
+        "tests/convert/test_locks.py",
         "tests/convert/test_sources.py",
         "tests/quantize/test_quantize_bytes.py",
         "tests/quantize/test_quantize_refusals.py",
