@@ -42,7 +42,7 @@ emulated: ## Compare the arm64 kernels, under emulation, with this machine's, bi
 corpus: $(VENV)/ready-dev ## Run MLX's own Metal kernels under our stand-in for a GPU, and compare with MLX (fetches 45 MB)
 	PYTHONPATH=tests $(BIN)/python tests/extended/metal_corpus.py
 
-crash: $(VENV)/ready-dev ## Every fault at every system call of a build and a calibration, losses of power, real disks (PARTS=names)
+crash: $(VENV)/ready-dev ## Every fault at every system call of builds, calibrations, repairs, locks, signatures; losses of power, real disks (PARTS=names)
 	PYTHONPATH=tests $(BIN)/python tests/extended/crash.py
 
 matrix: $(VENV)/ready-dev ## Build the golden packs by other compilers, libraries and (emulated) processors, write docs/reproducibility.md

@@ -12,12 +12,13 @@ from pathlib import Path
 from ..manifests.errors import MoepackError, StorageError, UsageError
 from ..manifests.files import gigabytes
 
-_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,256})?")
+REPOSITORY = r"(?!\.{1,2}/)[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}"  # published schemas repeat it
+_NAME = re.compile(rf"{REPOSITORY}(@[A-Za-z0-9_./-]{{1,256}})?")
 
 
 def is_repository_name(text: str) -> bool:
     """Whether `text` looks like `org/name` or `org/name@revision`."""
-    return _NAME.fullmatch(text) is not None and not text.startswith(("./", "../", "~"))
+    return _NAME.fullmatch(text) is not None
 
 
 def download(repository: str, revision: str | None, small: Sequence[str], weights: Callable[[Path], list[str]]) -> Path:

@@ -29,7 +29,7 @@ COPY_BYTES = 64 * 1024 * 1024  # more than any file that is copied
 class Mended(Struct, frozen=True):
     """A file that was made anew, and of a layer file the experts that were made again from the source."""
 
-    file: str
+    file: schema.PackFile
     experts: list[int] | None = None
 
 

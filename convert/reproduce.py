@@ -21,6 +21,7 @@ from ..manifests.errors import MismatchError, StorageError
 from ..manifests.files import read_exactly
 from ..manifests.progress import Progress, Task
 from ..manifests.report import Finding
+from ..manifests.schema import Digest
 from .again import Again
 from .picks import Picks
 from .pipeline import LayerRecords
@@ -35,7 +36,7 @@ class Reproduction(Struct, frozen=True):
     """
 
     ok: bool
-    pack_digest: str
+    pack_digest: Digest
     source: list[Change]
     files: list[Change]
     source_digests: bool

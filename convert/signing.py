@@ -28,10 +28,11 @@ from ..manifests.errors import (
     UnsupportedError,
     UsageError,
 )
-from ..manifests.files import Folder, read_small
+from ..manifests.files import Folder, read_small, require_there
 from ..manifests.manifest import Sealed, read_sealed, require_same_seal
 from ..manifests.progress import Progress
 from ..manifests.report import Report, require_intact
+from ..manifests.schema import Digest
 from .bundle import signed_list
 from .plan import require_new
 
@@ -47,7 +48,7 @@ class Signer(Protocol):
     """Who signs: gives the library's configuration its key."""
 
     def prepare(self, config: "signing.Config") -> None:
-        """Raises CorruptInputError for a key that cannot be used."""
+        """Raises UsageError for a key that is not there, CorruptInputError for one that cannot be used."""
 
     def __str__(self) -> str: ...
 
@@ -56,7 +57,7 @@ class Judge(Protocol):
     """Whose signature is expected."""
 
     def prepare(self, config: "verifying.Config") -> None:
-        """Raises CorruptInputError for a key that cannot be used."""
+        """Raises UsageError for a key that is not there, CorruptInputError for one that cannot be used."""
 
     def __str__(self) -> str: ...
 
@@ -69,6 +70,7 @@ class KeyFile:
 
     def prepare(self, config: Any) -> None:
         """Give the key to a configuration of either kind."""
+        require_there(self.path)
         read_small(self.path, MAX_KEY_BYTES, follow_links=True)
         private = hasattr(config, "use_elliptic_key_signer")
         try:
@@ -115,7 +117,7 @@ class Signed(Struct, frozen=True):
     """A signature that was made, or found good: of which pack, in which file, over how many files."""
 
     pack: str
-    pack_digest: str
+    pack_digest: Digest
     signature: str
     by: str
     files: int
@@ -219,13 +221,22 @@ def _prepared_signer(signer: Signer) -> "signing.Config":
 
 
 def _signature(config: "signing.Config", hashed: "manifest.Manifest", pack: Path) -> bytes:
-    with TemporaryDirectory() as folder:  # the library writes to a name only, and not atomically
-        path = Path(folder) / "bundle"
-        try:
-            config.set_hashing_config(_known(hashed)).sign(pack, path)
-        except Exception as error:
-            raise StorageError(f"{pack} could not be signed: {_first_line(error)}") from error
-        return path.read_bytes()
+    try:
+        with TemporaryDirectory() as folder:  # the library writes to a name only, and not atomically
+            path = Path(folder) / "bundle"
+            try:
+                config.set_hashing_config(_known(hashed)).sign(pack, path)
+            except Exception as error:
+                if isinstance(error, OSError) and error.filename:
+                    raise
+                raise StorageError(f"{pack} could not be signed: {_first_line(error)}") from error
+            return path.read_bytes()
+    except OSError as error:
+        where = error.filename or "the folder for temporary files"
+        raise StorageError(
+            f"{pack} could not be signed: {where} cannot be written ({error.strerror}); make room"
+            " for temporary files, or set TMPDIR to a folder for them, and run the same command again"
+        ) from error
 
 
 def _listed(pack: Path) -> tuple[Sealed, dict[str, str]]:

@@ -40,6 +40,7 @@ class AtomicFile:
         self.mode = mode
         self.written = 0
         self._temporary = path.with_name(path.name + apart + TEMPORARY_SUFFIX)
+        self._apart = bool(apart)
         self._there = os.O_EXCL if apart else os.O_TRUNC  # what a lock protects can only be our own, left by a crash
         self._descriptor = -1
 
@@ -82,6 +83,7 @@ class AtomicFile:
             os.fchmod(self._descriptor, self.mode)
             sync(self._descriptor)
             self._temporary.rename(self.path)
+        with self._published():
             sync_directory(self.path.parent)
 
     def _discard(self) -> None:
@@ -91,6 +93,12 @@ class AtomicFile:
 
     def _reporting(self) -> "Reporting":
         return Reporting(self.path, lambda: (self.size or self.written) - self.written)
+
+    def _published(self) -> "Reporting | Published":
+        # In a folder under construction the same command makes the file again; anywhere else it may refuse one there.
+        if not self._apart:
+            return self._reporting()
+        return Published(self.path, "make its name durable", "mind the disk, remove it and run the same command again")
 
 
 def publish(path: Path, content: bytes | memoryview, mode: int = READ_ONLY) -> None:
@@ -216,14 +224,24 @@ class Reporting:
             raise storage_error(error, self._path, self._needed()) from error
 
 
+def beside_removed(path: Path) -> "Published":
+    """`Published`, of what was made in `path`.partial, which goes last."""
+    return Published(
+        path,
+        "make its name durable or to remove what is beside it",
+        f"verify it, and remove {path.name}.partial* if that is left",
+    )
+
+
 class Published:
     """A `with` block for what is left to do once `path` has its name: an OSError in it is told as no failure of that.
 
-    The same command would refuse to overwrite `path`, so it is not what the StorageError advises.
+    The same command would refuse to overwrite `path`, so the StorageError does not advise it: the system failed to do
+    what `failed` says, and `remedy` is what to do.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, failed: str, remedy: str) -> None:
+        self._path, self._failed, self._remedy = path, failed, remedy
 
     def __enter__(self) -> None:
         pass
@@ -231,8 +249,7 @@ class Published:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: object) -> None:
         if isinstance(error, OSError):
             raise StorageError(
-                f"{self._path} is complete, but the system failed to make its name durable or to remove what is beside"
-                f" it: {error.strerror}; verify it, and remove {self._path.name}.partial* if that is left"
+                f"{self._path} is complete, but the system failed to {self._failed}: {error.strerror}; {self._remedy}"
             ) from error
 
 

@@ -57,8 +57,9 @@ class Pack:
     def open(cls, path: Path) -> "Pack":
         """Open the pack in the directory `path`.
 
-        Raises CorruptInputError for anything malformed, missing, of another size or not a regular file; MismatchError
-        if the manifest or the record digests were altered; UnsupportedError if the pack needs a newer version.
+        Raises UsageError if there is no such directory; CorruptInputError for anything malformed, missing, of another
+        size or not a regular file; MismatchError if the manifest or the record digests were altered; UnsupportedError
+        if the pack needs a newer version.
         """
         with ExitStack() as resources:
             folder = resources.enter_context(Folder(path))

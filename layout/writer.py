@@ -19,8 +19,8 @@ from .atomic import (
     REPLACEABLE,
     TEMPORARY_SUFFIX,
     AtomicFile,
-    Published,
     Reporting,
+    beside_removed,
     make_directory,
     publish,
     remove,
@@ -177,7 +177,7 @@ class PackWriter:
             remove(self._journal.path)
             sync_directory(self.partial)
             rename(self.partial, self.target)
-        with Published(self.target):
+        with beside_removed(self.target):
             sync_directory(self.target.parent)
             remove(aside)
 

@@ -15,7 +15,7 @@ from .digest import DIGEST_BYTES
 from .errors import CorruptInputError, StorageError
 from .files import read_small
 from .manifest import read_sealed
-from .schema import ExpertLayer, File, Manifest
+from .schema import Digest, ExpertLayer, File, Manifest, PackFile
 
 Meaning = Literal["model", "source", "origin", "recipe", "files", "bytes", "form"]
 ABSENT = "absent"
@@ -38,7 +38,7 @@ class LayerChange(Struct, frozen=True):
     """
 
     layer: int
-    file: str
+    file: PackFile
     formats: list[Change]
     components: list[str] | None
     experts: list[int] | None
@@ -53,8 +53,8 @@ class Difference(Struct, frozen=True):
     """
 
     identical: bool
-    digest_a: str
-    digest_b: str
+    digest_a: Digest
+    digest_b: Digest
     meaning: list[Meaning]
     model: list[Change]
     source: list[Change]

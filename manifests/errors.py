@@ -21,7 +21,7 @@ class MismatchError(MoepackError):
 
 
 class UsageError(MoepackError):
-    """The request itself cannot be met: a wrong option, an existing target, a prompt that is too long."""
+    """The request itself cannot be met: a wrong option, a path with nothing there, an existing target."""
 
     exit_code = 2
 
@@ -56,7 +56,10 @@ INTERRUPTED_EXIT_CODE = 130
 EXIT_CODES = {
     0: "done",
     MismatchError.exit_code: "bytes differ: from digests, a signature, a source or another pack",
-    UsageError.exit_code: "the request cannot be met (usage, an existing target, a prompt that is empty or too long)",
+    UsageError.exit_code: (
+        "the request cannot be met (usage, a path with nothing there, an existing target, a prompt that is empty or too"
+        " long)"
+    ),
     CorruptInputError.exit_code: "input is malformed, or output is not finite",
     StorageError.exit_code: "the disk, the network or the GPU failed, or another process holds the target",
     UnsupportedError.exit_code: "not supported",

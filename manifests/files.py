@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from . import names
-from .errors import CorruptInputError, StorageError
+from .errors import CorruptInputError, StorageError, UsageError
 
 PIECE_BYTES = 4 * 1024 * 1024
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,12 +28,14 @@ class Folder:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises CorruptInputError if there is no directory `path`, StorageError when the system refuses."""
+        """Raises UsageError if there is nothing at `path`, CorruptInputError for a file, StorageError if refused."""
         self.path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            raise CorruptInputError(f"{path} is not a pack: there is no such directory") from None
+        except FileNotFoundError:
+            raise UsageError(f"{path} is not a pack: there is no such directory; look for a slip in its name") from None
+        except NotADirectoryError:
+            raise CorruptInputError(f"{path} is not a pack: it is not a directory") from None
         except OSError as error:
             raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
 
@@ -124,6 +126,12 @@ def open_regular(path: FilePlace, *, follow_links: bool = False) -> int:
         os.close(descriptor)
         raise CorruptInputError(f"{path} is not a regular file")
     return descriptor
+
+
+def require_there(path: Path) -> None:
+    """Raise UsageError if nothing is at a path that a command names."""
+    if not os.path.lexists(path):
+        raise UsageError(f"{path} does not exist; look for a slip in its name")
 
 
 def status(path: FilePlace) -> os.stat_result:

@@ -39,8 +39,8 @@ def read_manifest(pack: Path | Folder) -> Manifest:
 def read_sealed(pack: Path | Folder) -> Sealed:
     """The manifest of the pack in directory `pack`.
 
-    Raises CorruptInputError if it is missing or breaks a rule, MismatchError if it was altered, UnsupportedError if
-    it needs a newer version of this program.
+    Raises UsageError if there is no such directory, CorruptInputError if the manifest is missing or breaks a rule,
+    MismatchError if it was altered, UnsupportedError if it needs a newer version of this program.
     """
     if isinstance(pack, Path):
         with Folder(pack) as folder:

@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from .errors import MismatchError, StorageError
+from .schema import Digest
 
 Kind = Literal["damage", "stray", "unreadable", "other"]
 
@@ -43,7 +44,7 @@ class Report(Struct, frozen=True):
     """
 
     ok: bool
-    pack_digest: str
+    pack_digest: Digest
     findings: list[Finding]
     bytes_checked: int
     seconds: float

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from . import names
+
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
@@ -16,6 +18,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 FileName = Annotated[str, Meta(max_length=128)]
+PackFile = Annotated[str, Meta(pattern=names.whole(f"{names.SAFE}|{names.LAYER}"), max_length=128)]  # by M11 and M17
 SourceName = Annotated[str, Meta(max_length=255)]  # what a file system allows
 Name = Annotated[str, Meta(max_length=256)]
 Layer = Annotated[int, Meta(ge=0, le=4095)]

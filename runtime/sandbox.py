@@ -7,12 +7,9 @@ of chats.
 """
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import wraps
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import jinja2
 from jinja2 import nodes
@@ -20,19 +17,12 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
+from .meter import ITEM, Counted, CountedAndSized, Meter, current, drawn, shown, size
+
 MAX_NODES = 8000  # of its syntax; the longest that we know of have some 2500
-MAX_LOOPS = 1_000_000  # all `range` calls of one rendering together
 MAX_PRODUCT = 10_000_000  # items in what `*` may build by repetition; also the largest base of `**`
 MAX_EXPONENT = 64
-MAX_BITS = 4096  # of a whole number
 MAX_WIDTH = 1000  # characters that a text may be padded or indented to
-SECONDS = 1.5  # of this thread's processor time
-MEMORY = 24 * 1024 * 1024  # bytes of all that is ever built, besides what the chat's own size allows
-NUMBER = 1300  # digits of the longest number
-CONTAINERS = (list, tuple, dict)
-VIEWS: tuple[type, ...] = (type({}.items()), type({}.keys()), type({}.values()))
-PER_INPUT_BYTE = 256  # templates may go over a chat again and again
-ITEM = 64  # bytes of a list for each of its items, the item's own head included
 
 # Filters that serve no chat, and would need limits of their own.
 LEFT_OUT = (
@@ -53,135 +43,6 @@ _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _ATTRIBUTE = re.compile(r"\{[^{}:!]*\.")  # what it would show is not known
 _WIDE_FORMAT = re.compile(r"\{[^{}]*\{|[0-9]{4}")  # a width inside a width, or one of four digits
 _WIDE_PERCENT = re.compile(r"%[^%a-zA-Z]*(?:\*|[0-9]{4})")
-
-
-class Meter:
-    """What one rendering may still take; `own` are bytes of what it was given."""
-
-    def __init__(self, own: int) -> None:
-        self._left = MEMORY + PER_INPUT_BYTE * own
-        self._loops = MAX_LOOPS
-        self._end = time.thread_time() + SECONDS + own * 1e-5
-        self._ticks = 0
-        self._weights: dict[int, _Weight] = {}
-        self._kept: list[Any] = []  # so that no other value gets the id of one that was weighed
-
-    def tick(self) -> None:
-        """One more turn of a loop, or operation."""
-        self._ticks += 1
-        if self._ticks % 32 == 0 and time.thread_time() > self._end:
-            raise SecurityError("it computes for too long")
-
-    def spend(self, size: int) -> None:
-        """`size` more bytes are about to be built."""
-        self.tick()
-        self._left -= size
-        if self._left < 0:
-            raise SecurityError("it builds more than a chat template needs")
-
-    def loop(self, turns: int) -> None:
-        """A `range` of so many numbers."""
-        self._loops -= turns
-        if self._loops < 0:
-            raise SecurityError(f"it loops more than {MAX_LOOPS} times")
-
-    def built(self, value: Any) -> Any:
-        """`value`, just built: what showing or comparing it would take is known, and is not too much."""
-        if isinstance(value, str):
-            self.spend(size(value))
-        elif type(value) in CONTAINERS:
-            self.spend(ITEM * (len(value) + 6))  # six for what is noted of it here
-            if self.weight(value).plain > MEMORY:
-                raise SecurityError("it builds more than a chat template needs, of parts that are shared")
-        elif type(value) is int and value.bit_length() > MAX_BITS:
-            raise SecurityError(f"it computes a number of more than {MAX_BITS} bits")
-        return value
-
-    def show(self, value: Any) -> None:
-        """A value is about to be written as text, by whatever rules."""
-        if isinstance(value, str) or type(value) in CONTAINERS or isinstance(value, VIEWS):
-            self.spend(self.weight(value).shown)
-
-    def weight(self, value: Any) -> "_Weight":
-        """What a value weighs with all that is in it, as often as it is in it."""
-        if isinstance(value, str):
-            return _Weight(ITEM + len(value), ITEM + shown(value), 0)
-        if isinstance(value, VIEWS):
-            return self._together(value)
-        if type(value) not in CONTAINERS:
-            return _Weight(ITEM, NUMBER, 0)
-        if id(value) not in self._weights:
-            self._weights[id(value)] = self._together([*value, *value.values()] if type(value) is dict else value)
-            self._kept.append(value)
-        return self._weights[id(value)]
-
-    def _together(self, parts: Any) -> "_Weight":
-        plain, written, depth = ITEM, ITEM, 0
-        for part in map(self.weight, parts):
-            plain, written, depth = plain + part.plain, written + part.shown, max(depth, part.depth)
-        return _Weight(plain, written, depth + 1)
-
-
-class _Weight(NamedTuple):
-    plain: int  # bytes
-    shown: int  # bytes of it as text, at most
-    depth: int
-
-
-def size(text: str) -> int:
-    """Bytes of a text, at most."""
-    return len(text) * (1 if text.isascii() else 4)
-
-
-def shown(text: str) -> int:
-    """Bytes of a text once it is escaped, at most, by the rules of Python, JSON or HTML, or in another case."""
-    return len(text) * (6 if text.isascii() else 20)
-
-
-_METER: ContextVar[Meter] = ContextVar("meter")
-
-
-@contextmanager
-def metered(own: int) -> Iterator[Meter]:
-    """A block whose templates have a meter; `own` are bytes of what they are given."""
-    meter = Meter(own)
-    token = _METER.set(meter)
-    try:
-        yield meter
-    finally:
-        _METER.reset(token)
-
-
-def _meter() -> Meter:
-    return _METER.get(None) or Meter(0)  # while jinja2 folds the constants of a template that is being compiled
-
-
-class _Counted:
-    """An iterable whose turns are counted; `stored` bytes are kept of each."""
-
-    def __init__(self, inner: Iterable[Any], stored: int) -> None:
-        self._inner, self._stored = inner, stored
-
-    def __iter__(self) -> Iterator[Any]:
-        meter = _meter()
-        for item in self._inner:
-            meter.spend(self._stored)
-            yield item
-
-
-def drawn(inner: Iterable[Any], stored: int = ITEM, *, written: bool = False) -> Iterator[Any]:
-    """What comes out of an iterable that somebody is about to keep, or to write, each item counted."""
-    meter = _meter()
-    for item in inner:
-        meter.spend(stored + (size(item) if isinstance(item, str) else 0))
-        if written:
-            meter.show(item)
-        yield item
-
-
-class _CountedAndSized(_Counted):
-    def __len__(self) -> int:
-        return len(cast(Sized, self._inner))
 
 
 class _Code(CodeGenerator):
@@ -265,11 +126,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The value of an operator."""
         _check_operands(operator, left, right)
-        return _meter().built(super().call_binop(context, operator, left, right))
+        return current().built(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (jinja2's names)
         """What a call gives."""
-        meter = _meter()
+        meter = current()
         for passed in filter(None, (args, kwargs)):  # what a macro may keep
             meter.built(passed)
         owner = getattr(__obj, "__self__", None)
@@ -280,12 +141,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`obj.attribute`."""
-        _meter().tick()
+        current().tick()
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """`obj[argument]`."""
-        _meter().tick()
+        current().tick()
         return super().getitem(obj, argument)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -296,7 +157,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         text, format_ = str(value.__self__), wrapped
 
         def limited(*args: Any, **kwargs: Any) -> str:
-            _check_method(_meter(), text, value.__name__, args, kwargs)
+            _check_method(current(), text, value.__name__, args, kwargs)
             return format_(*args, **kwargs)
 
         return limited
@@ -307,7 +168,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def built(self, value: Any) -> Any:
         """A list, tuple or dictionary that a template wrote down."""
-        return _meter().built(value)
+        return current().built(value)
 
     def joined(self, *parts: Any) -> str:
         """`parts` as one text."""
@@ -319,23 +180,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """What a template gives as *arguments or **arguments."""
         if not isinstance(values, Sized):
             return list(drawn(values))
-        _meter().spend(2 * ITEM * len(values))
+        current().spend(2 * ITEM * len(values))
         return values
 
     def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         """`value[start:stop:step]`."""
         if isinstance(value, Sized):
-            _meter().spend(size(value) if isinstance(value, str) else len(value))
-        return _meter().built(value[start:stop:step])
+            current().spend(size(value) if isinstance(value, str) else len(value))
+        return current().built(value[start:stop:step])
 
     def counted(self, inner: Any, stored: int) -> Any:
         """What a loop goes over."""
-        return (_CountedAndSized if isinstance(inner, Sized) else _Counted)(inner, stored)
+        return (CountedAndSized if isinstance(inner, Sized) else Counted)(inner, stored)
 
 
 def _concat(parts: Iterable[str]) -> str:
     parts = list(parts)
-    _meter().spend(sum(map(len, parts)) * _widest(parts))
+    current().spend(sum(map(len, parts)) * _widest(parts))
     return "".join(parts)
 
 
@@ -347,13 +208,13 @@ def _widest(texts: Iterable[str]) -> int:
 def _finalized(_: Any, value: Any) -> Any:
     """What is printed: texts are counted when they are joined, all else before it is made a text."""
     if not isinstance(value, str):
-        _meter().show(value)
+        current().show(value)
     return value
 
 
 def _limited_range(*bounds: int) -> range:
     numbers = safe_range(*bounds)
-    _meter().loop(len(numbers))
+    current().loop(len(numbers))
     return numbers
 
 
@@ -363,7 +224,7 @@ def limited_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]
 
     @wraps(filter_)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        meter = _meter()
+        meter = current()
         value, *rest = args[passed:] if len(args) > passed else (None,)
         if isinstance(value, Iterator) and name not in ("default", "d"):
             value = drawn(value, written=name not in LOOKING)
@@ -436,11 +297,11 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
     elif operator == "%" and isinstance(left, str):
         if _WIDE_PERCENT.search(left):
             raise SecurityError("it pads a text beyond all measure")
-        _check_formatted(_meter(), left, left.count("%"), right if isinstance(right, tuple) else (right,))
+        _check_formatted(current(), left, left.count("%"), right if isinstance(right, tuple) else (right,))
     elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
         texts = [part for part in (left, right) if isinstance(part, str)]
         escaped = any(hasattr(part, "__html__") for part in texts)
-        _meter().spend(sum(map(shown if escaped else size, texts)) if texts else 8 * (len(left) + len(right)))
+        current().spend(sum(map(shown if escaped else size, texts)) if texts else 8 * (len(left) + len(right)))
 
 
 def _check_formatted(meter: Meter, text: str, fields: int, values: Iterable[Any]) -> None:
@@ -453,7 +314,7 @@ def _check_repetition(sequence: Any, count: Any) -> None:
     if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
         if len(sequence) * count > MAX_PRODUCT:
             raise SecurityError(f"it repeats a text or list beyond {MAX_PRODUCT} items")
-        _meter().spend(max(0, count) * (size(sequence) if isinstance(sequence, str) else 8 * len(sequence)))
+        current().spend(max(0, count) * (size(sequence) if isinstance(sequence, str) else 8 * len(sequence)))
 
 
 def _check_method(meter: Meter, text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

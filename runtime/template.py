@@ -17,8 +17,9 @@ from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
 from ..manifests.errors import CorruptInputError, UsageError
+from .meter import ITEM, Meter, drawn, metered, size
 from .packfiles import PackFiles
-from .sandbox import ITEM, Meter, Sandbox, drawn, limited_filter, metered, size
+from .sandbox import Sandbox, limited_filter
 
 FILE = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"

@@ -20,7 +20,7 @@ from blake3 import blake3
 from ...layout.atomic import AtomicFile
 from ...manifests import digest
 from ...manifests.errors import CorruptInputError, MismatchError, StorageError
-from ...manifests.files import open_regular, pieces, read_exactly
+from ...manifests.files import open_regular, pieces, read_exactly, require_there
 from ..sensitivities import Sensitivities
 from . import header as headers
 from .header import Facts, Section
@@ -58,9 +58,10 @@ class CalibrationFile:
     def open(cls, path: Path) -> "CalibrationFile":
         """Open and check a file, all of which is read.
 
-        Raises CorruptInputError if it is no calibration file, MismatchError if it was altered or cut, UnsupportedError
-        for another version.
+        Raises UsageError if nothing is there, CorruptInputError if it is no calibration file, MismatchError if it was
+        altered or cut, UnsupportedError for another version.
         """
+        require_there(path)
         descriptor = open_regular(path, follow_links=True)
         try:
             size = os.fstat(descriptor).st_size

@@ -19,8 +19,8 @@ from blake3 import blake3
 from ...layout.atomic import (
     TEMPORARY_SUFFIX,
     AtomicFile,
-    Published,
     Reporting,
+    beside_removed,
     publish,
     remove,
     remove_directory,
@@ -112,7 +112,7 @@ class Workspace:
         require_absent(self.target)
         with Reporting(self.target):
             rename(whole, self.target)
-        with Published(self.target):
+        with beside_removed(self.target):
             sync_directory(self.target.parent)
             self._remove()
         return found

@@ -1,5 +1,6 @@
 """Fixtures of moe-pack's own tests: the command line, a checkpoint and a pack to damage, a calibration."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,3 +52,20 @@ def whole_calibration(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest
     path = tmp_path_factory.mktemp("whole") / "c.moecal"
     calibrated(make_checkpoint(Variant(TINY)), path, windows_of(TINY))
     return path
+
+
+@pytest.fixture
+def calibrated_pack(
+    make_checkpoint: CheckpointMaker, whole_calibration: Path, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> Path:
+    """Of one recipe with overrides, by that calibration."""
+    recipe = {
+        "format": "book2-g8",
+        "method": "gptq",
+        "overrides": [{"layers": "1-2", "projections": ["down"], "format": "affine3-g64", "method": "imatrix"}],
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    target = tmp_path / "calibrated"
+    options = ("--recipe", tmp_path / "recipe.json", "--calibration", whole_calibration)
+    assert moe_pack("build", make_checkpoint(Variant()), target, *options).code == 0
+    return target

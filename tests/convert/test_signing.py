@@ -285,6 +285,14 @@ def test_what_is_no_key_is_refused(content: bytes, signed: Path, tmp_path: Path,
     assert not (tmp_path / "new.sig").exists()
 
 
+def test_a_key_that_is_not_there_is_a_mistake_of_the_request(
+    signed: Path, tmp_path: Path, moe_pack: Callable[..., Ran]
+) -> None:
+    nothing = tmp_path / "no.pem"
+    moe_pack("sign", signed, "--key", nothing, "--out", tmp_path / "new.sig").refused(2, nothing)
+    moe_pack("verify", signed, "--signed-by", nothing).refused(2, nothing)
+
+
 def test_a_key_of_another_kind_is_refused(signed: Path, tmp_path: Path, moe_pack: Callable[..., Ran]) -> None:
     keys = written(tmp_path, rsa.generate_private_key(65537, 2048))
     moe_pack("sign", signed, "--key", keys.private, "--out", tmp_path / "new.sig").refused(3, keys.private)

@@ -8,6 +8,7 @@ is a test of its own (test_injector.py).
 import contextlib
 import ctypes
 import gc
+import importlib
 import io
 import json
 import os
@@ -50,6 +51,7 @@ def run(request: dict[str, Any]) -> None:
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["folder"])
+    os.environ.update(request["environment"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["moe-pack", *request["arguments"]]
     INJECTOR.crash_arm(
@@ -73,6 +75,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if "goes_on" in request:
         os.kill(request["goes_on"], request["signal"])
         return wait(request["goes_on"], None)
+    if "imports" in request:
+        return {"imported": [importlib.import_module(name).__name__ for name in request["imports"]]}
     return wait(start(request), request["kill_after"])
 
 

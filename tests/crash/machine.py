@@ -6,6 +6,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -68,9 +69,10 @@ class Run:
     @property
     def sentence(self) -> str:
         """The one sentence of an error."""
-        assert self.err.count("error: ") == 1, self.err
+        _, *found = re.split("^error: ", self.err, flags=re.MULTILINE)
+        assert len(found) == 1, self.err
         assert "Traceback" not in self.err, self.err
-        return self.err[self.err.index("error: ") + len("error: ") :].strip()
+        return str(found[0]).strip()
 
 
 def reason_for_none() -> str:
@@ -119,10 +121,19 @@ class Machine:
     def log(self) -> Path:
         return self.folder / "calls.log"
 
+    def warm(self, *modules: str) -> None:
+        """Import in the server what a command imports only when it runs, so that not every fork does."""
+        self._answer({"imports": modules})
+
     def run(
-        self, *arguments: object, fault: Fault = NONE, logged: bool = False, kill_after: float | None = None
+        self,
+        *arguments: object,
+        fault: Fault = NONE,
+        logged: bool = False,
+        kill_after: float | None = None,
+        environment: dict[str, str] | None = None,
     ) -> Run:
-        """`moe-pack` with these arguments, to its end, or to where it stops."""
+        """`moe-pack` with these arguments, to its end, or to where it stops, with `environment` added."""
         (self.folder / "err").unlink(missing_ok=True)
         request = {
             "arguments": list(map(str, arguments)),
@@ -134,6 +145,7 @@ class Machine:
             "out": str(self.folder / "out"),
             "err": str(self.folder / "err"),
             "kill_after": kill_after,
+            "environment": environment or {},
         }
         return self._ask(request)
 
@@ -142,13 +154,16 @@ class Machine:
         return self._ask({"goes_on": stopped.process, "signal": number})
 
     def _ask(self, request: dict[str, Any]) -> Run:
+        found = self._answer(request)
+        err = self.folder / "err"  # a kill may come before there is any
+        return Run(found["process"], found["code"], err.read_text() if err.exists() else "")
+
+    def _answer(self, request: dict[str, Any]) -> Any:
         assert self._server.stdin
         assert self._server.stdout
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        found = json.loads(self._server.stdout.readline())
-        err = self.folder / "err"  # a kill may come before there is any
-        return Run(found["process"], found["code"], err.read_text() if err.exists() else "")
+        return json.loads(self._server.stdout.readline())
 
 
 def run_executed(injector: Path, log: Path, *arguments: object) -> int:

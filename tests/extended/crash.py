@@ -1,4 +1,6 @@
-"""Every fault at every system call of a build and of a calibration, losses of power, real disks: prints what was tried.
+"""Every fault at every system call of what writes packs, mends and vouches for them; losses of power, real disks.
+
+Prints what was tried, by part.
 
 The shares of it that `make test` runs are in tests/crash. Five to ten minutes on two cores; the disks need root.
 `make crash PARTS=kills,power` runs some of the parts.
@@ -15,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "crash"))
 
 import disks
+import mending
 import promises
 from calibrations import calibration_site
 from calls import changes
@@ -41,9 +44,17 @@ def parts(site: Site, calibration: Site, root: Path) -> dict[str, Callable[[], s
             f" {promises.one_fault_each(calibration, promises.failures(calibration))} failures,"
             " {} strict and {} drawn states".format(*promises.losses_of_power(calibration, 5))
         ),
+        "repair": lambda: _of_repairs(mending.repair_deed(site)),
+        "lock": lambda: mending.all_faults(mending.lock_deed(site)),
+        "sign": lambda: mending.all_faults(mending.sign_deed(site, root)),
         "full": lambda: _on_disks(root, lambda: f"{disks.full_disks(site, root)} ext4 disks that fill up"),
         "ext4": lambda: _on_disks(root, lambda: f"{disks.losses_of_power(site, root)} losses of power under ext4"),
     }
+
+
+def _of_repairs(deed: mending.Deed) -> str:
+    strict, drawn = mending.losses_of_power_in_repairs(deed, 5)
+    return f"{mending.all_faults(deed)}; {strict} strict and {drawn} drawn states after a loss of power"
 
 
 def _on_disks(root: Path, run: Callable[[], str]) -> str:

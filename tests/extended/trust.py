@@ -22,6 +22,7 @@ PROMISES = {  # in the order of docs/trust.md
     "reproducible bytes": [
         "tests/convert/test_pipeline.py",
         "tests/convert/test_proving.py",
+        "tests/convert/test_locks.py",
         "tests/convert/test_sources.py",
         "tests/quantize/test_quantize_bytes.py",
         "tests/quantize/test_quantize_refusals.py",
@@ -45,7 +46,7 @@ MORE = {  # longer than in the tests, shorter than by their own targets
     "crash": ["tests/extended/crash.py"],
     "fuzz": ["tests/extended/fuzz/run.py", "15"],
 }
-CRASH_PARTS = "calls,kills,failures,power,random"
+CRASH_PARTS = "calls,kills,failures,power,random,repair,lock,sign"
 
 
 def main() -> int:

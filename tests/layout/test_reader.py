@@ -12,7 +12,7 @@ from moepack.layout.plan import PackPlan, TensorSpec
 from moepack.layout.reader import Pack
 from moepack.layout.tensorheader import render
 from moepack.manifests import digest
-from moepack.manifests.errors import CorruptInputError, MismatchError, UnsupportedError
+from moepack.manifests.errors import CorruptInputError, MismatchError, UnsupportedError, UsageError
 
 
 @pytest.fixture
@@ -225,5 +225,5 @@ def test_a_quantized_trunk_tensor_must_be_whole(pack: Path, parts: tuple[TensorS
 
 
 def test_a_directory_that_is_no_pack_is_named(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", CorruptInputError, "nowhere is not a pack: there is no such directory")
+    refused(tmp_path / "nowhere", UsageError, "nowhere is not a pack: there is no such directory")
     refused(tmp_path, CorruptInputError, r"manifest.json is missing \(M1\)")

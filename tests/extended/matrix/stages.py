@@ -15,10 +15,9 @@ PLACE = ROOT / "build" / "matrix"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEPENDENCIES: list[str] = PROJECT["project"]["dependencies"]
 NANOBIND = next(one for one in PROJECT["build-system"]["requires"] if one.startswith("nanobind"))
-FREE = "tokenizers"  # its oldest wants an older huggingface_hub than we do; it has no part in packing
 LIBRARIES = {
     "pinned": ["--constraint", str(ROOT / ".ci/constraints.txt"), *DEPENDENCIES],
-    "oldest": [one if one.startswith(FREE) else one.replace(">=", "==") for one in DEPENDENCIES],
+    "oldest": [one.replace(">=", "==") for one in DEPENDENCIES],
     "newest": DEPENDENCIES,
 }
 
