@@ -221,9 +221,8 @@ def check_room(position: int, prompt: Sequence[int], limits: Limits, remedy: str
         raise UsageError("the prompt is empty; give some text")
     used = position + len(prompt)
     if used >= limits.context:
-        raise RoomError(
-            f"prompt is too long: {used} tokens > {limits.context - 1} maximum, or no answer fits; {remedy}"
-        )
+        most = f"{limits.context - 1} maximum, as no answer fits a context of {limits.context} else"
+        raise RoomError(f"prompt is too long: {used} tokens > {most}; {remedy}")
     return limits.context - used
 
 

@@ -180,7 +180,8 @@ def _named(part: Any, kinds: frozenset[str]) -> Any:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or kind in kinds:
         return part
-    return {"type": "text", "text": f"[{kind:.60} left out: text only]"}
+    found = part.get("tool_name")  # of a tool_reference: the tool itself is among the request's
+    return {"type": "text", "text": found if isinstance(found, str) else f"[{kind:.60} left out: text only]"}
 
 
 def text_of(content: Any, place: str, kinds: frozenset[str] = TEXTS) -> str:

@@ -153,7 +153,7 @@ def test_a_full_context_is_one_sentence_and_reset_helps(demo: Path) -> None:
     with chatted(demo, Settings(Sampling(), 200), EngineOptions(threads=2, context=64)) as chat:
         chat.type("Who are you?")
         text = chat.type("Go on. " * 30)
-        assert "error: the prompt has" in text
+        assert "error: prompt is too long" in text
         assert "/reset begins anew" in text
         assert text.count("\n") == 1
         assert chat.roles == ["user", "assistant"]

@@ -136,6 +136,21 @@ def test_an_image_that_a_tool_gave_is_named_only(server: Hosted, scripted: Scrip
     assert server.anthropic().messages.create(**{**CLAUDE, "messages": messages}).content[0].text == "A dot."
 
 
+def test_a_tool_that_was_searched_for_is_named(server: Hosted) -> None:
+    call = {"type": "tool_use", "id": "call_0", "name": "get_weather", "input": {}}
+
+    def tokens(found: Any) -> int:
+        result: Any = {"type": "tool_result", "tool_use_id": "call_0", "content": found}
+        turns: Any = [
+            *CLAUDE["messages"],
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
+        ]
+        return server.anthropic().messages.count_tokens(model="demo", messages=turns).input_tokens
+
+    assert tokens([{"type": "tool_reference", "tool_name": "CronList"}]) == tokens("CronList")
+
+
 def test_a_prompt_that_is_too_long_is_told_as_agents_know_it(server: Hosted) -> None:
     for words in (2000, 200000):  # counted, and refused before it is
         long = [{"role": "user", "content": "sun " * words}]
