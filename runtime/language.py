@@ -6,6 +6,7 @@ from typing import Any
 
 from ..layout.reader import Pack
 from ..manifests.errors import CorruptInputError
+from .answers.dialect import MARKUP
 from .packfiles import PackFiles
 from .sampling import Sampling, unsupported
 from .template import ChatTemplate
@@ -27,6 +28,11 @@ class Language:
     sampling: Sampling
     max_tokens: int | None
     unsupported: tuple[str, ...]
+
+    @property
+    def special_markup(self) -> bool:
+        """Whether an answer's markup is among its special tokens, which are then part of an answer's text."""
+        return not MARKUP.isdisjoint(self.tokenizer.special.values())
 
     @classmethod
     def of(cls, pack: Pack) -> "Language":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from ...manifests.errors import UsageError
-from ..answers.dialect import MARKUP, Dialect
+from ..answers.dialect import Dialect
 from ..answers.events import Event
 from ..answers.message import Assembly, Message
 from ..answers.reader import AnswerReader
@@ -111,7 +111,7 @@ class Partner:
         self.engine, self.settings = engine, settings
         self.recall = Recall(engine)
         self._tokenizer, self._template = language.tokenizer, language.template
-        self._spell = bool(MARKUP & set(language.tokenizer.special.values()))
+        self._special = language.special_markup
         self._before, self._position = engine.stats, 0
 
     def thinks(self, conversation: Conversation) -> bool:
@@ -127,7 +127,7 @@ class Partner:
         check_room(0, prompt, limits, SHORTER)
         rest = self.recall.begin(prompt, self._place(conversation, prompt))
         self._before, self._position = self.engine.stats, self.recall.position
-        stream = self._tokenizer.stream(special=self._spell)
+        stream = self._tokenizer.stream(special=self._special)
         generation = Generation(self.recall, rest, Sampler(settings.sampling), stream, limits)
         dialect = self._dialect(conversation)
         reader = AnswerReader(dialect.calls if tools else None, dialect.thinking(text), tools)

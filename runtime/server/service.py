@@ -14,7 +14,7 @@ from typing import Any
 from ...layout.reader import Pack
 from ...manifests.errors import UsageError
 from ..answers.constraint import Constraint, Grammars
-from ..answers.dialect import MARKUP, Calls, Dialect, Thinking
+from ..answers.dialect import Calls, Dialect, Thinking
 from ..answers.grammar import grammar
 from ..answers.reader import AnswerReader
 from ..engine import Engine, EngineOptions
@@ -56,8 +56,7 @@ class Service:
     created: int
 
     def __post_init__(self) -> None:
-        special = self.language.tokenizer.special.values()
-        self._spell = bool(MARKUP & set(special))  # a tokenizer may have an answer's markup among its special tokens
+        self._special = self.language.special_markup
         self._grammars: Grammars | None = None
         self._asking = ""  # how the last chat's text asked for an answer
         self._lock = threading.Lock()
@@ -85,7 +84,7 @@ class Service:
             constraint=self._constraint(wish, dialect.calls, thinking),
             one_call=not wish.form.parallel and calls is not None,
             first_call=wish.first_call,
-            special=self._spell,
+            special=self._special,
         )
 
     def text(self, prompt: str | Sequence[int], wish: Wish) -> Ask:
