@@ -77,6 +77,7 @@ fuzz: $(VENV)/ready-dev ## Fuzz every parser (atheris), and the native kernels u
 	$(BIN)/python tests/extended/fuzz/run.py $(or $(SECONDS),60) $(NAMES)
 
 trust: $(VENV)/ready-dev ## Rerun what docs/trust.md rests on, as far as 30 minutes allow, and print the counts
+	$(BIN)/pip install --quiet atheris==3.0.0
 	PYTHONPATH=tests $(BIN)/python tests/extended/trust.py
 
 clean: ## Remove the virtual environment and everything built
