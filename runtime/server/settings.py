@@ -41,7 +41,7 @@ class Settings:
     @property
     def queue_each(self) -> int:
         """How many of the queue's places one client may take: some are left to others."""
-        return self.queue - self.queue // PART_FOR_OTHERS
+        return max(1, self.queue * (PART_FOR_OTHERS - 1) // PART_FOR_OTHERS)
 
     def __post_init__(self) -> None:
         if self.key is not None and not self.key.strip():

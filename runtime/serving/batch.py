@@ -9,7 +9,7 @@ Single-threaded.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ...manifests.errors import UsageError
@@ -88,7 +88,7 @@ class Batch:
 
     def step(self) -> None:
         """Compute one step of all requests, tell each what came of it, and let go of those that ended."""
-        for running in [each for each in self._running if each.request.cancelled]:
+        for running in [each for each in self._followers_first() if each.request.cancelled]:
             self.counts.cancelled += 1
             self._release(running)
         turns = list(self._turns())
@@ -111,8 +111,12 @@ class Batch:
 
     def end(self, error: Exception) -> None:
         """Fail all that is under way."""
-        for running in list(self._running):
+        for running in self._followers_first():
             self._fail(running, error)
+
+    def _followers_first(self) -> list[_Running]:
+        """All that run, so that nobody who is about to go is left a prompt by a leader."""
+        return sorted(self._running, key=lambda each: each.leader is None)
 
     def _begun(self, request: Request, session: Session) -> _Running:
         """Behind whoever computes the same prompt, or on its own."""
@@ -121,6 +125,8 @@ class Batch:
         running.leader = None if request.read is not None else next(alike, None)
         if running.leader is None:
             self._begin(running)
+        else:
+            running.leader.stops = _merged(running.leader, request.marks)
         return running
 
     def _begin(self, running: _Running) -> None:
@@ -128,8 +134,7 @@ class Batch:
         request, session = running.request, running.session
         known = self._prefixes.find(request.prompt)
         session.restore(known.snapshots if request.read is None else ())
-        marks = {*request.marks, known.parts, len(request.prompt)}
-        running.stops = deque(sorted(mark for mark in marks if session.position < mark <= len(request.prompt)))
+        running.stops = _merged(running, {*request.marks, known.parts, len(request.prompt)})
         self._tell(running)
 
     def _tell(self, running: _Running) -> None:
@@ -269,3 +274,9 @@ class Batch:
         self._running.remove(running)
         self._pass_on(running)
         self._idle.append(running.session)
+
+
+def _merged(running: _Running, marks: Iterable[int]) -> deque[int]:
+    """Where it stops already, and those marks that it has not passed yet."""
+    ahead = (mark for mark in marks if running.session.position < mark <= len(running.request.prompt))
+    return deque(sorted({*running.stops, *ahead}))

@@ -8,8 +8,9 @@ import logging
 import threading
 from contextlib import suppress
 
-from ...manifests.errors import MoepackError, UsageError
+from ...manifests.errors import MoepackError
 from ..engine import Engine
+from ..generate import Limits, check_room
 from ..sessions.prefixes import Prefixes
 from .batch import Batch, Counts
 from .request import Request
@@ -22,7 +23,7 @@ class BusyError(MoepackError):
     """The queue is full; try again in about `seconds`."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
-        super().__init__(f"{waiting} requests are waiting already; try again in {seconds:.0f} s")
+        super().__init__(f"there is no room in the queue, where {waiting} requests wait; try again in {seconds:.0f} s")
         self.seconds = seconds
 
 
@@ -76,7 +77,7 @@ class Scheduler:
         be computed.
         """
         for request in requests:
-            self._check(request)
+            check_room(0, request.prompt, Limits(1, self._engine.context))
         with self._woken:
             if self._closed is not None:
                 raise ClosingError(*self._closed.args)
@@ -114,15 +115,6 @@ class Scheduler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _check(self, request: Request) -> None:
-        if not request.prompt:
-            raise UsageError("the prompt is empty; give some text")
-        if len(request.prompt) >= self._engine.context:
-            raise UsageError(
-                f"the prompt has {len(request.prompt)} tokens, and with a context of {self._engine.context} no answer"
-                " fits; shorten the prompt or raise the context"
-            )
 
     def _run(self) -> None:
         try:

@@ -1,7 +1,7 @@
 """Requests that wait, clients taking turns: each client's own in order, of several clients' the first of each.
 
-Promises that a request comes after at most one of every other client, so long as its own client has none before it, and
-that one client can never take all places. Knows no threads: whoever has it locks it.
+Promises that a request comes after at most one of every other client, so long as its own client has none before it.
+Knows no threads: whoever has it locks it.
 """
 
 from collections import OrderedDict, deque

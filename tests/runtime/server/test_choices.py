@@ -102,7 +102,7 @@ def held(server: Hosted) -> Iterator[None]:
 
 
 def test_choices_that_do_not_all_fit_the_queue_are_refused_together(demo: Path) -> None:
-    with hosted(demo, parallel=1, queue=3) as server:
+    with hosted(demo, parallel=1, queue=4) as server:
         scheduler = server.service.scheduler
         with pytest.raises(openai.BadRequestError, match="room for 3 of one client only") as refused:
             asked(server, "text", n=4)

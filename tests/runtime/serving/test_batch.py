@@ -71,10 +71,13 @@ def solo(engine: Engine, tokens: list[int], count: int) -> list[int]:
 
 
 def run(batch: Batch, waiting: list[Request]) -> None:
-    while waiting or batch.running:
+    for _ in range(1000):
+        if not waiting and not batch.running:
+            return
         while waiting and batch.free:
             batch.admit(waiting.pop(0))
         batch.step()
+    raise AssertionError("somebody is waited for in vain")
 
 
 @pytest.mark.parametrize("remembered", [NOTHING, 60_000, PLENTY])
@@ -264,3 +267,52 @@ def test_of_those_that_want_a_prompt_one_that_cannot_answer_fails_alone(engine: 
     assert [type(answer.error) for answer in answers] == [UsageError, UsageError, type(None)]
     assert answers[2].tokens == solo(engine, tokens, 4)
     assert batch.free == 3
+
+
+def test_who_brings_a_prompt_that_another_answers_already_begins_on_its_own(engine: Engine) -> None:
+    tokens, batch = prompt(engine, 60, 8), Batch(engine, Prefixes(NOTHING))
+    first, second = Greedy(9), Greedy(4)
+    batch.admit(Request(list(tokens), first))
+    while len(first.tokens) < 3:
+        batch.step()
+    batch.admit(Request(list(tokens), second))
+    run(batch, [])
+    assert (first.tokens, second.tokens) == (solo(engine, tokens, 9), solo(engine, tokens, 4))
+
+
+@pytest.mark.parametrize("marks", [({70}, set()), (set(), {70})])
+def test_marks_of_a_shared_prompt_are_remembered_whoever_has_them(engine: Engine, marks: tuple[set[int], ...]) -> None:
+    tokens, batch = prompt(engine, 100, 5), Batch(engine, Prefixes(PLENTY))
+    requests = [Request(list(tokens), Greedy(4), frozenset(each)) for each in marks]
+    for request in requests:
+        batch.admit(request)
+    batch.step()
+    requests[0].cancelled = True
+    run(batch, [])
+    later = Greedy(1)
+    run(batch, [Request([*tokens[:80], *prompt(engine, 5, 6)], later)])
+    assert later.cached == 70
+
+
+class Unheard(Greedy):
+    """An answer that nobody takes any more."""
+
+    def begin(self, cached: int) -> None:
+        raise UsageError("nobody takes it")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_who_goes_together_is_left_no_prompt(engine: Engine, ends: bool) -> None:
+    tokens, batch = prompt(engine, 100, 5), Batch(engine, Prefixes(NOTHING))
+    requests = [Request(list(tokens), answer) for answer in (Greedy(4), Unheard(4), Unheard(4))]
+    for request in requests:
+        batch.admit(request)
+    batch.step()
+    if ends:
+        batch.end(MoepackError("the server ends"))
+    else:
+        for request in requests:
+            request.cancelled = True
+        batch.step()
+    assert (batch.running, batch.free, batch.counts.cached_tokens) == (0, 3, 0)
+    assert (batch.counts.failed, batch.counts.cancelled) == ((3, 0) if ends else (0, 3))

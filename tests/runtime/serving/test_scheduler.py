@@ -79,7 +79,7 @@ def test_a_full_queue_says_when_to_try_again(engine: Engine) -> None:
         waiting = [Waited(1) for _ in range(2)]
         for answer in waiting:
             scheduler.submit(Request([1, 2], answer))
-        with pytest.raises(BusyError, match="2 requests are waiting already") as busy:
+        with pytest.raises(BusyError, match="no room in the queue, where 2 requests wait") as busy:
             scheduler.submit(Request([1, 2], Waited(1)))
         assert busy.value.seconds >= 1
         gate.set()
