@@ -8,6 +8,7 @@ import typer
 
 from ..manifests.console import ConsoleProgress, say
 from ..manifests.errors import UsageError
+from ..manifests.files import require_there
 from .options import JobsOption, JsonOption, PackArgument
 from .plan import default_jobs, require_new
 from .provenance import BUILDER, Builder, provenance_of, write
@@ -84,4 +85,6 @@ def require_signed(
         raise UsageError("say whose signature is expected: --signed-by PUBLIC.pem")
     else:
         return None
+    if bundle is not None:
+        require_there(bundle)
     return judge(pack, bundle or beside(pack), by)

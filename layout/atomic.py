@@ -98,7 +98,8 @@ class AtomicFile:
         # In a folder under construction the same command makes the file again; anywhere else it may refuse one there.
         if not self._apart:
             return self._reporting()
-        return Published(self.path, "make its name durable", "mind the disk, remove it and run the same command again")
+        remedy = "mind the disk, and run the same command again, without the file if it refuses that"
+        return Published(self.path, "make its name durable", remedy)
 
 
 def publish(path: Path, content: bytes | memoryview, mode: int = READ_ONLY) -> None:

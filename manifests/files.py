@@ -129,9 +129,13 @@ def open_regular(path: FilePlace, *, follow_links: bool = False) -> int:
 
 
 def require_there(path: Path) -> None:
-    """Raise UsageError if nothing is at a path that a command names."""
-    if not os.path.lexists(path):
-        raise UsageError(f"{path} does not exist; look for a slip in its name")
+    """Raise UsageError if nothing is at a path that a command names, or where it leads."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path} does not exist; look for a slip in its name") from None
+    except OSError:
+        return  # whoever opens it tells why it cannot
 
 
 def status(path: FilePlace) -> os.stat_result:

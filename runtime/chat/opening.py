@@ -11,6 +11,7 @@ from ...layout.reader import Pack
 from ...manifests import schema
 from ...manifests.console import say
 from ...manifests.errors import UsageError
+from ...manifests.files import require_there
 from ..asked import content_of
 from ..engine import Engine, EngineOptions
 from ..language import Language
@@ -51,6 +52,8 @@ class Wanted:
             raise UsageError("--system and --messages exclude each other; put the system message into the file")
         if self.load is not None and (self.messages or self.system is not None or self.tools):
             raise UsageError("--load brings its own messages and tools; leave out --messages, --system and --tools")
+        if self.load is not None:
+            require_there(self.load)
 
     def conversation(self) -> Conversation:
         """How it begins."""

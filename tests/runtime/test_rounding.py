@@ -192,6 +192,16 @@ def test_misfits_are_refused_before_anything_is_read() -> None:
         _native.matmul(CPU._pool, [], one, [room])
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("names", [("affine3-g64", "affine8-g64"), ("affine8-g64", "affine3-g64")])
+def test_formats_that_are_multiplied_by_other_ways_go_together(names: tuple[str, str], tokens: int) -> None:
+    random = np.random.default_rng(3)
+    gate, up = (CPU.matrix(coded(random, 41, 192, parse(name))) for name in names)
+    x = floats(random, tokens, 192)
+    alone = [CPU.swiglu(x[t : t + 1], gate, up) for t in range(tokens)]
+    assert np.array_equal(CPU.swiglu(x, gate, up), np.concatenate(alone))
+
+
 PRODUCTS = """
 import numpy as np
 from matrices import coded, floats, highest
@@ -202,7 +212,11 @@ cpu, random, results = CpuBackend(1), np.random.default_rng(0), []
 for format_ in FORMATS:
     matrix, x = cpu.matrix(coded(random, 40, 640, format_)), floats(random, 11, 640)
     full = cpu.matrix(highest(random, 40, 640, format_))
-    results += [cpu.linear(x, matrix), cpu.linear(x[:1], matrix)]
+    alone = [cpu.linear(x[t : t + 1], matrix) for t in range(11)]
+    for tokens in (2, 3, 4, 5, 7, 11):
+        results.append(cpu.linear(x[:tokens], matrix))
+        assert np.array_equal(results[-1], np.concatenate(alone[:tokens]))
+    results.append(alone[0])
     results += [cpu.linear(sign * np.ones_like(x[:tokens]), full) for sign in (1, -1) for tokens in (1, 11)]
 np.savez(sys.argv[1], np.concatenate(results))
 print(_native.instruction_set())

@@ -13,7 +13,7 @@ namespace moepack::MOEPACK_ISA {
 
 constexpr int64_t AHEAD = 4096;  // bytes: how far ahead memory is asked for where rows are met one after the other
 
-// Where a row of a matrix lies, and how far ahead of it memory is asked for, in rows' worth of bytes each.
+// Where a row of a matrix lies, and how many bytes ahead of it memory is asked for.
 struct CodeRow {
   const uint8_t *codes, *grids;
   int64_t codes_ahead = AHEAD, grids_ahead = AHEAD / 4;

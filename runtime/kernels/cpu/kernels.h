@@ -35,7 +35,7 @@ struct Matrix {
 constexpr int64_t BLOCK = 32;            // columns that share a scale when activations are rounded
 constexpr int64_t STRETCH = 16 * BLOCK;  // columns that are computed together; rounded rows are whole ones
 
-// How the numbers of a rounded row are dealt out: as one row is multiplied, or as panels multiply several.
+// How the numbers of a rounded row are dealt out: as a few rows are multiplied, or as panels multiply many.
 enum class Order : int32_t { chunks, lanes };
 
 // A row of activations rounded to fifteen bits, in two bytes: an activation is about scale * (128 * high + low), with

@@ -113,7 +113,7 @@ template <typename Use> void float_products(const Matrix& m, const Rows& x, int6
 // Of T tokens at a time from `token` on, then of fewer, so that none is left alone.
 template <typename Codes, int T>
 void few_products(const Matrix& m, const Rows& x, int64_t token, int64_t row, int64_t rows, float* room, Block& block) {
-  for (; token + T <= x.count && token + T + 1 != x.count; token += T) {
+  for (; token + T <= x.count && (T == 1 || token + T + 1 != x.count); token += T) {
     RoundedRow tokens[T];
     for (int t = 0; t < T; ++t) tokens[t] = row_of(m, x.rounded_row(token + t));
     dot_rows<Codes>(m, row, rows, tokens, room, block.dots + token);
@@ -123,6 +123,7 @@ void few_products(const Matrix& m, const Rows& x, int64_t token, int64_t row, in
 
 template <typename Codes, typename Use>
 void few_by_row(const Matrix& m, const Rows& x, int64_t row, int64_t rows, float* room, Use&& use) {
+  static_assert(FEW_TOKENS <= 2 * PANEL_ROWS);  // what the room has floats for, of every block
   Block block = {};
   few_products<Codes, FEW_TOKENS>(m, x, 0, row, rows, room, block);
   use(int64_t{0}, row, x.count, rows, block);

@@ -107,7 +107,7 @@ def test_a_pipe_with_nothing_in_it_is_no_error(demo: Path) -> None:
     [
         (b"\xff\n", (), 2, "is not UTF-8 text"),
         (b"go on " * 100, ("--context", "64"), 2, "no answer fits"),
-        (b"", ("--load", "/nowhere/x"), 3, "is missing"),
+        (b"", ("--load", "/nowhere/x"), 2, "does not exist"),
         (b"", ("--messages", "x", "--system", "y"), 2, "exclude each other"),
         (b"", ("--load", "x", "--system", "y"), 2, "--load brings its own"),
     ],
