@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from ...manifests.errors import UsageError
 from ..serving.answer import Ended, Failed, Part
@@ -34,10 +35,15 @@ class Channel:
 
 
 class Pending:
-    """Answers that were asked for together: their parts as they come, until all have ended, one failed, or `cancel`."""
+    """Answers that were asked for together: their parts as they come, until all have ended, one failed, or `cancel`.
 
-    def __init__(self, channel: Channel, requests: Sequence[Request], cancel: Callable[[Request], None]) -> None:
-        self._channel, self._requests, self._cancel = channel, requests, cancel
+    Whoever has it calls `cancel` however it ends, which gives back what is `held` for them.
+    """
+
+    def __init__(
+        self, channel: Channel, requests: Sequence[Request], cancel: Callable[[Request], None], held: ExitStack
+    ) -> None:
+        self._channel, self._requests, self._cancel, self._held = channel, requests, cancel, held
         self._left = len(requests)
 
     @property
@@ -56,3 +62,4 @@ class Pending:
         """Compute no more of any; harmless once they have ended."""
         for request in self._requests:
             self._cancel(request)
+        self._held.close()

@@ -66,6 +66,8 @@ def wish(request: CompletionRequest) -> Wish:
         raise unsupported("suffix", "this model fills in nothing before a text; leave it out")
     if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
         raise ApiError(f"logprobs: {request.logprobs} is not between 0 and {MOST_LOGPROBS}", param="logprobs")
+    if request.echo and request.logprobs is not None and choices > 1:
+        raise ApiError("n: with echo and logprobs there is one answer; ask for more without echo", param="n")
     nothing = bool(request.echo) and request.max_tokens == 0
     longest = None if nothing else fields.limit("max_tokens", request.max_tokens)
     return Wish(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...layout.reader import Pack
-from ...manifests.errors import UsageError
+from ...manifests.errors import MoepackError, UsageError
 from ..answers.constraint import Constraint, Grammars
 from ..answers.dialect import Calls, Dialect, Thinking
 from ..answers.grammar import grammar
@@ -26,7 +26,7 @@ from ..prompt import Chat, raw_tokens
 from ..sampling import Sampler, Sampling
 from ..serving.answer import Answer, Scorer
 from ..serving.request import Request
-from ..serving.scheduler import Scheduler
+from ..serving.scheduler import BusyError, Scheduler
 from ..sessions.identity import identity
 from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
@@ -40,7 +40,17 @@ PLAUSIBLE = 16  # characters of text for each token of the context: a longer tex
 PIECE = 65536  # characters
 PREPARED_AT_ONCE = 2  # prompts that are rendered and encoded, which takes many times their bytes
 GRAMMAR_READING = 14  # measured: the peak of llguidance reading a vocabulary, in sizes of the tokenizer.json
+MOST_SCORED = 4096  # tokens of a prompt whose logprobs are told
+SCORED_BYTES = 4096  # each; measured, 5 alternatives: 1.5 KB, streamed 1.9, of tokens of 40 characters 2.0 and 2.8
 WAITING_PART = 4  # one part in four of the memory for prompts is for those that wait to be written
+
+
+class ScoringError(BusyError):
+    """Another prompt's logprobs are being told, which takes memory that is there once."""
+
+    def __init__(self) -> None:
+        MoepackError.__init__(self, "another prompt's logprobs are being told, one at a time; try again in 1 s")
+        self.seconds = 1.0
 
 
 @dataclass
@@ -61,6 +71,7 @@ class Service:
         self._asking = ""  # how the last chat's text asked for an answer
         self._lock = threading.Lock()
         self._preparing = threading.BoundedSemaphore(PREPARED_AT_ONCE)
+        self._scoring = threading.Lock()
 
     def chat(self, wish: ChatWish) -> Ask:
         """A chat as a prompt; takes as long as its text. Raises UsageError for what the pack cannot follow."""
@@ -92,6 +103,9 @@ class Service:
         ask = self._ask(self._tokens(prompt), wish)
         if not wish.echo:
             return ask
+        if wish.top_logprobs is not None and (count := len(ask.tokens)) > MOST_SCORED:
+            said = f"of {MOST_SCORED} tokens at most the logprobs are told, and it has {count}; send shorter pieces"
+            raise WishError("prompt", said)
         text = prompt if isinstance(prompt, str) else self.language.tokenizer.decode(ask.tokens, special=True)
         return replace(ask, echo=text, nothing=wish.nothing)
 
@@ -111,13 +125,22 @@ class Service:
     def begin(self, ask: Ask, client: str) -> Pending:
         """Queue it for a client, in an event loop.
 
-        Raises BusyError if too many wait, UsageError if it can never be computed.
+        Raises BusyError if too many wait or another prompt's logprobs are being told, UsageError if it can never be
+        computed.
         """
-        channel = Channel(self.settings.limits.parts)
-        answers = [self._answer(self._choice(ask, index), index, channel) for index in range(ask.choices)]
-        requests = [Request(ask.tokens, answer, ask.marks, read=answer.read, client=client) for answer in answers]
-        self.scheduler.submit(*requests)
-        return Pending(channel, requests, self.scheduler.cancel)
+        with ExitStack() as held:
+            if ask.scored:
+                self._hold_scoring(held)
+            channel = Channel(self.settings.limits.parts)
+            answers = [self._answer(self._choice(ask, index), index, channel) for index in range(ask.choices)]
+            requests = [Request(ask.tokens, answer, ask.marks, read=answer.read, client=client) for answer in answers]
+            self.scheduler.submit(*requests)
+            return Pending(channel, requests, self.scheduler.cancel, held.pop_all())
+
+    def _hold_scoring(self, held: ExitStack) -> None:
+        if not self._scoring.acquire(blocking=False):
+            raise ScoringError
+        held.callback(self._scoring.release)
 
     def _choice(self, ask: Ask, index: int) -> Ask:
         """One answer of several: a later one is what the seed after gives, and is held to its form on its own."""
@@ -131,8 +154,7 @@ class Service:
         penalizer = Penalizer(ask.penalties, ask.tokens)
         steps = Steps(Sampler(ask.sampling), stream, ask.limits, room, ask.constraint, penalizer)
         reader = AnswerReader(ask.calls, ask.thinking, ask.tools)
-        scored = ask.echo is not None and ask.top_logprobs is not None
-        scorer = Scorer(ask.tokens, ask.top_logprobs or 0) if scored else None
+        scorer = Scorer(ask.tokens, ask.top_logprobs or 0) if ask.scored else None
         return Answer(
             steps,
             reader,
@@ -221,7 +243,7 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
             queue = settings.prefix_bytes // WAITING_PART
             store = Store(settings.state / root, settings.state_bytes, queue)
             resources.callback(store.close)
-        reserved = replace(options, prefix_bytes=settings.prefix_bytes + server_bytes(pack))
+        reserved = replace(options, prefix_bytes=settings.prefix_bytes + server_bytes(pack, options.context))
         engine = resources.enter_context(Engine.of(pack, reserved))
         prefixes = Prefixes(settings.prefix_bytes - queue, identity(root, engine), store)
         scheduler = resources.enter_context(Scheduler(engine, prefixes, settings.queue, settings.queue_each))
@@ -229,8 +251,10 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
         yield Service(name, engine, language, scheduler, prefixes, settings, int(time.time()))
 
 
-def server_bytes(pack: Pack) -> int:
-    """What serving adds to a process that generates."""
+def server_bytes(pack: Pack, context: int | None) -> int:
+    """What serving adds to a process that generates; without a context, what it takes at most."""
     tokenizer = pack.path / "tokenizer.json"
     grammars = GRAMMAR_READING * (tokenizer.stat().st_size if tokenizer.exists() else 0)
-    return SERVER_BYTES + grammars + HEAD_ROWS * FLOAT_BYTES * pack.model.vocab_size  # logits of a prompt that is read
+    read = HEAD_ROWS * FLOAT_BYTES * pack.model.vocab_size  # logits of a prompt that is read
+    scored = SCORED_BYTES * min(context or pack.model.max_position_embeddings, MOST_SCORED)
+    return SERVER_BYTES + grammars + read + scored

@@ -80,3 +80,8 @@ class Ask:
     choices: int = 1
     echo: str | None = None
     nothing: bool = False
+
+    @property
+    def scored(self) -> bool:
+        """Whether the prompt's logprobs are told."""
+        return self.echo is not None and self.top_logprobs is not None

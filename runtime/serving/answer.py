@@ -17,7 +17,7 @@ from ..generate import Finish, Steps
 from ..sampling import check_finite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Likelihood:
     """A token's natural log probability before all that a request asks for, and the likeliest tokens with theirs."""
 
@@ -134,7 +134,8 @@ class Answer:
     """An `Answering`. `top_logprobs`: so many of each token's alternatives are told, None for no logprobs at all.
 
     With `one_call` it ends after its first call. What a `scorer` found of the prompt is told before the first token;
-    with `nothing` there is none.
+    with `nothing` there is none. Beside it an end token's likelihood is told, too: whoever adds up a prompt's counts on
+    one more token.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Answer:
         self._steps, self._reader, self._hand = steps, reader, hand
         self._top, self._one_call, self._index = top_logprobs, one_call, index
         self._scorer, self._nothing = scorer, nothing
+        self._end_told = scorer is not None and top_logprobs is not None
         self.read = None if scorer is None else scorer.read  # what the request shows the prompt's logits to
         self._reasoning = 0
 
@@ -169,11 +171,13 @@ class Answer:
             return None
         token = self._steps.choose(logits)
         if self._steps.ends(token):
+            if self._end_told:
+                self._hand(Said((), self._likelihood(logits, token), self._index))
             self._end()
             return None
         events = self._read(token)
         called = self._one_call and _until_call(events)
-        likelihood = None if self._top is None else Likelihood.of(logits, token, self._top)
+        likelihood = self._likelihood(logits, token)
         if events or likelihood is not None:
             self._hand(Said(tuple(events), likelihood, self._index))
         if called:
@@ -186,6 +190,10 @@ class Answer:
     def fail(self, error: Exception) -> None:
         """Tell why there is no more."""
         self._hand(Failed(error))
+
+    def _likelihood(self, logits: Floats, token: int) -> Likelihood | None:
+        """If it is told."""
+        return None if self._top is None else Likelihood.of(logits, token, self._top)
 
     def _read(self, token: int) -> list[Event]:
         """The events that a token completes."""

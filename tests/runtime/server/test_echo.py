@@ -1,13 +1,23 @@
 """/v1/completions with its prompt: what evaluation harnesses ask for to learn how likely a text is."""
 
+import time
+import tracemalloc
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import openai
 import pytest
 from server.hosting import Hosted, hosted
+
+from moepack.layout.reader import Pack
+from moepack.runtime.server import service
+from moepack.runtime.server.completions import CompletionRequest, CompletionShape, wish
+from moepack.runtime.serving.answer import Ended, Likelihood, Said, Scorer
+from moepack.runtime.serving.scheduler import BusyError
 
 ASKED: dict[str, Any] = {"model": "demo", "prompt": "def main():\n    return 'naïve'\n", "temperature": 0, "echo": True}
 
@@ -60,7 +70,7 @@ def test_a_long_prompt_is_read_in_parts(demo: Path) -> None:
         np.testing.assert_allclose(plain.choices[0].logprobs.token_logprobs[1:], own, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("more", [{}, {"logprobs": 2}, {"logprobs": 0}, {"logprobs": 1, "n": 3, "seed": 1}])
+@pytest.mark.parametrize("more", [{}, {"logprobs": 2}, {"logprobs": 0}, {"n": 3, "seed": 1}])
 @pytest.mark.parametrize("longest", [0, 9])
 def test_the_prompt_comes_before_the_answer_streamed_or_not(server: Hosted, longest: int, more: dict[str, Any]) -> None:
     more = {**more, "max_tokens": longest, "temperature": 1}
@@ -81,7 +91,9 @@ def test_the_prompt_comes_before_the_answer_streamed_or_not(server: Hosted, long
             assert columns == getattr(choice.logprobs, name)
             assert len(columns) >= prompt
             if longest and name != "text_offset":
-                assert columns[prompt:] == getattr(answer.logprobs, name)
+                told = getattr(answer.logprobs, name)
+                assert columns[prompt:][: len(told)] == told
+                assert len(columns) - prompt - len(told) == (choice.finish_reason == "stop")  # the end token
     assert len(whole.choices) == more.get("n", 1)
 
 
@@ -99,8 +111,6 @@ def test_no_answer_at_all_needs_an_echo(server: Hosted) -> None:
 
 
 def test_logits_that_are_none_fail_this_request_alone(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moepack.runtime.serving.answer import Likelihood
-
     def broken(*_: object) -> Likelihood:
         return Likelihood(1, float("nan"), ())
 
@@ -111,4 +121,113 @@ def test_logits_that_are_none_fail_this_request_alone(server: Hosted, monkeypatc
         patch.setattr(Likelihood, "of", None)
         with pytest.raises(openai.InternalServerError):
             completed(server, max_tokens=0, logprobs=1)
-    assert completed(server, max_tokens=1).choices
+    assert completed(server, max_tokens=1, logprobs=1).choices
+
+
+@pytest.mark.parametrize("longest", [1, 5])
+def test_an_answer_that_ends_at_once_has_the_row_that_harnesses_leave_out(server: Hosted, longest: int) -> None:
+    tokenizer = server.service.language.tokenizer
+    tokens, end = tokenizer.encode(ASKED["prompt"], add_special_tokens=True), min(tokenizer.end_tokens)
+    asked = {"max_tokens": longest, "logprobs": 1, "logit_bias": {str(end): 100}}
+    answer, wanted = completed(server, **asked), rows(server, tokens)
+    [choice] = answer.choices
+    assert (choice.text, choice.finish_reason, answer.usage.completion_tokens) == (ASKED["prompt"], "stop", 0)
+    found = choice.logprobs.token_logprobs
+    np.testing.assert_allclose(found[-1], wanted[-1][end], rtol=0, atol=1e-12)  # the model's own, without the bias
+    own = [row[token] for row, token in zip(wanted, tokens[1:], strict=False)]
+    for context in (1, 4):
+        np.testing.assert_allclose(sum(found[context:-1]), sum(own[context - 1 :]), rtol=0, atol=1e-9)
+    chunks = [chunk.choices[0] for chunk in completed(server, **asked, stream=True)]
+    assert [each for chunk in chunks if chunk.logprobs for each in chunk.logprobs.token_logprobs] == found
+    assert completed(server, **asked, echo=False).choices[0].logprobs.tokens == []
+
+
+def test_a_prompt_is_told_for_one_answer_and_only_so_long(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(openai.BadRequestError, match="one answer") as refused:
+        completed(server, max_tokens=0, logprobs=1, n=2)
+    assert refused.value.param == "n"
+    long = completed(server, max_tokens=0, logprobs=0).usage.prompt_tokens
+    monkeypatch.setattr(service, "MOST_SCORED", long)
+    assert len(completed(server, max_tokens=0, logprobs=0).choices[0].logprobs.tokens) == long
+    monkeypatch.setattr(service, "MOST_SCORED", long - 1)
+    with pytest.raises(openai.BadRequestError, match="shorter pieces") as refused:
+        completed(server, max_tokens=0, logprobs=0)
+    assert refused.value.param == "prompt"
+    assert completed(server, max_tokens=0).choices[0].text == ASKED["prompt"]
+
+
+def told_at_last(server: Hosted) -> Any:
+    """A prompt's logprobs; the server may need a moment to see that the client before has gone."""
+    for _ in range(200):
+        try:
+            return completed(server, max_tokens=0, logprobs=1)
+        except openai.RateLimitError:
+            time.sleep(0.05)
+    raise AssertionError("the place was never given back")
+
+
+def test_one_prompt_s_logprobs_are_told_at_a_time(server: Hosted) -> None:
+    ends = {str(token): -100 for token in server.service.language.tokenizer.end_tokens}
+    stream = completed(server, stream=True, max_tokens=900, logprobs=1, logit_bias=ends)
+    try:
+        next(iter(stream))
+        for streamed in (False, True):
+            with pytest.raises(openai.RateLimitError, match="another prompt's logprobs are being told") as refused:
+                completed(server, max_tokens=0, logprobs=1, stream=streamed)
+            assert refused.value.response.headers["retry-after"] == "1"
+        assert completed(server, max_tokens=0).choices
+        assert completed(server, max_tokens=1, logprobs=1, echo=False).choices
+    finally:
+        stream.close()
+    assert told_at_last(server).choices
+    assert completed(server, max_tokens=0, logprobs=1).choices  # an end gives it back before it is told
+
+
+def test_the_place_is_given_back_by_who_finds_none_in_the_queue(
+    server: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise BusyError(7, 8.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.service.scheduler, "submit", full)
+        for _ in range(2):
+            with pytest.raises(openai.RateLimitError, match="7 requests wait"):
+                completed(server, max_tokens=0, logprobs=1)
+    assert completed(server, max_tokens=0, logprobs=1).choices
+
+
+def encoded(shape: CompletionShape, said: Said) -> Iterator[bytes]:
+    for event in shape.said(said):
+        yield msgspec.json.encode(event.data)
+    list(shape.ended(Ended("length", None, 0)))
+    yield msgspec.json.encode(shape.document())
+
+
+def test_what_is_planned_for_a_token_s_logprobs_is_enough(server: Hosted) -> None:
+    """From logits to JSON, streamed and whole at once."""
+    vocabulary, tokenizer = server.service.engine.model.vocab_size, server.service.language.tokenizer
+    generator = np.random.default_rng(1)
+    tokens = [int(token) for token in generator.integers(0, vocabulary, 1000)]
+    asked = CompletionRequest("demo", tokens, max_tokens=0, logprobs=5, echo=True)
+    ask = server.service.text(tokens, wish(asked))
+    logits = generator.normal(size=(100, vocabulary)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        shape, scorer = CompletionShape("demo", ask, asked, tokenizer), Scorer(tokens, 5)
+        for _ in range(10):
+            scorer.read(logits)
+        bodies = list(encoded(shape, Said((), None, 0, scorer.scored())))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(bodies) == 2
+    assert peak < service.SCORED_BYTES * len(tokens)
+
+
+def test_a_server_plans_for_a_prompt_s_logprobs(demo: Path) -> None:
+    with Pack.open(demo) as pack:
+        planned = [service.server_bytes(pack, context) for context in (1, 1025, 4096, 8192)]
+        assert service.server_bytes(pack, None) <= planned[-1]
+    assert planned[1] - planned[0] == 1024 * service.SCORED_BYTES
+    assert planned[3] == planned[2] == planned[0] + 4095 * service.SCORED_BYTES

@@ -70,6 +70,9 @@ def test_a_server_under_load_stays_within_the_smallest_budget(demo: Path) -> Non
         }
         answers = at_once(lambda _: httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=300), STREAMS)
         assert [answer.status_code for answer in answers] == [200] * STREAMS
+        told = {"model": "demo", "prompt": "x = 1\n" * 200, "max_tokens": 1, "logprobs": 5, "echo": True}
+        answers = at_once(lambda _: httpx.post(f"{url}/v1/completions", json=told, timeout=300), STREAMS)
+        assert {200} <= {answer.status_code for answer in answers} <= {200, 429}
         status = Path(f"/proc/{process.pid}/status").read_text()
     finally:
         process.terminate()
