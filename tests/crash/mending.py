@@ -204,7 +204,8 @@ def _judge_by(whole: Callable[[Case], bool]) -> Callable[[Deed, Case, Run, Fault
         made = case.folder / deed.product
         if os.path.lexists(made):
             assert whole(case)
-            assert run.killed or run.code == 0 or "without the file" in run.sentence, "the same command refuses to replace it"
+            kept = run.killed or run.code == 0 or "without the file" in run.sentence
+            assert kept, "the same command refuses to replace it"
         else:
             assert run.code
             again = deed.do(case)
