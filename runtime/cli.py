@@ -270,6 +270,7 @@ def serve(
         threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
     )
     with (
+        running.logbook.kept(),
         Pack.open(pack) as opened,
         running.listening(chosen) as bound,
         service.serving(opened, Language.of(opened), replace(options, sessions=parallel), chosen) as served,

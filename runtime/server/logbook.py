@@ -1,7 +1,7 @@
 """Where a server's log goes: stderr, with everything escaped that a terminal or a CI's log could obey.
 
 A record may have a client's texts in it: a path, a name, what an exception says. Only a traceback has lines of its own,
-each indented. Knows nothing of what is logged; libraries' warnings take the same way.
+each after a bar. Knows nothing of what is logged; libraries' records and Python's warnings take the same way.
 """
 
 import logging
@@ -12,11 +12,17 @@ from types import TracebackType
 
 from ...manifests.console import printable
 
-LOGGERS = ("moepack.server", "uvicorn", "asyncio")
+# GitHub's runner obeys a command after blanks, too.
+BAR = "| "
 
 
 class Escaping(logging.Formatter):
     """One line for a message, and more only for a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record, without a traceback's text that another handler left in it."""
+        record.exc_text = None
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         """The message on one line."""
@@ -25,8 +31,8 @@ class Escaping(logging.Formatter):
     def formatException(  # noqa: N802 (logging's name)
         self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
     ) -> str:
-        """The traceback, indented."""
-        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
+        """The traceback, each line after a bar."""
+        return "\n".join(f"{BAR}{printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 @contextmanager
@@ -35,11 +41,10 @@ def kept() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)
     handler.setFormatter(Escaping())
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    for logger in loggers:
-        logger.addHandler(handler)
+    logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
+        logging.captureWarnings(False)
+        logging.getLogger().removeHandler(handler)

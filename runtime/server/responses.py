@@ -45,10 +45,10 @@ class Tool(msgspec.Struct):
                 yield joined(self.name, tool.name), tool
 
     def document(self) -> dict[str, Any]:
-        """As the request has it."""
+        """As the request has it, without what is left out."""
         flat = {name: getattr(self, name) for name in ("type", "name", "description")}
         if self.type == "namespace":
-            return {**flat, "tools": [tool.document() for tool in self.tools or ()]}
+            return {**flat, "tools": [tool.document() for _, tool in self.functions]}
         return {**flat, "parameters": self.parameters, "strict": self.strict}
 
 
@@ -106,6 +106,8 @@ def wish(request: ResponseRequest) -> ChatWish:
     if request.truncation not in (None, "disabled"):
         raise unsupported("truncation", "this server cuts no input")
     given = [(place, *each) for place, tool in fields.runnable(request.tools, KINDS) for each in tool.functions]
+    if request.tools and not given:
+        raise unsupported("tools[0]", "it has no function, and only functions that the client runs are supported")
     tools = [_tool(tool, name, place) for place, name, tool in given]
     choice, only = _choice(request.tool_choice)
     response = _response(request.text)
@@ -133,7 +135,7 @@ def _choice(value: str | dict[str, Any] | None) -> tuple[str | None, str | None]
         return value, None
     if value.get("type") != "function" or not isinstance(value.get("name"), str):
         raise ApiError('tool_choice: give {"type": "function", "name": ...}', param="tool_choice")
-    return None, value["name"]
+    return None, joined(value.get("namespace"), value["name"])
 
 
 def _response(text: Mapping[str, Any] | None) -> Any:
@@ -212,7 +214,7 @@ class ResponseShape:
         self._cached = self._number = 0
         self._end: Ended | None = None
         self._error: ApiError | None = None
-        self._tools = [tool for _, tool in fields.runnable(request.tools, KINDS)]
+        self._tools = [tool for _, tool in fields.runnable(request.tools, KINDS) if any(tool.functions)]
         spaces = [tool for tool in self._tools if tool.type == "namespace"]
         self._spaced = {name: (space.name, tool.name) for space in spaces for name, tool in space.functions}
 

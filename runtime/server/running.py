@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...manifests.errors import StorageError
 from ..serving.scheduler import Scheduler
-from . import logbook
+from . import logbook  # noqa: F401 (the command line keeps its log)
 from .app import application
 from .service import Service
 from .settings import Settings
@@ -94,8 +94,7 @@ def server(service: Service) -> Server:
 
 def run(service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until a signal ends it."""
-    with logbook.kept():
-        asyncio.run(_run(server(service), bound, ready))
+    asyncio.run(_run(server(service), bound, ready))
 
 
 async def _run(served: Server, bound: socket.socket, ready: Callable[[], None]) -> None:

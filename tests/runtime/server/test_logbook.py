@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import warnings
 
 import pytest
 from starlette.requests import Request
@@ -26,8 +27,8 @@ def test_a_path_and_an_error_are_escaped(capsys: pytest.CaptureFixture[str]) -> 
     assert told.rstrip("\n").isprintable()
 
 
-@pytest.mark.parametrize("name", ["moepack.server", "uvicorn.error", "asyncio"])
-def test_a_traceback_has_indented_lines_only(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["moepack.server", "uvicorn.error", "asyncio", "llguidance"])
+def test_a_traceback_has_lines_after_bars_only(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with logbook.kept():
         try:
             raise ValueError(HOSTILE)
@@ -35,13 +36,22 @@ def test_a_traceback_has_indented_lines_only(name: str, capsys: pytest.CaptureFi
             logging.getLogger(name).exception("a defect in %s", HOSTILE)
     first, *lines = capsys.readouterr().err.removesuffix("\n").split("\n")
     assert first == f"a defect in {ESCAPED}"
-    assert all(line.startswith("  ") and line.isprintable() for line in lines)
-    assert lines[0] == "  Traceback (most recent call last):"
+    assert all(line.startswith("| ") and line.isprintable() for line in lines)
+    assert lines[0] == "| Traceback (most recent call last):"
     assert "##[" not in "".join(lines)
 
 
+def test_a_warning_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with logbook.kept(), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(HOSTILE, stacklevel=1)
+    told = capsys.readouterr().err
+    assert ESCAPED in told
+    assert told.count("\n") == 1
+
+
 def test_nothing_stays_when_the_server_has_ended() -> None:
-    before = [list(logging.getLogger(name).handlers) for name in logbook.LOGGERS]
+    before = list(logging.getLogger().handlers), warnings.showwarning
     with logbook.kept():
-        assert all(logging.getLogger(name).handlers for name in logbook.LOGGERS)
-    assert [list(logging.getLogger(name).handlers) for name in logbook.LOGGERS] == before
+        assert (list(logging.getLogger().handlers), warnings.showwarning) != before
+    assert (list(logging.getLogger().handlers), warnings.showwarning) == before
