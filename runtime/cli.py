@@ -264,13 +264,13 @@ def serve(
     backend: BackendOption = DEFAULTS.backend,
 ) -> None:
     """Answer over HTTP, as OpenAI's and Anthropic's clients ask, until Ctrl-C; see docs/server.md."""
-    service, settings, running = _server_modules()
+    logbook, running, service, settings = _server_modules()
     chosen = settings.Settings(host, port, api_key, queue, parse_size(prefix_memory), state_dir, parse_size(state_size))
     options = EngineOptions(
         threads, _size(memory), slots, experts_per_token, chunk, context, check_digests, exact, access, backend
     )
     with (
-        running.logbook.kept(),
+        logbook.kept(),
         Pack.open(pack) as opened,
         running.listening(chosen) as bound,
         service.serving(opened, Language.of(opened), replace(options, sessions=parallel), chosen) as served,
@@ -279,15 +279,15 @@ def serve(
         running.run(served, bound, lambda: say(f"listening on {running.address(bound)}"))
 
 
-def _server_modules() -> tuple[Any, Any, Any]:
+def _server_modules() -> tuple[Any, Any, Any, Any]:
     """The server's modules, whose libraries are an extra."""
     try:
-        from .server import running, service, settings
+        from .server import logbook, running, service, settings
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise UnsupportedError("moe-run serve needs starlette and uvicorn: pip install '.[server]'") from error
-    return service, settings, running
+    return logbook, running, service, settings
 
 
 @app.command(epilog=EXIT_CODES)

@@ -13,7 +13,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...manifests.errors import StorageError
 from ..serving.scheduler import Scheduler
-from . import logbook  # noqa: F401 (the command line keeps its log)
 from .app import application
 from .service import Service
 from .settings import Settings

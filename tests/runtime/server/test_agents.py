@@ -89,7 +89,20 @@ def test_the_response_tells_which_tools_are_left(server: Hosted, scripted: Scrip
     scripted("Well.")
     tools = server.openai().responses.create(**CODEX).tools
     assert [tool.type for tool in tools] == ["function", "namespace"]
-    assert tools[1].tools[0].parameters == WEATHER["parameters"]
+    assert [tool.parameters for tool in tools[1].tools] == [WEATHER["parameters"]]
+
+
+@pytest.mark.parametrize("inside", [[], [{"type": "custom", "name": "freeform"}]])
+def test_a_namespace_without_a_function_is_no_tool(server: Hosted, inside: list[Any]) -> None:
+    alone = {**CODEX, "tools": [{**SPACE, "tools": inside}]}
+    with pytest.raises(openai.BadRequestError, match="only functions that the client runs"):
+        server.openai().responses.create(**alone)
+
+
+def test_a_namespaces_function_can_be_required(server: Hosted) -> None:
+    chosen = {"type": "function", "namespace": "mcp__sky", "name": "get_weather"}
+    [call] = server.openai().responses.create(**{**CODEX, "tool_choice": chosen}).output
+    assert (call.namespace, call.name) == ("mcp__sky", "get_weather")
 
 
 def test_claude_codes_request_is_taken(server: Hosted) -> None:
