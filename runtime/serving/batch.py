@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ...manifests.errors import UsageError
+from ...manifests.errors import MoepackError, UsageError
 from ..engine import Engine, Session, Turn
 from ..sessions.prefixes import Prefixes
 from .request import Request
@@ -81,6 +81,7 @@ class Batch:
             running = self._begun(request, session)
         except Exception as error:
             self._idle.append(session)
+            _log_defect(error)
             self.counts.failed += 1
             request.fail(error)
         else:
@@ -266,6 +267,7 @@ class Batch:
             self._fail(running, UsageError(f"the context of {self._engine.context} tokens is full"))
 
     def _fail(self, running: _Running, error: Exception) -> None:
+        _log_defect(error)
         self.counts.failed += 1
         self._release(running)
         running.request.fail(error)
@@ -280,3 +282,9 @@ def _merged(running: _Running, marks: Iterable[int]) -> deque[int]:
     """Where it stops already, and those marks that it has not passed yet."""
     ahead = (mark for mark in marks if running.session.position < mark <= len(running.request.prompt))
     return deque(sorted({*running.stops, *ahead}))
+
+
+def _log_defect(error: Exception) -> None:
+    """Whoever asked is told that the log says more."""
+    if not isinstance(error, MoepackError):
+        log.error("a request has failed, because of a defect", exc_info=error)

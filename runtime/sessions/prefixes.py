@@ -133,22 +133,22 @@ class Prefixes:
         """The snapshots that lead to a node; None if one of them turned out to be of no use, and is forgotten now."""
         found: list[Snapshot] = []
         for each in node.path:
-            snapshot = each.snapshot or self._load(each, found[-1].last if found else 0)
+            snapshot = each.snapshot or self._load(each, found[-1].last if found else 0, node)
             if snapshot is None:
                 self._forget(each)
                 return None
             found.append(snapshot)
         return tuple(found)
 
-    def _load(self, node: Node, first: int) -> Snapshot | None:
-        """From the store, into memory if it has room for it."""
+    def _load(self, node: Node, first: int, keep: Node) -> Snapshot | None:
+        """From the store, into memory if it has room for it beside all that leads to `keep`."""
         assert self._store is not None
         try:
             snapshot = self._store.load(node.key, first)
         except (MoepackError, OSError):
             return None
         self._store.touch(node.key)
-        if self._make_room(snapshot.size, node):
+        if self._make_room(snapshot.size, keep):
             node.snapshot = snapshot
             self.size += snapshot.size
         return snapshot

@@ -147,6 +147,18 @@ def test_an_answer_that_fails_fails_alone(engine: Engine) -> None:
     assert batch.counts.failed == 1
 
 
+def test_a_defect_is_logged_with_its_traceback(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch, answer = Batch(engine, Prefixes(PLENTY)), Greedy(6)
+    monkeypatch.setattr(answer, "next", {}.__getitem__)
+    run(batch, [Request(prompt(engine, 9, 6), answer)])
+    assert answer.error is not None
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[1] is answer.error
+
+
 def test_damage_fails_all_of_a_step_and_nobody_after_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, answers = Batch(engine, Prefixes(PLENTY)), [Greedy(6) for _ in range(3)]
     tokens = [prompt(engine, 9, 20 + index) for index in range(3)]

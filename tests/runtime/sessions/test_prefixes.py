@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moepack.manifests.errors import MismatchError
 from moepack.runtime.sessions.prefixes import Node, Prefixes
 from moepack.runtime.sessions.snapshot import Snapshot
 
@@ -113,3 +114,47 @@ def test_a_conversation_may_be_as_long_as_memory_allows() -> None:
     assert (node.position, node.all_tokens) == (DEEP, tuple(range(DEEP)))
     prefixes.add(prefixes.root, (-1,), Sized(0, 1, (), 1))
     assert prefixes.find((*range(DEEP), 1)).node is node.parent  # its leaf went first
+
+
+class Shelf:
+    """A store that keeps what it `wants`."""
+
+    def __init__(self) -> None:
+        self.kept = dict[bytes, Snapshot]()
+        self.wants = True
+
+    def below(self) -> dict[bytes, list[bytes]]:
+        return {}
+
+    def takes(self, size: int) -> bool:
+        return self.wants
+
+    def save(self, key: bytes, parent: bytes, tokens: tuple[int, ...], snapshot: Snapshot) -> bool:
+        if self.wants:
+            self.kept[key] = snapshot
+        return self.wants
+
+    def load(self, key: bytes, first: int) -> Snapshot:
+        if key not in self.kept:
+            raise MismatchError("there is no such snapshot")
+        return self.kept[key]
+
+    def touch(self, key: bytes) -> None:
+        pass
+
+    def forget(self, key: bytes) -> None:
+        del self.kept[key]
+
+
+def test_what_is_read_again_drives_out_nothing_that_continues_it_on_the_way() -> None:
+    shelf = Shelf()
+    prefixes = Prefixes(10, b"", shelf)  # type: ignore[arg-type]
+    parent = remember(prefixes, (1, 2), 8)
+    remember(prefixes, (9, 9), 9)
+    assert parent.snapshot is None
+    shelf.wants = False
+    child = prefixes.add(parent, (3, 4), Sized(2, 4, (), 5))
+    known = prefixes.find((1, 2, 3, 4, 5))
+    assert known.node is child
+    assert [each.last for each in known.snapshots] == [2, 4]
+    assert prefixes.size == 5
