@@ -175,5 +175,5 @@ def test_one_wrong_byte_in_whichever_expert_a_layer_asks_for_is_exit_1_and_no_te
 
 
 def test_what_is_no_pack_is_one_sentence(tmp_path: Path) -> None:
-    assert "is not a pack" in refusal(3, tmp_path / "nothing", "-p", "x")
+    assert "is not a pack" in refusal(2, tmp_path / "nothing", "-p", "x")
     assert "manifest.json" in refusal(3, tmp_path, "-p", "x")
