@@ -250,7 +250,7 @@ def test_a_calibration_by_another_tokenizer_is_refused(
 
 @pytest.mark.parametrize(
     ("harm", "code", "said"),
-    [("flip", 1, "damaged"), ("cut", 1, "cut"), ("empty", 3, "not a calibration file"), ("absent", 2, "does not exist")],
+    [("flip", 1, "damaged"), ("cut", 1, "cut"), ("empty", 3, "not a calibration file"), ("absent", 2, "not exist")],
 )
 def test_damaged_calibrations_are_refused(
     moe_pack: Callable[..., Ran], source: Path, calibration: Path, tmp_path: Path, harm: str, code: int, said: str
