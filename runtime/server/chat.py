@@ -1,7 +1,5 @@
 """OpenAI's /v1/chat/completions: its request as a chat's wish, and an answer as its chunks or its document."""
 
-import secrets
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,9 +7,10 @@ import msgspec
 
 from ..answers.events import CallArguments, CallBegan, Content, Event, Thinking
 from ..answers.message import Assembly, call_id
-from ..serving.answer import Began, Ended, Said
+from ..serving.answer import Ended, Said
 from ..tokenizer import Tokenizer
-from . import fields, likelihoods, shape
+from . import fields, likelihoods
+from .choices import ChoicesShape
 from .failures import ApiError, unsupported
 from .wishes import Ask, ChatWish, Wish
 
@@ -210,9 +209,9 @@ class _Choice:
         self._logprobs: list[dict[str, Any]] = []
         self.end: Ended | None = None
 
-    def began(self) -> dict[str, Any]:
+    def began(self) -> Iterator[dict[str, Any]]:
         """The role."""
-        return self._chunk({"role": "assistant"})
+        yield self._chunk({"role": "assistant"})
 
     def said(self, part: Said) -> Iterator[dict[str, Any]]:
         """A delta for each event; logprobs go with the first."""
@@ -260,58 +259,16 @@ class _Choice:
         return "tool_calls" if called and self.end.finish == "stop" else self.end.finish
 
 
-class ChatShape:
-    """See shape.Shape. Chunks of several answers come as their tokens do."""
+class ChatShape(ChoicesShape):
+    """See shape.Shape."""
+
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
     def __init__(self, model: str, ask: Ask, request: ChatRequest, tokenizer: Tokenizer) -> None:
-        self._ask = ask
-        self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
-        self._choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
-        self._cached = 0
-
-    def began(self, part: Began) -> Iterator[shape.Event]:
-        """The role."""
-        if part.index == 0:
-            self._cached = part.cached
-        yield self._chunk(self._choices[part.index].began())
-
-    def said(self, part: Said) -> Iterator[shape.Event]:
-        """A chunk for each event."""
-        yield from map(self._chunk, self._choices[part.index].said(part))
-
-    def ended(self, part: Ended) -> Iterator[shape.Event]:
-        """The reason; after the last the usage if it was asked for, and the end."""
-        yield self._chunk(self._choices[part.index].ended(part))
-        if any(choice.end is None for choice in self._choices):
-            return
-        if self._usage_wanted:
-            yield shape.Event({**self._document("chat.completion.chunk", []), "usage": self._usage()})
-        yield shape.Event("[DONE]")
-
-    def failed(self, error: ApiError) -> Iterator[shape.Event]:
-        """OpenAI's clients raise what has an `error`."""
-        yield shape.Event(error.document(""))
-
-    def document(self) -> dict[str, Any]:
-        """A chat.completion."""
-        choices = [choice.document() for choice in self._choices]
-        return {**self._document("chat.completion", choices), "usage": self._usage()}
-
-    def _chunk(self, choice: dict[str, Any]) -> shape.Event:
-        chunk = self._document("chat.completion.chunk", [choice])
-        return shape.Event({**chunk, "usage": None} if self._usage_wanted else chunk)
-
-    def _document(self, kind: str, choices: list[Any]) -> dict[str, Any]:
-        return {"object": kind, **self._head, "choices": choices}
+        choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
+        wanted = bool(request.stream_options and request.stream_options.include_usage)
+        super().__init__("chatcmpl", model, ask, choices, usage=wanted)
 
     def _usage(self) -> dict[str, Any]:
-        ends = [choice.end for choice in self._choices if choice.end is not None]
-        details = {"completion_tokens_details": {"reasoning_tokens": sum(end.reasoning for end in ends)}}
-        return {**usage(len(self._ask.tokens), self._cached, sum(end.tokens for end in ends)), **details}
-
-
-def usage(prompt: int, cached: int, answer: int) -> dict[str, Any]:
-    """As OpenAI counts."""
-    counted = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
-    return {**counted, "prompt_tokens_details": {"cached_tokens": cached}}
+        reasoning = sum(end.reasoning for end in self._ends)
+        return {**super()._usage(), "completion_tokens_details": {"reasoning_tokens": reasoning}}

@@ -1,17 +1,16 @@
 """OpenAI's /v1/completions: a bare text to be continued."""
 
-import secrets
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from ..answers.events import Content
-from ..serving.answer import Began, Ended, Said
+from ..serving.answer import Ended, Said
 from ..tokenizer import Tokenizer
-from . import fields, likelihoods, shape
-from .chat import StreamOptions, usage
+from . import fields, likelihoods
+from .chat import StreamOptions
+from .choices import ChoicesShape
 from .failures import ApiError, unsupported
 from .wishes import Ask, Wish
 
@@ -124,50 +123,12 @@ class _Choice:
         return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
-class CompletionShape:
-    """See shape.Shape. Chunks of several texts come as their tokens do."""
+class CompletionShape(ChoicesShape):
+    """See shape.Shape."""
+
+    kind = chunk_kind = "text_completion"
 
     def __init__(self, model: str, ask: Ask, request: CompletionRequest, tokenizer: Tokenizer) -> None:
-        self._ask = ask
-        self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
-        self._head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
-        self._choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
-        self._cached = 0
-
-    def began(self, part: Began) -> Iterator[shape.Event]:
-        """The prompt, or nothing yet."""
-        if part.index == 0:
-            self._cached = part.cached
-        yield from map(self._chunk, self._choices[part.index].began())
-
-    def said(self, part: Said) -> Iterator[shape.Event]:
-        """A chunk."""
-        yield from map(self._chunk, self._choices[part.index].said(part))
-
-    def ended(self, part: Ended) -> Iterator[shape.Event]:
-        """The reason; after the last the usage if it was asked for, and the end."""
-        yield self._chunk(self._choices[part.index].ended(part))
-        if any(choice.end is None for choice in self._choices):
-            return
-        if self._usage_wanted:
-            yield shape.Event({**self._document([]), "usage": self._usage()})
-        yield shape.Event("[DONE]")
-
-    def failed(self, error: ApiError) -> Iterator[shape.Event]:
-        """OpenAI's clients raise what has an `error`."""
-        yield shape.Event(error.document(""))
-
-    def document(self) -> dict[str, Any]:
-        """A text_completion."""
-        return {**self._document([choice.document() for choice in self._choices]), "usage": self._usage()}
-
-    def _chunk(self, choice: dict[str, Any]) -> shape.Event:
-        chunk = self._document([choice])
-        return shape.Event({**chunk, "usage": None} if self._usage_wanted else chunk)
-
-    def _document(self, choices: list[Any]) -> dict[str, Any]:
-        return {"object": "text_completion", **self._head, "choices": choices}
-
-    def _usage(self) -> dict[str, Any]:
-        tokens = sum(choice.end.tokens for choice in self._choices if choice.end is not None)
-        return usage(len(self._ask.tokens), self._cached, tokens)
+        choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
+        wanted = bool(request.stream_options and request.stream_options.include_usage)
+        super().__init__("cmpl", model, ask, choices, usage=wanted)
