@@ -173,6 +173,13 @@ class Engine:
             turn.session.check(turn.tokens)
         return advance(self._decoder, turns)
 
+    def fill(self) -> bool:
+        """While nothing is computed: read a few experts into memory that waits for some; False once that is done.
+
+        So the first who needs them finds them. Raises StorageError or MismatchError for those that cannot be read.
+        """
+        return self._experts.fill()
+
     def close(self) -> None:
         """End the engine's threads, and close the pack if the engine opened it; its sessions end too."""
         self.closed = True

@@ -2,10 +2,10 @@
 
 Decoding asks for `batches`: what is in memory first, the rest as it arrives. Sweeps over many experts ask for
 `records`: in order, with large reads ahead. `foresee` reads what a later layer will probably want, while the disk has
-nothing else to do. Which records happen to be in memory changes speed only: every record is the bytes whose digest
-the pack states, or there is an error and no token: decoding computes with records that are still being checked, and
-`confirm` says, before anything comes of it, that they were good. After an error nothing that was not checked is kept.
-One thread at a time calls.
+nothing else to do; `fill` reads whatever is missing into free slots, while nothing is computed. Which records happen to
+be in memory changes speed only: every record is the bytes whose digest the pack states, or there is an error and no
+token: decoding computes with records that are still being checked, and `confirm` says, before anything comes of it,
+that they were good. After an error nothing that was not checked is kept. One thread at a time calls.
 """
 
 import time
@@ -27,6 +27,7 @@ from .streaming.ahead import Ahead, Reach
 from .streaming.arrivals import Arrivals, Arrived, Manner, Reader
 from .streaming.cache import HALF_LIFE, Cache, Key
 from .streaming.files import Access, LayerFiles
+from .streaming.filling import Filling
 from .streaming.foresight import Foresight
 from .streaming.slots import Bytes, slot_arena, slot_pitch
 
@@ -38,9 +39,9 @@ MOST_GUESSES = 8  # records of one layer
 class StreamStats:
     """What streaming has cost so far.
 
-    `hits` are records that were still in a slot when their turn came; `foreseen` were read on a guess, of which
-    `foreseen_used` were right (and are no hits). `wait_seconds`: the engine had nothing to compute with.
-    `read_seconds`: at least one read was under way.
+    `hits` are records that were in a slot when their turn came; `foreseen` were read on a guess, of which
+    `foreseen_used` were right (and are no hits). `wait_seconds`: the engine had nothing to compute with; `fill` waits
+    for nobody. `read_seconds`: at least one read was under way.
     """
 
     records_read: int = 0
@@ -85,6 +86,7 @@ class ExpertStream:
         self._arrivals = Arrivals(pack, self._files, self._reader, manner, check_digests=check_digests)
         self._close = weakref.finalize(self, _close, self._arrivals, self._files)
         self._cache = Cache(slot_arena(slots, slot_pitch(pack), memory), pack.model.num_layers)
+        self._filling = Filling(pack, self._cache, self._arrivals)
         self._foresight = Foresight()
         self._guesses: dict[Key, Key | None] = {}  # to the record that made room, if one did
         self._unchecked: dict[Key, Bytes] = {}  # whole records, of which nobody knows yet whether they are good
@@ -207,6 +209,24 @@ class ExpertStream:
         with self._or_abandon():
             self._settle_ready()
             self._foresight.tried(self._guess_all([(layer, expert) for expert in experts], most))
+
+    def fill(self) -> bool:
+        """Read a few records that nobody asked for into free slots, and check them; False once there is no more to do.
+
+        For when nothing is computed: it returns when they are there. Raises StorageError or MismatchError if one cannot
+        be read or is damaged; that one is free again, and whoever wants it later hears of it.
+        """
+        with self._or_abandon():
+            self._settle_ready()
+            faults, started = list[Exception](), self._filling.start()
+            while any(key in self._arrivals for key in started):
+                arrived = self._arrivals.next()
+                self._settle(arrived)
+                if arrived.error is not None and arrived.key in started:
+                    faults.append(arrived.error)
+        if faults:
+            raise faults[0]
+        return bool(started)
 
     def close(self) -> None:
         """End the threads; no records can be had afterwards."""

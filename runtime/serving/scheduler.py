@@ -1,5 +1,7 @@
 """The thread that computes: requests wait for it in a bounded queue, clients taking turns; it waits for none of them.
 
+While there is nothing to compute it reads experts into memory that is still free, in pieces of some ten milliseconds,
+so that the first request finds them. A pack that cannot be read then is logged, and an error for who needs it only.
 Promises that a request which was taken is told how it ended, also when the scheduler is closed or its thread fails,
 after which nothing is taken. Knows no client.
 """
@@ -48,6 +50,7 @@ class Scheduler:
         self._left = 0  # cancelled while they waited; counted by the thread that counts the others
         self._closed: ClosingError | None = None
         self._ending = False
+        self._filling = True
         self._thread = threading.Thread(target=self._run, name="moepack-batch", daemon=True)
 
     @property
@@ -64,6 +67,11 @@ class Scheduler:
     def running(self) -> int:
         """Requests that have."""
         return self._batch.running
+
+    @property
+    def filling(self) -> bool:
+        """Whether there may be more experts to read while nothing is computed."""
+        return self._filling
 
     @property
     def closed(self) -> bool:
@@ -139,9 +147,10 @@ class Scheduler:
 
     def _admitted(self) -> bool:
         """Begin with as many as there are sessions for, waiting for one if there is none; False at the end."""
+        self._fill()
         begun = list[Request]()
         with self._woken:
-            self._woken.wait_for(lambda: self._ending or self._waiting or self._batch.running)
+            self._woken.wait_for(self._called)
             if self._ending:
                 return False
             while self._waiting and (self._waiting.first.cancelled or len(begun) < self._batch.free):
@@ -154,6 +163,20 @@ class Scheduler:
         for request in begun:
             self._batch.admit(request)
         return True
+
+    def _called(self) -> bool:
+        """Whether there is anything to do that cannot wait."""
+        return bool(self._ending or self._waiting or self._batch.running)
+
+    def _fill(self) -> None:
+        """Read experts until there is something to do, or all are read for which there is memory."""
+        while self._filling and not self._called():
+            try:
+                self._filling = self._engine.fill()
+            except Exception as error:
+                self._filling = False
+                defect = None if isinstance(error, MoepackError) else error
+                log.error("experts are read when they are needed only: %s", error, exc_info=defect)
 
     def _count_left(self) -> None:
         """Those who left the queue since."""

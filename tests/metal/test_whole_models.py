@@ -140,6 +140,24 @@ def test_fewer_experts_and_few_slots_change_nothing_but_speed(packs: dict[str, P
     assert farthest(found, resident) == 0
 
 
+@pytest.mark.usefixtures("gpu")
+def test_experts_that_were_read_before_anybody_asked_change_nothing(packs: dict[str, Path]) -> None:
+    with on_metal(packs["odd"]) as engine:
+        tokens = random_tokens(engine.model.vocab_size, 9)
+        wanted = along(engine.new_session(), tokens, tokens)
+    with on_metal(packs["odd"]) as engine:
+        while engine.fill():
+            pass
+        read = engine.stats.records_read
+        assert read == engine.memory.slots
+        assert farthest(along(engine.new_session(), tokens, tokens), wanted) == 0
+        assert engine.stats.records_read == read
+    with on_metal(packs["odd"], slots=5) as engine:
+        session = engine.new_session()
+        assert engine.fill()
+        assert farthest(along(session, tokens, tokens), wanted) == 0
+
+
 def test_a_trunk_and_slots_larger_than_a_buffer_lie_in_several(fake: ModuleType, packs: dict[str, Path]) -> None:
     with on_metal(packs["odd"]) as engine:
         tokens = random_tokens(engine.model.vocab_size, 9)

@@ -29,7 +29,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
 def test_every_record_is_the_packs_whatever_the_slots_and_the_order(
     pack: Pack, slots: int, data: st.DataObject
 ) -> None:
-    """Sweeps, decoding and guesses in any order, ended early or not, with reads that arrive in any order."""
+    """Sweeps, decoding, guesses and filling in any order, ended early or not, with reads that arrive in any order."""
     order = random.Random(data.draw(st.integers(0, 2**32)))
     reader = SlowReader(order.randrange)
     with closing(reader.stream(pack, slots)) as stream:
@@ -44,9 +44,11 @@ def one_step(pack: Pack, stream: ExpertStream, data: st.DataObject, slots: int) 
     """Something that an engine may do; how many records it handed out."""
     layer = data.draw(st.integers(0, 1))
     experts = data.draw(st.lists(st.integers(0, EXPERTS - 1), min_size=1, unique=True))
-    how, handed = data.draw(st.sampled_from(["records", "batches", "foresee", "learn"])), 0
+    how, handed = data.draw(st.sampled_from(["records", "batches", "foresee", "learn", "fill"])), 0
     if how == "foresee":
         stream.foresee(layer, experts, EXPERTS)
+    elif how == "fill":
+        stream.fill()
     elif how == "learn":
         stream.learn(layer, np.array([experts], np.int32))
     elif how == "records":

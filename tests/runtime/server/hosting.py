@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import anthropic
 import openai
 
 from moepack.layout.reader import Pack
-from moepack.runtime.engine import EngineOptions
+from moepack.runtime.engine import EngineOptions, Session
 from moepack.runtime.language import Language
 from moepack.runtime.server import running, service
 from moepack.runtime.server.settings import Settings
@@ -61,6 +62,16 @@ class Hosted:
 
     def anthropic(self, key: str = KEY) -> anthropic.Anthropic:
         return anthropic.Anthropic(base_url=self.url, api_key=key, max_retries=0, timeout=60)
+
+    def filled(self) -> None:
+        """Return once nothing is left to be read before it is needed; there must be no request."""
+        while self.service.scheduler.filling:
+            time.sleep(0.001)
+
+    def session(self) -> Session:
+        """Of the server's engine, for a test's own thread while there is no request."""
+        self.filled()
+        return self.service.engine.new_session()
 
 
 @contextmanager

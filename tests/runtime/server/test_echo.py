@@ -28,7 +28,7 @@ def completed(server: Hosted, **more: Any) -> Any:
 
 def rows(server: Hosted, tokens: list[int]) -> np.ndarray:
     """Log probabilities after every token, by the engine's own way of scoring a text, in float64."""
-    logits = server.service.engine.new_session().extend_all(tokens).astype(np.float64)
+    logits = server.session().extend_all(tokens).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
 
@@ -56,14 +56,13 @@ def test_a_prompt_s_logprobs_are_the_model_s(server: Hosted, times: int, as_toke
 def test_a_long_prompt_is_read_in_parts(demo: Path) -> None:
     """And whole each time: what is remembered of it does not shorten what is told."""
     with hosted(demo, context=2048, chunk=100) as server:
-        engine = server.service.engine
         prompt = "x = [1, 2, 3]\n" * 120
         plain = completed(server, prompt=prompt, max_tokens=0, logprobs=1)
         again = completed(server, prompt=prompt, max_tokens=0, logprobs=1)
         tokens = server.service.language.tokenizer.encode(prompt, add_special_tokens=True)
         assert again.choices[0].logprobs == plain.choices[0].logprobs
         assert again.usage.prompt_tokens_details.cached_tokens == 0
-        session, own = engine.new_session(), list[float]()
+        session, own = server.session(), list[float]()
         for token, after in pairwise(tokens):
             row = session.extend([token]).astype(np.float64)
             own.append(float(row[after] - row.max() - np.log(np.exp(row - row.max()).sum())))

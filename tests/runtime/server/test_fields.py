@@ -50,7 +50,7 @@ def prompt(server: Hosted, kind: str) -> list[int]:
 
 def greedy(server: Hosted, tokens: list[int], count: int, given: dict[str, Any]) -> list[int]:
     """The likeliest tokens by the definitions of OpenAI and transformers, one token after the other."""
-    session, said = server.service.engine.new_session(), list[int]()
+    session, said = server.session(), list[int]()
     logits = session.extend(tokens).astype(np.float64)
     while True:
         for token in {*tokens, *said}:

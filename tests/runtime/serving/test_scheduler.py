@@ -1,14 +1,16 @@
-"""The thread that computes: a bounded queue, clients in turn, and everybody is told how it ended."""
+"""The thread that computes: a bounded queue, clients in turn, reading when idle, and all are told how it ended."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import ODD, CheckpointMaker, Variant
 from packs import build_pack
 
-from moepack.manifests.errors import UsageError
+from moepack.manifests.errors import MismatchError, UsageError
 from moepack.runtime.engine import Engine, EngineOptions
 from moepack.runtime.serving.batch import Batch
 from moepack.runtime.serving.request import Request
@@ -19,9 +21,14 @@ PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
-def engine(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def path(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packs") / "odd"
     build_pack(make_checkpoint(Variant(ODD)), path, expert_format="affine4-g64", trunk="affine8-g64")
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path) -> Iterator[Engine]:
     with Engine.open(path, EngineOptions(threads=1, chunk=40, sessions=2, context=100)) as engine:
         yield engine
 
@@ -275,3 +282,110 @@ def test_once_nothing_is_taken_what_was_taken_goes_on(engine: Engine) -> None:
         gate.set()
         assert all(answer.over.wait(PATIENCE) for answer in answers)
     assert [answer.error for answer in answers] == [None] * 3
+
+
+class Fills:
+    """Stands in for an engine's filling: does something for each of so many pieces; `calls` counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pieces: int, then: Callable[[], None] = nothing) -> None:
+        self.calls, self._pieces, self._then = 0, pieces, then
+        monkeypatch.setattr(Engine, "fill", lambda engine: self._fill())
+
+    def _fill(self) -> bool:
+        self.calls += 1
+        self._then()
+        return self.calls < self._pieces
+
+
+def filled(scheduler: Scheduler) -> None:
+    end = time.monotonic() + PATIENCE
+    while scheduler.filling:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_who_has_nothing_to_compute_reads_experts_and_answers_the_same(path: Path) -> None:
+    options, prompt = EngineOptions(threads=1, chunk=40, sessions=2, context=100), [5, 3, 8]
+    with Engine.open(path, options) as engine:
+        session, wanted = engine.new_session(), list[np.ndarray]()
+        for tokens in (prompt, [7], [1]):
+            wanted.append(session.extend(tokens))
+        needed = engine.stats.records_read
+    with Engine.open(path, options) as engine, Scheduler(engine, Prefixes(0), 4) as scheduler:
+        filled(scheduler)
+        read = engine.stats.records_read
+        assert read == engine.model.num_layers * engine.model.num_experts > needed
+        told = Told([7, 1])
+        scheduler.submit(Request(prompt, told))
+        assert told.over.wait(PATIENCE)
+        assert engine.stats.records_read == read
+    assert all(np.array_equal(found, logits) for found, logits in zip(told.logits, wanted, strict=True))
+
+
+class Told(Waited):
+    """Says these tokens, and notes all logits."""
+
+    def __init__(self, says: list[int]) -> None:
+        super().__init__(len(says) + 1)
+        self.logits: list[np.ndarray] = []
+        self._says = says
+
+    def next(self, logits: np.ndarray) -> int | None:
+        self.logits.append(logits.copy())
+        return None if super().next(logits) is None else self._says[len(self.tokens) - 1]
+
+
+def test_a_request_waits_for_one_piece_at_most(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[int]()
+    answer = Stepping(*[lambda: calls.append(fills.calls)] * 3)
+    fills = Fills(monkeypatch, 9, lambda: scheduler.submit(Request([1, 2], answer)) if fills.calls == 2 else None)
+    scheduler = Scheduler(engine, Prefixes(0), 4)
+    with scheduler:
+        assert answer.over.wait(PATIENCE)
+        filled(scheduler)
+    assert calls == [2, 2, 2]  # none between its steps
+    assert fills.calls == 9  # and the rest afterwards
+
+
+def test_once_all_is_read_nothing_is_tried_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fills = Fills(monkeypatch, 1)
+    with Scheduler(engine, Prefixes(0), 4) as scheduler:
+        for _ in range(3):
+            answer = Waited(2)
+            scheduler.submit(Request([1, 2], answer))
+            assert answer.over.wait(PATIENCE)
+        filled(scheduler)
+        time.sleep(0.05)
+    assert fills.calls == 1
+
+
+def test_who_has_much_to_read_ends_when_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+    fills = Fills(monkeypatch, 10**9, begun.set)
+    with Scheduler(engine, Prefixes(0), 4) as scheduler:
+        assert begun.wait(PATIENCE)
+    assert scheduler.filling
+    calls = fills.calls
+    time.sleep(0.02)
+    assert fills.calls == calls
+
+
+@pytest.mark.parametrize("kind", [MismatchError, IsADirectoryError])
+def test_what_cannot_be_read_ahead_is_logged_once_and_ends_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: type[Exception]
+) -> None:
+    def fail() -> None:
+        raise kind("layer 1, expert 3")
+
+    fills = Fills(monkeypatch, 9, fail)
+    with Scheduler(engine, Prefixes(0), 4) as scheduler:
+        filled(scheduler)
+        answer = Waited(2)
+        scheduler.submit(Request([1, 2], answer))
+        assert answer.over.wait(PATIENCE)
+        assert not scheduler.closed
+    assert answer.error is None
+    assert fills.calls == 1
+    [record] = caplog.records
+    assert record.getMessage() == "experts are read when they are needed only: layer 1, expert 3"
+    assert bool(record.exc_info) == (kind is IsADirectoryError)  # a defect, with its traceback
