@@ -4,6 +4,8 @@ Every function releases the GIL while it computes. It raises TypeError for an ar
 for nothing is ever copied, and ValueError when shapes do not fit.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -136,11 +138,21 @@ def expert(
 ) -> None:
     """y[tokens[i]] += weights[i] * down(silu(gate x) * (up x)) with x = x[tokens[i]]."""
 
-def experts(pool: Pool, layout: RecordViews, records: list[Bytes], x: Activations, y: Floats) -> None:
-    """y[i] = down(silu(gate x) * (up x)) of record i, for the only row of x."""
+def experts(
+    pool: Pool,
+    layout: RecordViews,
+    records: Sequence[Bytes],
+    tokens: Sequence[Sequence[int]],
+    x: Activations,
+    y: Floats,
+) -> None:
+    """y[0], y[1], ... = down(silu(gate x) * (up x)) of record 0 for x[tokens[0]], then of record 1, and so on."""
 
-def combine(parts: Floats, order: Ints, weights: Floats, y: Floats) -> None:
-    """y [hidden] += the sum of weights[i] * parts[order[i]], added up in this order."""
+def combine(pool: Pool, parts: Floats, came: Sequence[int], ids: Ints, weights: Floats, y: Floats) -> None:
+    """y[t] += the sum over t's experts `ids[t]`, ascending, of their `weights[t]` * part.
+
+    Part i is that of token came[i] >> 32 and expert came[i] & (2^32 - 1).
+    """
 
 def rotation(position: int, frequencies: Floats, cos: Floats, sin: Floats) -> None:
     """cos and sin of (position + t) * frequencies, [tokens, len(frequencies)]."""

@@ -1,18 +1,18 @@
-"""One token's way through the experts of its layers, as the host paces it: it sees each router's choice, and waits.
+"""The way of a token, or a few, through the experts of their layers, as the host paces it: it sees routers' choices.
 
 A backend whose GPU goes on by itself has a way of its own, with the same arithmetic: see Backend.decoding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from .backends.base import HostBackend, Ids, Layout, Record, Routes, Tensor
+from .backends.base import HostBackend, Ids, Layout, Record, Routes, Tensor, pair_of
 from .operations import Operations
 from .stages import Stages
 from .weights import LayerWeights
+
+FEW_TOKENS = 16  # that decode together; what experts give to more is added up at once, expert by expert
 
 
 class Experts(Protocol):
@@ -21,10 +21,11 @@ class Experts(Protocol):
     def records(self, layer: int, experts: Sequence[int], lag: int) -> Iterator[tuple[int, Record]]:
         """Yield (expert, record) in the order of `experts`; valid until the next one, or `lag` more, are asked for."""
 
-    def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Record]]]:
+    def batches(self, layer: int, experts: Sequence[int], ids: Ids | None = None) -> Iterator[list[tuple[int, Record]]]:
         """Yield (expert, record) as they can be had: first those in memory, which may be none, then the others.
 
-        They may be damaged until `confirm` has returned.
+        `ids` [tokens, K]: who chose them, if not one token all of them. They may be damaged until `confirm` has
+        returned.
         """
 
     def confirm(self) -> None:
@@ -57,13 +58,15 @@ class Parts:
 
 
 class Decoding(Protocol):
-    """What the model asks for one token: `begin`, then `add_experts` of each layer, then `finish`; or `abandon`.
+    """What the model asks for few tokens: `begin`, then `add_experts` of each layer, then `finish`; or `abandon`.
 
-    One of them says that the token is given up, wherever it was: then nothing is under way any more.
+    The latter says that they are given up, wherever they were: then nothing is under way any more.
     """
 
+    most_tokens: int  # that go this way together
+
     def begin(self, x: Tensor) -> None:
-        """The token's embedding [1, hidden]."""
+        """The tokens' embeddings [tokens, hidden]."""
 
     def add_experts(self, index: int, x: Tensor, normed: Tensor) -> None:
         """x += the layer's experts of `normed`, added up in ascending order, and the shared one."""
@@ -72,21 +75,23 @@ class Decoding(Protocol):
         """All layers are done; raises what kept any of them from its records."""
 
     def abandon(self) -> None:
-        """Nothing will come of this token."""
+        """Nothing will come of these tokens."""
 
 
 class HostPaced:
-    """Experts are computed as they come, and added up in ascending order all the same.
+    """Experts are computed as they come, and added up in ascending order all the same: what each gives waits for that.
 
     The next layer's likeliest experts are guessed before, from less: they are read as soon as these have come.
     """
+
+    most_tokens = FEW_TOKENS
 
     def __init__(self, backend: HostBackend, parts: Parts) -> None:
         self._backend = backend
         self._parts = parts
         self._operations = parts.operations
         hidden = parts.operations.shape.hidden_size
-        self._given = backend.reserved(parts.experts_per_token, hidden)  # one token's, expert by expert
+        self._given = backend.reserved(FEW_TOKENS * parts.experts_per_token, hidden)  # expert by expert
 
     def begin(self, x: Tensor) -> None:
         """See Decoding."""
@@ -107,26 +112,36 @@ class HostPaced:
         """See Decoding."""
 
     def _experts(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
-        parts, backend, stages, ids = self._parts, self._backend, self._parts.stages, routes.ids[0]
+        parts, stages, visits = self._parts, self._parts.stages, routes.visits
         came: list[int] = []
         shared = None
         stages.turn("reads")
-        for batch in parts.experts.batches(index, ids.tolist()):
+        for batch in parts.experts.batches(index, list(visits), routes.ids):
             stages.turn("experts")
-            records = [record for _, record in batch]
-            backend.experts(normed, records, parts.layouts[index], self._given[len(came) :])
-            came += [expert for expert, _ in batch]
+            came += self._compute(index, normed, batch, visits, len(came))
             if shared is None:  # the other experts' reads are under way by now
-                self._foresee(index + 1, x, -(-len(ids) // 2))
+                self._foresee(index + 1, x, -(-len(visits) // 2))
                 stages.turn("shared")
                 shared = self._operations.shared_expert(normed, parts.layers[index])
             stages.turn("reads")
         assert shared is not None
         stages.turn("experts")
-        order = np.array(came, np.int32).argsort().astype(np.int32)
-        out = backend.combine(self._given, order, routes.weights[0][ids.argsort()])
-        backend.add_gated(out, *shared)
+        out = self._backend.combine(self._given, came, routes)
+        self._backend.add_gated(out, *shared)
         return out
+
+    def _compute(
+        self,
+        index: int,
+        normed: Tensor,
+        batch: Sequence[tuple[int, Record]],
+        visits: Mapping[int, Sequence[int]],
+        first: int,
+    ) -> list[int]:
+        """What experts give their tokens, from row `first` on, is that of these pairs."""
+        records, tokens = [record for _, record in batch], [visits[expert] for expert, _ in batch]
+        self._backend.experts(normed, records, self._parts.layouts[index], tokens, self._given[first:])
+        return [pair_of(token, expert) for expert, _ in batch for token in visits[expert]]
 
     def _foresee(self, index: int, x: Tensor, most: int) -> None:
         """Guess what layer `index` wants by what of its input is known, for `most` experts: the disk shall not idle."""
@@ -136,4 +151,5 @@ class HostPaced:
         parts.stages.turn("router")
         normed = self._operations.norm(x, parts.layers[index].post_norm)
         guess = self._operations.route(normed, parts.layers[index], parts.experts_per_token)
-        parts.experts.foresee(index, guess.ids[0].tolist(), most)
+        likeliest = list(dict.fromkeys(guess.ids.T.ravel().tolist()))  # first what each token wants most
+        parts.experts.foresee(index, likeliest, most)

@@ -106,9 +106,12 @@ class ExpertStream:
         self._stats.read_seconds = self._reader.busy_seconds()
         return self._stats
 
-    def batches(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Bytes]]]:
+    def batches(
+        self, layer: int, experts: Sequence[int], ids: NDArray[np.int32] | None = None
+    ) -> Iterator[list[tuple[int, Bytes]]]:
         """Yield (expert, record) of distinct `experts` in batches, in no particular order.
 
+        `ids` [tokens, K] says which tokens chose them; by default it is one token that wants all.
         Reads of all that are missing go out first; then come those in memory, which may be none; then the others, at
         least one at a time, as they arrive.
         With a slot for each expert all records stay valid until the iteration ends; with fewer, a batch is valid until
@@ -117,7 +120,10 @@ class ExpertStream:
         MismatchError if bytes are found not to be the pack's, here or in a later visit.
         """
         visit = self._begin(layer, experts)
-        self._use(layer, visit.keys)
+        if ids is None or len(ids) == 1:
+            self._use(layer, visit.keys)
+        else:
+            self.learn(layer, ids)
         waiting, missing = list(visit.keys), deque(key for key in visit.keys if not self._has(key))
         try:
             first = True

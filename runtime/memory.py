@@ -15,6 +15,7 @@ from ..manifests import schema
 from ..manifests.errors import UsageError
 from . import host
 from .arena import HUGE_PAGE
+from .decoding import FEW_TOKENS
 from .model import SPAN
 from .quantities import megabytes
 from .state import FLOAT_BYTES, delta_channels, position_bytes, recurrent_bytes
@@ -317,7 +318,8 @@ def scratch_bytes(model: schema.Model, chunk: int, span: int = SPAN) -> int:
     spare of the whole chunk, its routes (ids and weights, also sorted), the widest of router, routed and shared expert,
     since all tokens may choose one, the norm rounded as experts want it for one or two tokens and for more, and as the
     shared expert does, and what lies between projections rounded. (A recipe that gives projections of experts unlike
-    formats rounds once more.) Besides, the logits of the last token, with sampling's copies.
+    formats rounds once more.) Besides, what experts give to each of a few tokens that decode together, and the logits
+    of the last token, with sampling's copies.
     """
     hidden, inner, spanned = model.hidden_size, _expert_width(model), min(span, chunk)
     attention, delta = model.full_attention, model.linear_attention
@@ -327,7 +329,11 @@ def scratch_bytes(model: schema.Model, chunk: int, span: int = SPAN) -> int:
     mixing += spanned * (_rounded_bytes(hidden) + _rounded_bytes(out)) + _mixer_bytes(delta, spanned)
     expert = FLOAT_BYTES * chunk * (4 * hidden + inner + ROUTE_FLOATS * model.num_experts_per_tok)
     expert += chunk * (3 * _rounded_bytes(hidden) + _rounded_bytes(inner))
-    return max(mixing, expert) + FLOAT_BYTES * SAMPLING_COPIES * model.vocab_size
+    pairs = min(FEW_TOKENS, chunk) * model.num_experts_per_tok
+    few = pairs * (
+        FLOAT_BYTES * (hidden + model.moe_intermediate_size) + 2 * _rounded_bytes(model.moe_intermediate_size)
+    )
+    return max(mixing, expert) + few + FLOAT_BYTES * SAMPLING_COPIES * model.vocab_size
 
 
 def _rounded_bytes(width: int) -> int:

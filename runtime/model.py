@@ -94,13 +94,14 @@ class TextModel:
         for each in given:
             each.state.marked = {each.state.position + mark: [] for mark in each.marks}
         x = self._backend.embed(self._weights.embedding, np.asarray(tokens, np.int32))
-        if len(tokens) == 1:
+        few = len(tokens) <= self._decoding.most_tokens
+        if few:
             self._decode(x, given)
         else:
             self._prefill(x, given)
         self.stages.turn("head")
         logits = self._head(x, given)
-        if len(tokens) == 1:
+        if few:
             self._decoding.finish()
         return logits
 
@@ -122,7 +123,7 @@ class TextModel:
             del logits  # before the next ones are made
 
     def _decode(self, x: Tensor, given: Sequence[Given]) -> None:
-        """One token [1, hidden] through all layers, in place."""
+        """A few tokens [tokens, hidden] through all layers, in place."""
         self._decoding.begin(x)
         for index, weights in enumerate(self._weights.layers):
             self._mix(x, index, given)

@@ -4,7 +4,7 @@ The model says what a layer does in these operations, and nothing else. A backen
 point where the host must see a result is `Routes.ids`, once per layer, because the host then reads experts from disk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -96,6 +96,13 @@ class Routes:
 
     ids: Ids
     weights: Floats
+
+    @property
+    def visits(self) -> Mapping[int, Sequence[int]]:
+        """Of every expert that was chosen its tokens, ascending."""
+        if len(self.ids) == 1:
+            return {expert: [0] for expert in self.ids[0].tolist()}
+        return {expert: tokens.tolist() for expert, tokens, _ in self.by_expert()}
 
     def by_expert(self) -> Iterator[tuple[int, Ids, Floats]]:
         """(expert, its tokens ascending, their weights), experts ascending."""
@@ -245,8 +252,21 @@ class Backend(Protocol):
 class HostBackend(Backend, Protocol):
     """What decoding needs besides where the host sees every result at once."""
 
-    def experts(self, x: Tensor, records: Sequence[Record], layout: Layout, to: Tensor) -> None:
-        """to[i] = expert(x) of record i, for one token `x`; the records may be overwritten once this returns."""
+    def experts(
+        self, x: Tensor, records: Sequence[Record], layout: Layout, tokens: Sequence[Sequence[int]], to: Tensor
+    ) -> None:
+        """to[0], to[1], ... = expert(x[tokens[0]]) of the first record, then those of the next ones.
 
-    def combine(self, parts: Tensor, order: Ids, weights: Floats) -> Tensor:
-        """The sum of weights[i] * parts[order[i]], [1, hidden], added up in this order as `expert` does."""
+        The records may be overwritten once this returns.
+        """
+
+    def combine(self, parts: Tensor, came: Sequence[int], routes: Routes) -> Tensor:
+        """Of each token the weighted sum of what its experts gave, added up in ascending order as `expert` does.
+
+        Part i is that of the token and expert of pair `came[i]`; see pair_of.
+        """
+
+
+def pair_of(token: int, expert: int) -> int:
+    """One number for a token and an expert that it chose."""
+    return token << 32 | expert

@@ -217,15 +217,16 @@ class CpuBackend:
         x: Floats | _native.Activations,
         records: Sequence[Record],
         layout: _native.RecordViews,
+        tokens: Sequence[Sequence[int]],
         to: Floats,
     ) -> None:
-        """See Backend.experts."""
-        _native.experts(self._pool, layout, list(records), self.shared(x), to[: len(records)])
+        """See HostBackend.experts."""
+        _native.experts(self._pool, layout, records, tokens, self.shared(x), to)
 
-    def combine(self, parts: Floats, order: Ids, weights: Floats) -> Floats:
-        """See Backend.combine."""
-        out = np.zeros((1, parts.shape[1]), np.float32)
-        _native.combine(parts, order, weights, out[0])
+    def combine(self, parts: Floats, came: Sequence[int], routes: Routes) -> Floats:
+        """See HostBackend.combine."""
+        out = np.zeros((len(routes.ids), parts.shape[1]), np.float32)
+        _native.combine(self._pool, parts, came, routes.ids, routes.weights, out)
         return out
 
     def _products(self, x: _native.Activations, *matrices: _native.Matrix) -> list[Floats]:

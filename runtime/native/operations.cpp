@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "activations.h"
@@ -159,49 +160,112 @@ void expert(Pool& pool, const RecordViews& layout, Bytes record, Activations& x,
   }, scratch_of(e.down, h));
 }
 
-// Of one token: y[i] = expert i(x), the experts' rows shared out together.
-void experts(Pool& pool, const RecordViews& layout, const std::vector<Bytes>& records, Activations& x, Out2 y) {
-  const int64_t count = static_cast<int64_t>(records.size()), wide = layout.intermediate;
-  for (const Bytes& record : records)
-    require(static_cast<int64_t>(record.size()) >= layout.size, "experts: a record is too short");
-  require(x.width() == layout.hidden && x.count() == 1 && extent(y, 1) == layout.hidden && extent(y, 0) == count,
-          "experts: shapes do not fit");
-  nb::gil_scoped_release release;
-  std::vector<Expert> all;
-  for (const Bytes& record : records) all.push_back(layout.expert(record.data()));
-  if (all.empty()) return;
-  std::vector<float> hidden(static_cast<size_t>(count * wide));
-  const Rows for_gate = x.rows(pool, all[0].gate.kind), for_up = x.rows(pool, all[0].up.kind);
-  run_parts(pool, std::vector<int64_t>(records.size(), wide), grain_of(pool, count * wide, 2 * layout.hidden),
-            std::max(scratch_of(all[0].gate, for_gate), scratch_of(all[0].up, for_up)),
-            [&](size_t i, int64_t first, int64_t last, int thread) {
-              kernels().swiglu(all[i].gate, all[i].up, for_gate, for_up, hidden.data() + static_cast<int64_t>(i) * wide,
-                               wide, first, last, pool.scratch(thread));
-            });
-  Activations inner(hidden.data(), count, wide, x.precision());
-  std::vector<int32_t> row(records.size());
-  std::vector<Rows> h;
-  for (size_t i = 0; i < row.size(); ++i) {
-    row[i] = static_cast<int32_t>(i);
-    h.push_back(inner.chosen(pool, all[0].down.kind, &row[i], 1));
-  }
-  run_parts(pool, std::vector<int64_t>(records.size(), layout.hidden), grain_of(pool, count * layout.hidden, wide),
-            scratch_of(all[0].down, h[0]),
-            [&](size_t i, int64_t first, int64_t last, int thread) {
-              kernels().matmul(all[i].down, h[i], y.data() + static_cast<int64_t>(i) * layout.hidden, layout.hidden,
-                               first, last, pool.scratch(thread));
-            });
+// An expert, the rows of activations that it sees, and the first of the results that they become.
+struct Visit {
+  Expert expert;
+  Rows for_gate, for_up, for_down;
+  int64_t first;
+};
+
+using TokenLists = std::vector<std::vector<int32_t>>;
+
+int64_t pairs_of(const TokenLists& tokens) {
+  size_t pairs = 0;
+  for (const auto& each : tokens) pairs += each.size();
+  return static_cast<int64_t>(pairs);
 }
 
-// y += the sum of weights[i] * parts[order[i]], in the order given.
-void combine(In2 parts, Array<const int32_t, 1> order, In1 weights, Out1 y) {
-  const int64_t width = extent(y, 0);
-  require(extent(parts, 1) == width && extent(order, 0) == extent(weights, 0), "combine: shapes do not fit");
-  for (size_t i = 0; i < order.size(); ++i)
-    require(order.data()[i] >= 0 && order.data()[i] < extent(parts, 0), "combine: no such part");
+void check_visits(const RecordViews& layout, const std::vector<Bytes>& records, const TokenLists& tokens,
+                  const Activations& x, const Out2& y) {
+  for (const Bytes& record : records)
+    require(static_cast<int64_t>(record.size()) >= layout.size, "experts: a record is too short");
+  for (const auto& each : tokens)
+    for (const int32_t token : each) require(token >= 0 && token < x.count(), "experts: no such token");
+  require(tokens.size() == records.size() && x.width() == layout.hidden && extent(y, 1) == layout.hidden &&
+              extent(y, 0) >= pairs_of(tokens),
+          "experts: shapes do not fit");
+}
+
+std::vector<Visit> visits_of(Pool& pool, const RecordViews& layout, const std::vector<Bytes>& records,
+                             const TokenLists& tokens, Activations& x) {
+  std::vector<Visit> visits;
+  int64_t first = 0;
+  for (size_t i = 0; i < records.size(); ++i) {
+    const Expert e = layout.expert(records[i].data());
+    const int64_t count = static_cast<int64_t>(tokens[i].size());
+    const auto rows = [&](Kind kind) { return x.chosen(pool, kind, tokens[i].data(), count); };
+    visits.push_back({e, rows(e.gate.kind), rows(e.up.kind), {}, first});
+    first += count;
+  }
+  return visits;
+}
+
+int64_t scratch_of(const std::vector<Visit>& visits) {
+  int64_t most = 0;
+  for (const Visit& v : visits)
+    most = std::max({most, scratch_of(v.expert.gate, v.for_gate), scratch_of(v.expert.up, v.for_up),
+                     scratch_of(v.expert.down, v.for_down)});
+  return most;
+}
+
+// Calls work(visit, first, last, thread) for pieces of `rows` rows of every expert; a row has `work_per_pair` to do for
+// each of `pairs` in all.
+template <typename Work>
+void run_visits(Pool& pool, const std::vector<Visit>& visits, int64_t rows, int64_t work_per_pair, int64_t pairs,
+                const Work& work) {
+  const int64_t count = static_cast<int64_t>(visits.size());
+  run_parts(pool, std::vector<int64_t>(visits.size(), rows),
+            grain_of(pool, count * rows, work_per_pair * pairs / count), scratch_of(visits),
+            [&](size_t i, int64_t first, int64_t last, int thread) { work(visits[i], first, last, thread); });
+}
+
+// For expert after expert, token after token of each: y[i] = expert(x[token]); all experts' rows are shared out together.
+void experts(Pool& pool, const RecordViews& layout, const std::vector<Bytes>& records, const TokenLists& tokens,
+             Activations& x, Out2 y) {
+  check_visits(layout, records, tokens, x, y);
+  const int64_t pairs = pairs_of(tokens), wide = layout.intermediate;
+  if (pairs == 0) return;
   nb::gil_scoped_release release;
-  for (size_t i = 0; i < order.size(); ++i)
-    kernels().add_share(parts.data() + order.data()[i] * width, weights.data()[i], y.data(), width);
+  std::vector<Visit> visits = visits_of(pool, layout, records, tokens, x);
+  const Room<float> hidden = room_for<float>(pairs * wide);
+  run_visits(pool, visits, wide, 2 * layout.hidden, pairs, [&](const Visit& v, int64_t first, int64_t last, int thread) {
+    kernels().swiglu(v.expert.gate, v.expert.up, v.for_gate, v.for_up, hidden.get() + v.first * wide, wide, first, last,
+                     pool.scratch(thread));
+  });
+  Activations inner(hidden.get(), pairs, wide, x.precision());
+  std::vector<int32_t> rows(static_cast<size_t>(pairs));
+  std::iota(rows.begin(), rows.end(), 0);
+  for (Visit& v : visits)
+    v.for_down = inner.chosen(pool, v.expert.down.kind, rows.data() + v.first, v.for_gate.count);
+  run_visits(pool, visits, layout.hidden, wide, pairs, [&](const Visit& v, int64_t first, int64_t last, int thread) {
+    kernels().matmul(v.expert.down, v.for_down, y.data() + v.first * layout.hidden, layout.hidden, first, last,
+                     pool.scratch(thread));
+  });
+}
+
+// A token's expert, as `combine` is told of it.
+constexpr int64_t pair_of(int64_t token, int32_t expert) { return token << 32 | expert; }
+
+// y[t] += the sum over t's experts, ascending, of weight * part; part i is that of pair came[i].
+void combine(Pool& pool, In2 parts, const std::vector<int64_t>& came, Array<const int32_t, 2> ids, In2 weights, Out2 y) {
+  const int64_t width = extent(y, 1), tokens = extent(y, 0), k = extent(ids, 1), pairs = tokens * k;
+  require(extent(parts, 1) == width && extent(ids, 0) == tokens && extent(weights, 0) == tokens &&
+              extent(weights, 1) == k && static_cast<int64_t>(came.size()) == pairs && extent(parts, 0) >= pairs,
+          "combine: shapes do not fit");
+  std::vector<int64_t> part(came.size()), route(came.size());
+  std::iota(part.begin(), part.end(), 0), std::iota(route.begin(), route.end(), 0);
+  const auto wanted = [&](int64_t i) { return pair_of(i / k, ids.data()[i]); };
+  std::ranges::sort(part, {}, [&](int64_t i) { return came[static_cast<size_t>(i)]; });
+  std::ranges::sort(route, {}, wanted);
+  for (size_t i = 0; i < part.size(); ++i)
+    require(came[static_cast<size_t>(part[i])] == wanted(route[i]), "combine: no such part");
+  nb::gil_scoped_release release;
+  pool.run(tokens, 1, [&](int64_t first, int64_t last, int) {
+    for (int64_t i = first * k; i < last * k; ++i) {
+      const size_t at = static_cast<size_t>(i);
+      kernels().add_share(parts.data() + part[at] * width, weights.data()[route[at]], y.data() + i / k * width, width);
+    }
+  });
 }
 
 // cos and sin of (position + t) * frequency, the angle rounded to float32 as transformers does.
@@ -237,8 +301,10 @@ void bind_operations(nb::module_& m) {
   m.def("route", &route, nb::arg("pool"), exact("logits"), exact("ids"), exact("weights"));
   m.def("expert", &expert, nb::arg("pool"), nb::arg("layout"), exact("record"), nb::arg("x"), exact("tokens"),
         exact("weights"), exact("y"));
-  m.def("experts", &experts, nb::arg("pool"), nb::arg("layout"), exact("records"), nb::arg("x"), exact("y"));
-  m.def("combine", &combine, exact("parts"), exact("order"), exact("weights"), exact("y"));
+  m.def("experts", &experts, nb::arg("pool"), nb::arg("layout"), exact("records"), nb::arg("tokens"), nb::arg("x"),
+        exact("y"));
+  m.def("combine", &combine, nb::arg("pool"), exact("parts"), nb::arg("came"), exact("ids"), exact("weights"),
+        exact("y"));
   m.def("rotation", &rotation, nb::arg("position"), exact("frequencies"), exact("cos"), exact("sin"));
 }
 

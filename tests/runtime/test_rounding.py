@@ -20,6 +20,7 @@ from moepack.layout.formats import AFFINE_FORMATS, FORMATS, GRID_FORMATS, Affine
 from moepack.layout.matrix import StoredMatrix
 from moepack.layout.record import PROJECTIONS, ExpertShape, RecordLayout
 from moepack.runtime import _native
+from moepack.runtime.backends.base import Routes, pair_of
 from moepack.runtime.backends.cpu import CpuBackend
 
 CPUS = {threads: CpuBackend(threads) for threads in (1, 2, 3)}
@@ -168,13 +169,33 @@ def test_experts_of_one_token_added_up_are_those_of_many_tokens(name: str, exact
     wanted, view = np.zeros((7, 192), np.float32), cpu.layout(layout)
     for record, share in zip(records, weights.T, strict=True):
         cpu.expert(wanted, x, record, view, np.arange(7, dtype=np.int32), np.ascontiguousarray(share))
-    came = np.array([3, 0, 4, 1, 2])
+    came, ids = [3, 0, 4, 1, 2], np.arange(5, dtype=np.int32)[None]
     for t in range(7):
         parts = np.empty((5, 192), np.float32)
-        cpu.experts(x[t : t + 1], [records[i] for i in came[:2]], view, parts)
-        cpu.experts(x[t : t + 1], [records[i] for i in came[2:]], view, parts[2:])
-        got = cpu.combine(parts, np.argsort(came).astype(np.int32), weights[t])
-        assert np.array_equal(got[0], wanted[t])
+        cpu.experts(x[t : t + 1], [records[i] for i in came[:2]], view, [[0]] * 2, parts)
+        cpu.experts(x[t : t + 1], [records[i] for i in came[2:]], view, [[0]] * 3, parts[2:])
+        assert np.array_equal(cpu.combine(parts, came, Routes(ids, weights[t : t + 1]))[0], wanted[t])
+
+
+@pytest.mark.parametrize("name", ["affine2-g32", "book2-g8", "book3-g8", "affine8-g32"])
+@pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
+@given(st.integers(1, 16), st.integers(1, 5), st.integers(0, 2**16))
+@settings(max_examples=15, deadline=None)
+def test_experts_of_few_tokens_come_in_any_order(name: str, exact: bool, tokens: int, k: int, seed: int) -> None:
+    """Computed in batches, together, and added up: what one expert after the other adds to all its tokens."""
+    random, cpu = np.random.default_rng(seed), CpuBackend(2, exact=exact)
+    layout = RecordLayout.of(ExpertShape(192, 96), dict.fromkeys(PROJECTIONS, parse(name)))
+    records, view = [random_record(random, layout) for _ in range(6)], cpu.layout(layout)
+    ids = np.array([random.permutation(6)[:k] for _ in range(tokens)], np.int32)
+    routes, x = Routes(ids, random.random((tokens, k)).astype(np.float32)), floats(random, tokens, 192)
+    wanted = np.zeros((tokens, 192), np.float32)
+    for expert, own, shares in routes.by_expert():
+        cpu.expert(wanted, x, records[expert], view, own, shares)
+    visits, parts, came = routes.visits, np.empty((tokens * k, 192), np.float32), list[int]()
+    for batch in np.array_split(random.permutation(list(visits)), 2):
+        cpu.experts(x, [records[i] for i in batch], view, [visits[i] for i in batch], parts[len(came) :])
+        came += [pair_of(token, int(expert)) for expert in batch for token in visits[expert]]
+    assert np.array_equal(cpu.combine(parts, came, routes), wanted)
 
 
 def test_misfits_are_refused_before_anything_is_read() -> None:
@@ -182,12 +203,19 @@ def test_misfits_are_refused_before_anything_is_read() -> None:
     record, view = random_record(np.random.default_rng(0), layout), CPU.layout(layout)
     one, two = (CPU.shared(np.zeros((tokens, 64), np.float32)) for tokens in (1, 2))
     room = np.zeros((2, 64), np.float32)
-    for records, x, to in ([record[:-20000]], one, room[:1]), ([record], two, room[:1]), ([record], one, room):
+    for records, tokens, x, to in (
+        ([record[:-20000]], [[0]], one, room),
+        ([record], [[0, 1]], one, room),
+        ([record], [[-1]], one, room),
+        ([record], [[0], [0]], one, room),
+        ([record], [[0, 1]], two, room[:1]),
+    ):
         with pytest.raises(ValueError, match="experts: "):
-            _native.experts(CPU._pool, view, records, x, to)
-    order, weights = np.array([0, 2], np.int32), np.ones(2, np.float32)
-    with pytest.raises(ValueError, match="no such part"):
-        _native.combine(room, order, weights, room[0])
+            _native.experts(CPU._pool, view, records, tokens, x, to)
+    ids, weights = np.array([[0, 2]], np.int32), np.ones((1, 2), np.float32)
+    for came in [0, 1], [0, 0], [0], [0, pair_of(1, 2)]:
+        with pytest.raises(ValueError, match=r"no such part|do not fit"):
+            _native.combine(CPU._pool, room, came, ids, weights, room[:1])
     with pytest.raises(ValueError, match="as many outputs"):
         _native.matmul(CPU._pool, [], one, [room])
 

@@ -29,6 +29,8 @@ PATIENCE = 100  # milliseconds after which the answering thread looks whether th
 class DevicePaced:
     """See decoding.Decoding. Two events count layers: `chosen` is the GPU's, `ready` the host's."""
 
+    most_tokens = 1
+
     def __init__(self, backend: "MetalBackend", parts: Parts) -> None:
         device, k = backend.device, parts.experts_per_token
         self._backend = backend
