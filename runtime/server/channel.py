@@ -1,31 +1,56 @@
-"""From the thread that computes to a coroutine: parts of an answer, at most so many unread."""
+"""From the thread that computes to coroutines: parts of answers, at most so many of one unread.
+
+Waking a loop takes about as long as choosing a token, so what a step brings for all goes there at once.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from ...manifests.errors import UsageError
 from ..serving.answer import Ended, Failed, Part
 from ..serving.request import Request
 
 
+class Post:
+    """Parts on their way; for the thread that computes."""
+
+    def __init__(self) -> None:
+        self._parts: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Part], Part]]] = {}
+
+    def put(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Part], part: Part) -> None:
+        """For a queue of this loop."""
+        self._parts.setdefault(loop, []).append((queue, part))
+
+    def send(self) -> None:
+        """Wake each loop once, with all that was put for it."""
+        parts, self._parts = self._parts, {}
+        for loop, own in parts.items():
+            with suppress(RuntimeError):  # the loop is closed: nobody is there any more
+                loop.call_soon_threadsafe(_deliver, own)
+
+
+def _deliver(parts: Sequence[tuple[asyncio.Queue[Part], Part]]) -> None:
+    for queue, part in parts:
+        queue.put_nowait(part)
+
+
 class Channel:
     """Made in the coroutine's loop. `put` never waits: a reader that is `most` parts behind loses its answer."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, post: Post) -> None:
+        self._most, self._post = most, post
         self._loop = asyncio.get_running_loop()
         self._parts: asyncio.Queue[Part] = asyncio.Queue()
         self._put = self._got = 0
 
     def put(self, part: Part) -> None:
-        """From any one thread. Raises UsageError, which ends the answer, for a reader that is too far behind."""
+        """Arrives once the post is sent. Raises UsageError, which ends the answer, for a reader too far behind."""
         last = isinstance(part, Ended | Failed)
         if not last and self._put - self._got >= self._most:
             raise UsageError(f"the client left {self._most} parts of its answer unread")
         self._put += 1
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
+        self._post.put(self._loop, self._parts, part)
 
     async def get(self) -> Part:
         """The next part; after the last of all answers there is none, ever."""

@@ -31,7 +31,7 @@ from ..sessions.identity import identity
 from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
 from ..state import FLOAT_BYTES
-from .channel import Channel, Pending
+from .channel import Channel, Pending, Post
 from .settings import Settings
 from .wishes import SEEDS, Ask, ChatWish, Wish, WishError
 
@@ -61,6 +61,7 @@ class Service:
     engine: Engine
     language: Language
     scheduler: Scheduler
+    post: Post
     prefixes: Prefixes
     settings: Settings
     created: int
@@ -131,7 +132,7 @@ class Service:
         with ExitStack() as held:
             if ask.scored:
                 self._hold_scoring(held)
-            channel = Channel(self.settings.limits.parts)
+            channel = Channel(self.settings.limits.parts, self.post)
             answers = [self._answer(self._choice(ask, index), index, channel) for index in range(ask.choices)]
             requests = [Request(ask.tokens, answer, ask.marks, read=answer.read, client=client) for answer in answers]
             self.scheduler.submit(*requests)
@@ -246,9 +247,11 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
         reserved = replace(options, prefix_bytes=settings.prefix_bytes + server_bytes(pack, options.context))
         engine = resources.enter_context(Engine.of(pack, reserved))
         prefixes = Prefixes(settings.prefix_bytes - queue, identity(root, engine), store)
-        scheduler = resources.enter_context(Scheduler(engine, prefixes, settings.queue, settings.queue_each))
+        post = Post()
+        scheduler = Scheduler(engine, prefixes, settings.queue, settings.queue_each, post.send)
+        resources.enter_context(scheduler)
         name = pack.path.resolve().name
-        yield Service(name, engine, language, scheduler, prefixes, settings, int(time.time()))
+        yield Service(name, engine, language, scheduler, post, prefixes, settings, int(time.time()))
 
 
 def server_bytes(pack: Pack, context: int | None) -> int:

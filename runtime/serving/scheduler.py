@@ -8,6 +8,7 @@ after which nothing is taken. Knows no client.
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 from ...manifests.errors import MoepackError
@@ -39,11 +40,20 @@ class ClosingError(MoepackError):
 class Scheduler:
     """Takes requests from any thread; a context manager begins and ends it.
 
-    At most `most_waiting` wait, of one client at most `most_each`, by default as many.
+    At most `most_waiting` wait, of one client at most `most_each`, by default as many. `told` is called by the thread
+    that computes whenever answers were told what there is for now: after each step, and as requests begin and end.
     """
 
-    def __init__(self, engine: Engine, prefixes: Prefixes, most_waiting: int, most_each: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prefixes: Prefixes,
+        most_waiting: int,
+        most_each: int | None = None,
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
+        self._told = told
         self._batch = Batch(engine, prefixes)
         self._waiting = Waiting(most_waiting, most_waiting if most_each is None else most_each)
         self._woken = threading.Condition()
@@ -128,6 +138,7 @@ class Scheduler:
         try:
             while self._admitted():
                 self._batch.step()
+                self._told()
             self._end(ClosingError())
         except Exception as error:  # whoever waits for this thread would wait forever
             log.exception("the thread that computes has failed; nothing is taken any more")
@@ -144,6 +155,7 @@ class Scheduler:
         for request in waiting:
             if not request.cancelled:
                 request.fail(error)
+        self._told()
 
     def _admitted(self) -> bool:
         """Begin with as many as there are sessions for, waiting for one if there is none; False at the end."""
@@ -162,6 +174,8 @@ class Scheduler:
             self._count_left()
         for request in begun:
             self._batch.admit(request)
+        if begun:
+            self._told()
         return True
 
     def _called(self) -> bool:
