@@ -103,7 +103,7 @@ def test_the_state_is_counted_to_the_byte(pack: Pack) -> None:
 def test_the_scratch_of_the_397b_model_by_hand() -> None:
     """Experts: 4 rows of 4096, 1024 between projections, 10 routes; mixer: 2 rows, and 256 tokens of a delta layer.
 
-    Sixteen tokens that decode together hold, of 10 experts each, a row of 4096, one of 1024, and that one rounded twice.
+    Sixteen tokens that decode together hold, of 10 experts each, a row of 4096, one of 1024, the latter rounded twice.
 
     Rounded, a row of 4096 takes two bytes a column and 20 bytes for 32 of them: 10752; one of 1024 takes 2688.
     """
