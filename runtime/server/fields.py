@@ -150,6 +150,8 @@ def form(
     names = [each["function"]["name"] for each in tools]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ApiError(f"tools: the name {twice!r} is there twice", param="tools")
+    if only is not None and only not in names:
+        raise ApiError(f"tool_choice: {only!r:.140} is no name of the tools that are given", param="tool_choice")
     if choice not in (None, "none", "auto", "required"):
         raise ApiError(f"tool_choice: {choice!r:.60} is none of none, auto and required", param="tool_choice")
     return Form(tools, choice or "auto", only, parallel is not False, response=response)  # type: ignore[arg-type]
