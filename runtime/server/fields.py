@@ -69,11 +69,11 @@ def _bias(token: str, value: float) -> tuple[int, float]:
     return int(token), _within("logit_bias", value, -100.0, 100.0, 0.0)
 
 
-def choices(n: int | None) -> int:
-    """How many answers."""
-    if n is not None and not 1 <= n <= MOST_CHOICES:
-        raise ApiError(f"n: {n} is not between 1 and {MOST_CHOICES}", param="n")
-    return n or 1
+def choices(name: str, value: int | None) -> int | None:
+    """How many answers, if it is said."""
+    if value is not None and not 1 <= value <= MOST_CHOICES:
+        raise ApiError(f"{name}: {value} is not between 1 and {MOST_CHOICES}", param=name)
+    return value
 
 
 def limit(name: str, value: int | None) -> int | None:
