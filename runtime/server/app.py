@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sized
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from typing import Any
 
 import msgspec
@@ -72,28 +72,28 @@ class Endpoints:
         body = await body_of(request, chat.ChatRequest, self._limits)
         ask = await asyncio.to_thread(lambda: self._service.chat(chat.wish(body)))
         shape = chat.ChatShape(self._service.name, ask, body, self._tokenizer)
-        return await self._answered(request, ask, shape, stream=body.stream)
+        return await self._answered(request, [ask], shape, stream=body.stream)
 
     async def completions(self, request: Request) -> Any:
         """OpenAI's texts to be continued."""
         body = await body_of(request, completions.CompletionRequest, self._limits)
-        prompt, wish = completions.prompt(body), completions.wish(body)
-        ask = await asyncio.to_thread(self._service.text, prompt, wish)
-        shape = completions.CompletionShape(self._service.name, ask, body, self._tokenizer)
-        return await self._answered(request, ask, shape, stream=body.stream)
+        prompts, wish = completions.prompts(body), completions.wish(body)
+        asks = await asyncio.to_thread(self._service.texts, prompts, wish)
+        shape = completions.CompletionShape(self._service.name, asks, body, self._tokenizer)
+        return await self._answered(request, asks, shape, stream=body.stream)
 
     async def answers(self, request: Request) -> Any:
         """OpenAI's responses."""
         body = await body_of(request, responses.ResponseRequest, self._limits)
         ask = await asyncio.to_thread(lambda: self._service.chat(responses.wish(body)))
         shape = responses.ResponseShape(self._service.name, ask, body, self._tokenizer)
-        return await self._answered(request, ask, shape, stream=body.stream)
+        return await self._answered(request, [ask], shape, stream=body.stream)
 
     async def messages(self, request: Request) -> Any:
         """Anthropic's messages."""
         body = await body_of(request, messages.MessagesRequest, self._limits)
         ask = await asyncio.to_thread(lambda: self._service.chat(messages.wish(body)))
-        return await self._answered(request, ask, messages.MessageShape(self._service.name, ask), stream=body.stream)
+        return await self._answered(request, [ask], messages.MessageShape(self._service.name, ask), stream=body.stream)
 
     async def count_tokens(self, request: Request) -> Any:
         """How many tokens Anthropic's messages are."""
@@ -129,8 +129,8 @@ class Endpoints:
     def _model(self) -> dict[str, Any]:
         return {"id": self._service.name, "object": "model", "created": self._service.created, "owned_by": "moepack"}
 
-    async def _answered(self, request: Request, ask: Ask, shape: Shape, *, stream: bool | None) -> Any:
-        pending = self._service.begin(ask, request.client.host if request.client else "")
+    async def _answered(self, request: Request, asks: Sequence[Ask], shape: Shape, *, stream: bool | None) -> Any:
+        pending = self._service.begin(asks, request.client.host if request.client else "")
         if stream:
             return EventStream(pending, shape, self._limits)
         try:

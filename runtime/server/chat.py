@@ -125,7 +125,7 @@ def _wish(request: ChatRequest) -> Wish:
         fields.stops("stop", request.stop),
         fields.top_logprobs("top_logprobs", request.top_logprobs or 0) if request.logprobs else None,
         fields.penalties(request),
-        fields.choices(request.n),
+        fields.choices("n", request.n) or 1,
     )
 
 
@@ -267,7 +267,7 @@ class ChatShape(ChoicesShape):
     def __init__(self, model: str, ask: Ask, request: ChatRequest, tokenizer: Tokenizer) -> None:
         choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
         wanted = bool(request.stream_options and request.stream_options.include_usage)
-        super().__init__("chatcmpl", model, ask, choices, usage=wanted)
+        super().__init__("chatcmpl", model, [ask], choices, usage=wanted)
 
     def _usage(self) -> dict[str, Any]:
         reasoning = sum(end.reasoning for end in self._ends)

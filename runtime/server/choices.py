@@ -33,20 +33,23 @@ class Choice(Protocol):
 
 
 class ChoicesShape:
-    """See shape.Shape. Chunks of several answers come as their tokens do. `prefix`: of the id."""
+    """See shape.Shape. Chunks of several answers come as their tokens do. `prefix`: of the id.
+
+    There are as many choices to each of the `asks`, which are alike, one ask's after the other's.
+    """
 
     kind: str
     chunk_kind: str
 
-    def __init__(self, prefix: str, model: str, ask: Ask, choices: Sequence[Choice], *, usage: bool) -> None:
-        self._ask, self._choices, self._usage_wanted = ask, choices, usage
+    def __init__(self, prefix: str, model: str, asks: Sequence[Ask], choices: Sequence[Choice], *, usage: bool) -> None:
+        self._asks, self._choices, self._usage_wanted = asks, choices, usage
         self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._cached = 0
 
     def began(self, part: Began) -> Iterator[shape.Event]:
         """The first chunk, if there is one yet."""
-        if part.index == 0:
-            self._cached = part.cached
+        if part.index % self._asks[0].choices == 0:  # a prompt's other choices find what the first computes
+            self._cached += part.cached
         yield from map(self._chunk, self._choices[part.index].began())
 
     def said(self, part: Said) -> Iterator[shape.Event]:
@@ -68,8 +71,12 @@ class ChoicesShape:
 
     def document(self) -> dict[str, Any]:
         """All answers, whole."""
-        choices = [choice.document() for choice in self._choices]
+        choices = [{**choice.document(), "index": index} for index, choice in enumerate(self._told())]
         return {**self._document(self.kind, choices), "usage": self._usage()}
+
+    def _told(self) -> Sequence[Choice]:
+        """The choices that are in the document."""
+        return self._choices
 
     def _chunk(self, choice: dict[str, Any]) -> shape.Event:
         chunk = self._document(self.chunk_kind, [choice])
@@ -83,7 +90,7 @@ class ChoicesShape:
         return [choice.end for choice in self._choices if choice.end is not None]
 
     def _usage(self) -> dict[str, Any]:
-        """As OpenAI counts."""
-        prompt, answer = len(self._ask.tokens), sum(end.tokens for end in self._ends)
+        """As OpenAI counts: each prompt once, and the answers that are not told, too."""
+        prompt, answer = sum(len(ask.tokens) for ask in self._asks), sum(end.tokens for end in self._ends)
         counted = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
         return {**counted, "prompt_tokens_details": {"cached_tokens": self._cached}}

@@ -1,6 +1,6 @@
-"""OpenAI's /v1/completions: a bare text to be continued."""
+"""OpenAI's /v1/completions: bare texts to be continued, each by as many choices, one text's after the other's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -43,30 +43,21 @@ class CompletionRequest(msgspec.Struct, forbid_unknown_fields=True):
     user: Any = None  # without an effect here
 
 
-def prompt(request: CompletionRequest) -> str | list[int]:
-    """The one text, or its tokens."""
-    given = request.prompt
-    if isinstance(given, list) and len(given) == 1 and not isinstance(given[0], int):
-        given = given[0] if isinstance(given[0], str) else list(given[0])
-    if isinstance(given, str):
-        return given
-    tokens = [token for token in given if isinstance(token, int)]
-    if len(tokens) < len(given):
-        raise unsupported("prompt", "this server continues one text at a time")
-    return tokens
+def prompts(request: CompletionRequest) -> list[str | list[int]]:
+    """The texts, or their tokens: one or several."""
+    given = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+    several = [each for each in given if not isinstance(each, int)]
+    if not several:
+        return [[token for token in given if isinstance(token, int)]]
+    if len(several) < len(given):
+        raise ApiError("prompt: give texts, or lists of tokens; there are single tokens among them", param="prompt")
+    return several
 
 
 def wish(request: CompletionRequest) -> Wish:
     """How it is to be continued. Raises ApiError for what is malformed or not supported."""
-    choices = fields.choices(request.n)
-    if request.best_of not in (None, choices):
-        raise unsupported("best_of", "this server gives all answers that it computes; leave it out or make it n")
-    if request.suffix:
-        raise unsupported("suffix", "this model fills in nothing before a text; leave it out")
-    if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
-        raise ApiError(f"logprobs: {request.logprobs} is not between 0 and {MOST_LOGPROBS}", param="logprobs")
-    if request.echo and request.logprobs is not None and choices > 1:
-        raise ApiError("n: with echo and logprobs there is one answer; ask for more without echo", param="n")
+    _refuse(request)
+    choices, best = _choices(request)
     nothing = bool(request.echo) and request.max_tokens == 0
     longest = None if nothing else fields.limit("max_tokens", request.max_tokens)
     return Wish(
@@ -76,9 +67,31 @@ def wish(request: CompletionRequest) -> Wish:
         request.logprobs,
         fields.penalties(request),
         choices,
+        best,
         echo=bool(request.echo),
         nothing=nothing,
     )
+
+
+def _refuse(request: CompletionRequest) -> None:
+    if request.suffix:
+        raise unsupported("suffix", "this model fills in nothing before a text; leave it out")
+    if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+        raise ApiError(f"logprobs: {request.logprobs} is not between 0 and {MOST_LOGPROBS}", param="logprobs")
+
+
+def _choices(request: CompletionRequest) -> tuple[int, int | None]:
+    """How many answers are computed of each prompt, and how many of them are told, None for all."""
+    told = fields.choices("n", request.n) or 1
+    computed = fields.choices("best_of", request.best_of) or told
+    if computed < told:
+        raise ApiError(f"best_of: {computed} is less than n, {told}; leave it out or give more", param="best_of")
+    if request.echo and request.logprobs is not None and computed > 1:
+        field = "n" if told > 1 else "best_of"
+        raise ApiError(f"{field}: with echo and logprobs there is one answer; ask for more without echo", param=field)
+    if request.stream and computed > told:
+        raise ApiError("best_of: the best are known at the end; ask for them without stream", param="best_of")
+    return computed, told if computed > told else None
 
 
 class _Choice:
@@ -88,7 +101,13 @@ class _Choice:
         self._index, self._ask = index, ask
         self._text: list[str] = []
         self._logprobs = likelihoods.Legacy(tokenizer)
+        self._mean = likelihoods.Mean()
         self.end: Ended | None = None
+
+    @property
+    def likelihood(self) -> float:
+        """The mean logprob of the answer's tokens."""
+        return self._mean.value
 
     def began(self) -> Iterator[dict[str, Any]]:
         """The prompt, where it is wanted."""
@@ -104,7 +123,8 @@ class _Choice:
         if part.scored is not None:
             logprobs = self._logprobs.prompt(part.scored)
         if part.likelihood is not None:
-            logprobs = self._logprobs.columns([part.likelihood])
+            self._mean.add(part.likelihood)
+            logprobs = None if self._ask.top_logprobs is None else self._logprobs.columns([part.likelihood])
         if text or logprobs:
             yield self._chunk(text, logprobs)
 
@@ -128,7 +148,17 @@ class CompletionShape(ChoicesShape):
 
     kind = chunk_kind = "text_completion"
 
-    def __init__(self, model: str, ask: Ask, request: CompletionRequest, tokenizer: Tokenizer) -> None:
-        choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
+    def __init__(self, model: str, asks: Sequence[Ask], request: CompletionRequest, tokenizer: Tokenizer) -> None:
+        asked = [ask for ask in asks for _ in range(ask.choices)]
+        self._texts = [_Choice(index, ask, tokenizer) for index, ask in enumerate(asked)]
         wanted = bool(request.stream_options and request.stream_options.include_usage)
-        super().__init__("cmpl", model, ask, choices, usage=wanted)
+        super().__init__("cmpl", model, asks, self._texts, usage=wanted)
+
+    def _told(self) -> Sequence[_Choice]:
+        """All, or the likeliest of each prompt."""
+        each, best = self._asks[0].choices, self._asks[0].best
+        if best is None:
+            return self._texts
+        of_prompts = (self._texts[first : first + each] for first in range(0, len(self._texts), each))
+        ranked = (sorted(own, key=lambda text: text.likelihood, reverse=True) for own in of_prompts)
+        return [text for own in ranked for text in own[:best]]

@@ -69,11 +69,11 @@ def _bias(token: str, value: float) -> tuple[int, float]:
     return int(token), _within("logit_bias", value, -100.0, 100.0, 0.0)
 
 
-def choices(n: int | None) -> int:
-    """How many answers."""
-    if n is not None and not 1 <= n <= MOST_CHOICES:
-        raise ApiError(f"n: {n} is not between 1 and {MOST_CHOICES}", param="n")
-    return n or 1
+def choices(name: str, value: int | None) -> int | None:
+    """How many answers, if it is said."""
+    if value is not None and not 1 <= value <= MOST_CHOICES:
+        raise ApiError(f"{name}: {value} is not between 1 and {MOST_CHOICES}", param=name)
+    return value
 
 
 def limit(name: str, value: int | None) -> int | None:
@@ -150,6 +150,8 @@ def form(
     names = [each["function"]["name"] for each in tools]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ApiError(f"tools: the name {twice!r} is there twice", param="tools")
+    if only is not None and only not in names:
+        raise ApiError(f"tool_choice: {only!r:.140} is no name of the tools that are given", param="tool_choice")
     if choice not in (None, "none", "auto", "required"):
         raise ApiError(f"tool_choice: {choice!r:.60} is none of none, auto and required", param="tool_choice")
     return Form(tools, choice or "auto", only, parallel is not False, response=response)  # type: ignore[arg-type]

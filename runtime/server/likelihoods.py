@@ -1,5 +1,6 @@
 """Logprobs as OpenAI writes them. Tokens are shown as their own texts; bytes are null where one is half a character."""
 
+import math
 from typing import Any
 
 from ..serving.answer import Likelihood, Scored
@@ -17,6 +18,23 @@ def entry(found: Likelihood, tokenizer: Tokenizer) -> dict[str, Any]:
 def _one(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
     text = tokenizer.decode([token], special=True)
     return {"token": text, "logprob": logprob, "bytes": None if REPLACEMENT in text else list(text.encode())}
+
+
+class Mean:
+    """Of logprobs, to compare answers of different lengths by; none are less than any."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def add(self, found: Likelihood) -> None:
+        """A token's."""
+        self._sum += found.logprob
+        self._count += 1
+
+    @property
+    def value(self) -> float:
+        """Of those so far."""
+        return self._sum / self._count if self._count else -math.inf
 
 
 class Legacy:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...layout.reader import Pack
-from ...manifests.errors import MoepackError, UsageError
+from ...manifests.errors import UsageError
 from ..answers.constraint import Constraint, Grammars
 from ..answers.dialect import Calls, Dialect, Thinking
 from ..answers.grammar import grammar
@@ -26,11 +26,12 @@ from ..prompt import Chat, raw_tokens
 from ..sampling import Sampler, Sampling
 from ..serving.answer import Answer, Scorer
 from ..serving.request import Request
-from ..serving.scheduler import BusyError, Scheduler
+from ..serving.scheduler import Scheduler
 from ..sessions.identity import identity
 from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
 from ..state import FLOAT_BYTES
+from . import scoring
 from .channel import Channel, Pending, Post
 from .settings import Settings
 from .wishes import SEEDS, Ask, ChatWish, Wish, WishError
@@ -40,17 +41,8 @@ PLAUSIBLE = 16  # characters of text for each token of the context: a longer tex
 PIECE = 65536  # characters
 PREPARED_AT_ONCE = 2  # prompts that are rendered and encoded, which takes many times their bytes
 GRAMMAR_READING = 14  # measured: the peak of llguidance reading a vocabulary, in sizes of the tokenizer.json
-MOST_SCORED = 4096  # tokens of a prompt whose logprobs are told
-SCORED_BYTES = 4096  # each; measured, 5 alternatives: 1.5 KB, streamed 1.9, of tokens of 40 characters 2.0 and 2.8
 WAITING_PART = 4  # one part in four of the memory for prompts is for those that wait to be written
-
-
-class ScoringError(BusyError):
-    """Another prompt's logprobs are being told, which takes memory that is there once."""
-
-    def __init__(self) -> None:
-        MoepackError.__init__(self, "another prompt's logprobs are being told, one at a time; try again in 1 s")
-        self.seconds = 1.0
+Prompt = str | Sequence[int]
 
 
 @dataclass
@@ -72,7 +64,7 @@ class Service:
         self._asking = ""  # how the last chat's text asked for an answer
         self._lock = threading.Lock()
         self._preparing = threading.BoundedSemaphore(PREPARED_AT_ONCE)
-        self._scoring = threading.Lock()
+        self._scoring = scoring.Scoring()
 
     def chat(self, wish: ChatWish) -> Ask:
         """A chat as a prompt; takes as long as its text. Raises UsageError for what the pack cannot follow."""
@@ -80,6 +72,7 @@ class Service:
         if template is None:
             raise UsageError("this pack has no chat template; use /v1/completions")
         chat = Chat(wish.messages, tools, wish.variables)
+        self._require_places(wish.wish.choices, "n")
         with self._preparing:
             text = template.render(chat.messages, tools=chat.tools, variables=chat.variables)
             self._require_room(text)
@@ -99,18 +92,22 @@ class Service:
             special=self._special,
         )
 
-    def text(self, prompt: str | Sequence[int], wish: Wish) -> Ask:
-        """A bare text, or its tokens, to be continued."""
+    def texts(self, prompts: Sequence[Prompt], wish: Wish) -> list[Ask]:
+        """Bare texts, or their tokens, each to be continued."""
+        one = "n" if wish.best is None else "best_of"
+        self._require_places(len(prompts) * wish.choices, "prompt" if len(prompts) > 1 else one)
+        asks = [self._text(prompt, wish) for prompt in prompts]
+        scoring.require_possible(asks)
+        return asks
+
+    def _text(self, prompt: Prompt, wish: Wish) -> Ask:
         ask = self._ask(self._tokens(prompt), wish)
         if not wish.echo:
             return ask
-        if wish.top_logprobs is not None and (count := len(ask.tokens)) > MOST_SCORED:
-            said = f"of {MOST_SCORED} tokens at most the logprobs are told, and it has {count}; send shorter pieces"
-            raise WishError("prompt", said)
         text = prompt if isinstance(prompt, str) else self.language.tokenizer.decode(ask.tokens, special=True)
         return replace(ask, echo=text, nothing=wish.nothing)
 
-    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
+    def _tokens(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             return list(prompt)
         with self._preparing:
@@ -123,31 +120,30 @@ class Service:
             self._require_room(text)
             return self.language.tokenizer.encode(text, add_special_tokens=add_special)
 
-    def begin(self, ask: Ask, client: str) -> Pending:
-        """Queue it for a client, in an event loop.
+    def begin(self, asks: Sequence[Ask], client: str) -> Pending:
+        """Queue all answers to one request of a client, or none, in an event loop; they are numbered in order.
 
-        Raises BusyError if too many wait or another prompt's logprobs are being told, UsageError if it can never be
+        Raises BusyError if too many wait or too many prompts' logprobs are being told, UsageError if it can never be
         computed.
         """
         with ExitStack() as held:
-            if ask.scored:
-                self._hold_scoring(held)
+            self._scoring.take(scored := scoring.count(asks))
+            held.callback(self._scoring.give_back, scored)
             channel = Channel(self.settings.limits.parts, self.post)
-            answers = [self._answer(self._choice(ask, index), index, channel) for index in range(ask.choices)]
-            requests = [Request(ask.tokens, answer, ask.marks, read=answer.read, client=client) for answer in answers]
+            choices = [self._choice(ask, index) for ask in asks for index in range(ask.choices)]
+            requests = [self._request(choice, index, channel, client) for index, choice in enumerate(choices)]
             self.scheduler.submit(*requests)
             return Pending(channel, requests, self.scheduler.cancel, held.pop_all())
-
-    def _hold_scoring(self, held: ExitStack) -> None:
-        if not self._scoring.acquire(blocking=False):
-            raise ScoringError
-        held.callback(self._scoring.release)
 
     def _choice(self, ask: Ask, index: int) -> Ask:
         """One answer of several: a later one is what the seed after gives, and is held to its form on its own."""
         seed = None if ask.sampling.seed is None else (ask.sampling.seed + index) % SEEDS
         constraint = None if ask.constraint is None else ask.constraint.copy()
         return replace(ask, sampling=replace(ask.sampling, seed=seed), constraint=constraint)
+
+    def _request(self, ask: Ask, index: int, channel: Channel, client: str) -> Request:
+        answer = self._answer(ask, index, channel)
+        return Request(ask.tokens, answer, ask.marks, read=answer.read, client=client)
 
     def _answer(self, ask: Ask, index: int, channel: Channel) -> Answer:
         room = min(ask.limits.max_tokens, check_room(0, ask.tokens, ask.limits))
@@ -160,12 +156,18 @@ class Service:
             steps,
             reader,
             channel.put,
-            top_logprobs=ask.top_logprobs,
+            top_logprobs=ask.likely,
             one_call=ask.one_call,
             index=index,
             scorer=scorer,
             nothing=ask.nothing,
         )
+
+    def _require_places(self, count: int, field: str) -> None:
+        """Refuse what never finds its places in the queue before it is prepared."""
+        if count > (most := self.settings.queue_each):
+            said = f"the queue has room for {most} of one client only, and these are {count} answers"
+            raise WishError(field, f"{said}; ask for fewer at once, or serve with a longer --queue")
 
     def _require_room(self, text: str) -> None:
         """Refuse a text that is far too long before it is encoded as a whole, which takes a hundred times its bytes."""
@@ -189,12 +191,10 @@ class Service:
         unknown = next((token for token in wish.penalties.biases if token >= vocabulary), None)
         if unknown is not None:
             raise WishError("logit_bias", f"token {unknown} is outside the model's vocabulary of {vocabulary}")
-        if wish.choices > (most := self.settings.queue_each):
-            raise WishError("n", f"the queue has room for {most} of one client only; ask for fewer choices")
         limits = Limits(longest, context, ends, tuple(wish.stops))
         check_room(0, tokens, limits)
         sampling: Sampling = replace(self.language.sampling, **given)
-        told: dict[str, Any] = {"top_logprobs": wish.top_logprobs, "choices": wish.choices}
+        told: dict[str, Any] = {"top_logprobs": wish.top_logprobs, "choices": wish.choices, "best": wish.best}
         return Ask(tokens, sampling, limits, penalties=wish.penalties, **told)
 
     def _constraint(self, wish: ChatWish, calls: Calls | None, thinking: Thinking) -> Constraint | None:
@@ -244,7 +244,7 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
             queue = settings.prefix_bytes // WAITING_PART
             store = Store(settings.state / root, settings.state_bytes, queue)
             resources.callback(store.close)
-        reserved = replace(options, prefix_bytes=settings.prefix_bytes + server_bytes(pack, options.context))
+        reserved = replace(options, prefix_bytes=settings.prefix_bytes + server_bytes(pack))
         engine = resources.enter_context(Engine.of(pack, reserved))
         prefixes = Prefixes(settings.prefix_bytes - queue, identity(root, engine), store)
         post = Post()
@@ -254,10 +254,9 @@ def serving(pack: Pack, language: Language, options: EngineOptions, settings: Se
         yield Service(name, engine, language, scheduler, post, prefixes, settings, int(time.time()))
 
 
-def server_bytes(pack: Pack, context: int | None) -> int:
-    """What serving adds to a process that generates; without a context, what it takes at most."""
+def server_bytes(pack: Pack) -> int:
+    """What serving adds to a process that generates."""
     tokenizer = pack.path / "tokenizer.json"
     grammars = GRAMMAR_READING * (tokenizer.stat().st_size if tokenizer.exists() else 0)
     read = HEAD_ROWS * FLOAT_BYTES * pack.model.vocab_size  # logits of a prompt that is read
-    scored = SCORED_BYTES * min(context or pack.model.max_position_embeddings, MOST_SCORED)
-    return SERVER_BYTES + grammars + read + scored
+    return SERVER_BYTES + grammars + read + scoring.PLANNED_BYTES

@@ -28,8 +28,8 @@ class WishError(UsageError):
 class Wish:
     """`sampling`: the settings that were given, by name. `max_tokens` None: as long as pack and context allow.
 
-    `top_logprobs`: so many alternatives of each token are told, None for no logprobs. `choices`: so many answers.
-    `echo`: the prompt is said first. `nothing`: and no more than that.
+    `top_logprobs`: so many alternatives of each token are told, None for no logprobs. `choices`: so many answers, of
+    which the `best` are told, all if that is None. `echo`: the prompt is said first. `nothing`: and no more than that.
     """
 
     sampling: Mapping[str, float | int] = field(default_factory=dict)
@@ -38,6 +38,7 @@ class Wish:
     top_logprobs: int | None = None
     penalties: Penalties = field(default_factory=Penalties)
     choices: int = 1
+    best: int | None = None
     echo: bool = False
     nothing: bool = False
 
@@ -78,6 +79,7 @@ class Ask:
     first_call: int = 0
     special: bool = False
     choices: int = 1
+    best: int | None = None
     echo: str | None = None
     nothing: bool = False
 
@@ -85,3 +87,8 @@ class Ask:
     def scored(self) -> bool:
         """Whether the prompt's logprobs are told."""
         return self.echo is not None and self.top_logprobs is not None
+
+    @property
+    def likely(self) -> int | None:
+        """So many alternatives of each token are computed, None for no likelihoods: the best are told by theirs."""
+        return 0 if self.top_logprobs is None and self.best is not None else self.top_logprobs

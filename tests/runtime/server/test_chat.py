@@ -183,6 +183,17 @@ def test_what_is_not_supported_is_named(server: Hosted, param: str) -> None:
     assert refused.value.type == "invalid_request_error"
 
 
+def test_a_tool_that_is_not_given_cannot_be_forced(server: Hosted) -> None:
+    client, other = server.openai(), {"type": "function", "name": "other"}
+    with pytest.raises(openai.BadRequestError, match="'other' is no name of the tools") as chat:
+        client.chat.completions.create(**ASKED, tools=TOOLS, tool_choice={"type": "function", "function": other})
+    with pytest.raises(openai.BadRequestError, match="'other' is no name of the tools") as response:
+        client.responses.create(
+            model="demo", input=QUESTION, tools=[{"type": "function", **WEATHER}], tool_choice=other
+        )
+    assert chat.value.param == response.value.param == "tool_choice"
+
+
 def test_what_cannot_be_held_to_is_named(server: Hosted) -> None:
     schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
     with pytest.raises(openai.BadRequestError, match="cannot be held to"):

@@ -152,14 +152,3 @@ def test_so_many_choices_are_refused(server: Hosted, kind: str, n: int) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         asked(server, kind, n=n)
     assert refused.value.param == "n"
-
-
-@pytest.mark.parametrize(("n", "best_of"), [(2, 3), (2, 1), (None, 2)])
-def test_the_best_of_more_is_refused(server: Hosted, n: int | None, best_of: int) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        asked(server, "text", n=n, best_of=best_of)
-    assert refused.value.param == "best_of"
-
-
-def test_the_best_of_as_many_are_all(server: Hosted) -> None:
-    assert len(asked(server, "text", n=2, best_of=2, max_tokens=2).choices) == 2

@@ -55,9 +55,9 @@ def test_a_chat_is_as_many_tokens_as_tokenize_says(server: Hosted) -> None:
 @pytest.mark.parametrize(
     ("param", "more"),
     [
-        ("prompt", {"prompt": ["a", "b"]}),
+        ("prompt", {"prompt": ["a", 1]}),
         ("suffix", {"suffix": "x"}),
-        ("best_of", {"best_of": 2}),
+        ("best_of", {"best_of": 2, "stream": True}),
         ("max_tokens", {"max_tokens": -1, "extra_body": {"echo": True}}),
         ("logprobs", {"logprobs": 6}),
         ("whatever", {"extra_body": {"whatever": None}}),

@@ -12,9 +12,10 @@ import numpy as np
 import openai
 import pytest
 from server.hosting import Hosted, hosted
+from server.test_manners import until
 
 from moepack.layout.reader import Pack
-from moepack.runtime.server import service
+from moepack.runtime.server import scoring, service
 from moepack.runtime.server.completions import CompletionRequest, CompletionShape, wish
 from moepack.runtime.serving.answer import Ended, Likelihood, Said, Scorer
 from moepack.runtime.serving.scheduler import BusyError
@@ -146,12 +147,13 @@ def test_a_prompt_is_told_for_one_answer_and_only_so_long(server: Hosted, monkey
         completed(server, max_tokens=0, logprobs=1, n=2)
     assert refused.value.param == "n"
     long = completed(server, max_tokens=0, logprobs=0).usage.prompt_tokens
-    monkeypatch.setattr(service, "MOST_SCORED", long)
-    assert len(completed(server, max_tokens=0, logprobs=0).choices[0].logprobs.tokens) == long
-    monkeypatch.setattr(service, "MOST_SCORED", long - 1)
-    with pytest.raises(openai.BadRequestError, match="shorter pieces") as refused:
-        completed(server, max_tokens=0, logprobs=0)
-    assert refused.value.param == "prompt"
+    monkeypatch.setattr(scoring, "MOST", 3 * long)
+    assert len(completed(server, max_tokens=0, logprobs=2).choices[0].logprobs.tokens) == long
+    assert len(completed(server, prompt=[ASKED["prompt"]] * 3, max_tokens=0, logprobs=0).choices) == 3
+    for more in ({"logprobs": 3}, {"logprobs": 1, "prompt": [ASKED["prompt"]] * 2}):
+        with pytest.raises(openai.BadRequestError, match="fewer prompts at once, shorter pieces") as refused:
+            completed(server, max_tokens=0, **more)
+        assert refused.value.param == "prompt"
     assert completed(server, max_tokens=0).choices[0].text == ASKED["prompt"]
 
 
@@ -159,27 +161,31 @@ def told_at_last(server: Hosted) -> Any:
     """A prompt's logprobs; the server may need a moment to see that the client before has gone."""
     for _ in range(200):
         try:
-            return completed(server, max_tokens=0, logprobs=1)
+            return completed(server, max_tokens=0, logprobs=4)
         except openai.RateLimitError:
             time.sleep(0.05)
     raise AssertionError("the place was never given back")
 
 
-def test_one_prompt_s_logprobs_are_told_at_a_time(server: Hosted) -> None:
+def test_so_many_logprobs_of_prompts_are_told_at_a_time(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {str(token): -100 for token in server.service.language.tokenizer.end_tokens}
+    long = completed(server, max_tokens=0).usage.prompt_tokens
+    monkeypatch.setattr(server.service._scoring, "_left", 5 * long)
     stream = completed(server, stream=True, max_tokens=900, logprobs=1, logit_bias=ends)
     try:
         next(iter(stream))
         for streamed in (False, True):
-            with pytest.raises(openai.RateLimitError, match="another prompt's logprobs are being told") as refused:
-                completed(server, max_tokens=0, logprobs=1, stream=streamed)
+            with pytest.raises(openai.RateLimitError, match="logprobs of other prompts are being told") as refused:
+                completed(server, max_tokens=0, logprobs=3, stream=streamed)
             assert refused.value.response.headers["retry-after"] == "1"
+        assert completed(server, max_tokens=0, logprobs=2).choices  # beside the other
         assert completed(server, max_tokens=0).choices
         assert completed(server, max_tokens=1, logprobs=1, echo=False).choices
     finally:
         stream.close()
     assert told_at_last(server).choices
-    assert completed(server, max_tokens=0, logprobs=1).choices  # an end gives it back before it is told
+    assert completed(server, max_tokens=0, logprobs=4).choices  # an end gives it back before it is told
+    until(lambda: server.service._scoring._left == 5 * long)
 
 
 def test_the_place_is_given_back_by_who_finds_none_in_the_queue(
@@ -190,7 +196,8 @@ def test_the_place_is_given_back_by_who_finds_none_in_the_queue(
 
     with monkeypatch.context() as patch:
         patch.setattr(server.service.scheduler, "submit", full)
-        for _ in range(2):
+        patch.setattr(server.service._scoring, "_left", 2 * len(ASKED["prompt"]))
+        for _ in range(9):
             with pytest.raises(openai.RateLimitError, match="7 requests wait"):
                 completed(server, max_tokens=0, logprobs=1)
     assert completed(server, max_tokens=0, logprobs=1).choices
@@ -203,17 +210,18 @@ def encoded(shape: CompletionShape, said: Said) -> Iterator[bytes]:
     yield msgspec.json.encode(shape.document())
 
 
-def test_what_is_planned_for_a_token_s_logprobs_is_enough(server: Hosted) -> None:
+@pytest.mark.parametrize("alternatives", [0, 1, 5])
+def test_what_is_planned_for_a_token_s_logprobs_is_enough(server: Hosted, alternatives: int) -> None:
     """From logits to JSON, streamed and whole at once."""
     vocabulary, tokenizer = server.service.engine.model.vocab_size, server.service.language.tokenizer
     generator = np.random.default_rng(1)
     tokens = [int(token) for token in generator.integers(0, vocabulary, 1000)]
-    asked = CompletionRequest("demo", tokens, max_tokens=0, logprobs=5, echo=True)
-    ask = server.service.text(tokens, wish(asked))
+    asked = CompletionRequest("demo", tokens, max_tokens=0, logprobs=alternatives, echo=True)
+    asks = server.service.texts([tokens], wish(asked))
     logits = generator.normal(size=(100, vocabulary)).astype(np.float32)
     tracemalloc.start()
     try:
-        shape, scorer = CompletionShape("demo", ask, asked, tokenizer), Scorer(tokens, 5)
+        shape, scorer = CompletionShape("demo", asks, asked, tokenizer), Scorer(tokens, alternatives)
         for _ in range(10):
             scorer.read(logits)
         bodies = list(encoded(shape, Said((), None, 0, scorer.scored())))
@@ -221,12 +229,11 @@ def test_what_is_planned_for_a_token_s_logprobs_is_enough(server: Hosted) -> Non
     finally:
         tracemalloc.stop()
     assert len(bodies) == 2
-    assert peak < service.SCORED_BYTES * len(tokens)
+    assert peak < scoring.EACH_BYTES * scoring.count(asks)
 
 
-def test_a_server_plans_for_a_prompt_s_logprobs(demo: Path) -> None:
+def test_a_server_plans_for_prompts_logprobs(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Pack.open(demo) as pack:
-        planned = [service.server_bytes(pack, context) for context in (1, 1025, 4096, 8192)]
-        assert service.server_bytes(pack, None) <= planned[-1]
-    assert planned[1] - planned[0] == 1024 * service.SCORED_BYTES
-    assert planned[3] == planned[2] == planned[0] + 4095 * service.SCORED_BYTES
+        planned = service.server_bytes(pack)
+        monkeypatch.setattr(scoring, "PLANNED_BYTES", 0)
+        assert planned - service.server_bytes(pack) == scoring.MOST * scoring.EACH_BYTES

@@ -44,7 +44,7 @@ def test_a_bias_forces_a_token_and_another_forbids_it(server: Hosted, kind: str)
 
 def prompt(server: Hosted, kind: str) -> list[int]:
     if kind == "text":
-        return list(server.service.text(TEXT["prompt"], Wish()).tokens)
+        return list(server.service.texts([TEXT["prompt"]], Wish())[0].tokens)
     return list(server.service.chat(ChatWish(CHAT["messages"], Wish())).tokens)
 
 

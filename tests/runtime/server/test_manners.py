@@ -265,6 +265,9 @@ TYPED = st.sampled_from(
         {"format": {"type": "json_schema", "schema": {"enum": []}}},
         {"type": "function", "function": {"name": "a"}},
         {"0": 100, "5": -100.0},
+        ["a", "b"],
+        [[5], [6, 7]],
+        [[5], "a", 6],
         "required",
     ]
 )

@@ -84,6 +84,7 @@ def test_a_stop_sequence_is_told(server: Hosted) -> None:
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
         {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
         {"tool_choice": {"type": "any"}},
+        {"tools": TOOLS, "tool_choice": {"type": "tool", "name": "other"}},
         {"messages": []},
     ],
 )
