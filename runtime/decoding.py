@@ -3,20 +3,23 @@
 A backend whose GPU goes on by itself has a way of its own, with the same arithmetic: see Backend.decoding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .backends.base import HostBackend, Ids, Layout, Record, Routes, Tensor, pair_of
+from .backends.base import Backend, HostBackend, Ids, Layout, Record, Routes, Tensor, pair_of
 from .operations import Operations
 from .stages import Stages
 from .weights import LayerWeights
 
-FEW_TOKENS = 16  # that decode together; what experts give to more is added up at once, expert by expert
+FEW_TOKENS = 16  # that decode together
 
 
 class Experts(Protocol):
     """Where records come from; see experts.ExpertStream."""
+
+    def hold(self, layer: int, experts: Collection[int]) -> bool:
+        """Whether all of these records are in memory, checked."""
 
     def records(self, layer: int, experts: Sequence[int], lag: int) -> Iterator[tuple[int, Record]]:
         """Yield (expert, record) in the order of `experts`; valid until the next one, or `lag` more, are asked for."""
@@ -79,7 +82,9 @@ class Decoding(Protocol):
 
 
 class HostPaced:
-    """Experts are computed as they come, and added up in ascending order all the same: what each gives waits for that.
+    """A token's experts are computed as they come, and added up in ascending order all the same.
+
+    So are a few tokens' where all are in memory; else a sweep keeps more of what there is, for the next step to find.
 
     The next layer's likeliest experts are guessed before, from less: they are read as soon as these have come.
     """
@@ -113,6 +118,8 @@ class HostPaced:
 
     def _experts(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
         parts, stages, visits = self._parts, self._parts.stages, routes.visits
+        if len(routes.ids) > 1 and not parts.experts.hold(index, visits):
+            return swept(self._backend, parts, index, normed, routes)
         came: list[int] = []
         shared = None
         stages.turn("reads")
@@ -144,12 +151,30 @@ class HostPaced:
         return [pair_of(token, expert) for expert, _ in batch for token in visits[expert]]
 
     def _foresee(self, index: int, x: Tensor, most: int) -> None:
-        """Guess what layer `index` wants by what of its input is known, for `most` experts: the disk shall not idle."""
+        """Guess what layer `index` wants by what of its input is known, for `most` experts: the disk shall not idle.
+
+        Of one token: sweeps read ahead by themselves.
+        """
         parts = self._parts
-        if index == len(parts.layers) or not parts.experts.may_foresee:
+        if len(x) > 1 or index == len(parts.layers) or not parts.experts.may_foresee:
             return
         parts.stages.turn("router")
         normed = self._operations.norm(x, parts.layers[index].post_norm)
         guess = self._operations.route(normed, parts.layers[index], parts.experts_per_token)
-        likeliest = list(dict.fromkeys(guess.ids.T.ravel().tolist()))  # first what each token wants most
-        parts.experts.foresee(index, likeliest, most)
+        parts.experts.foresee(index, guess.ids[0].tolist(), most)
+
+
+def swept(backend: Backend, parts: Parts, index: int, normed: Tensor, routes: Routes) -> Tensor:
+    """What a layer's experts give to many tokens [tokens, hidden], one expert after the other, with the shared one."""
+    stages = parts.stages
+    parts.experts.learn(index, routes.ids)
+    visits = {expert: (tokens, shares) for expert, tokens, shares in routes.by_expert()}
+    out = backend.zeros(len(routes.ids), parts.operations.shape.hidden_size)
+    stages.turn("reads")
+    for expert, record in parts.experts.records(index, list(visits), backend.lag):
+        stages.turn("experts")
+        backend.expert(out, normed, record, parts.layouts[index], *visits[expert])
+        stages.turn("reads")
+    stages.turn("shared")
+    parts.operations.add_shared(out, normed, parts.layers[index])
+    return out

@@ -11,7 +11,7 @@ that they were good. After an error nothing that was not checked is kept. One th
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -106,6 +106,10 @@ class ExpertStream:
         self._stats.read_seconds = self._reader.busy_seconds()
         return self._stats
 
+    def hold(self, layer: int, experts: Collection[int]) -> bool:
+        """Whether all of these records are in memory, checked."""
+        return all((layer, expert) in self._cache.records for expert in experts)
+
     def batches(
         self, layer: int, experts: Sequence[int], ids: NDArray[np.int32] | None = None
     ) -> Iterator[list[tuple[int, Bytes]]]:
@@ -134,7 +138,8 @@ class ExpertStream:
                 if batch or first:
                     first = False
                     yield [self._hand_out(visit, key) for key in batch]
-                    waiting = [key for key in waiting if key not in batch]
+                    done = set(batch)
+                    waiting = [key for key in waiting if key not in done]
                     self._leave(visit, batch)
                 else:
                     self._settle(self._next())

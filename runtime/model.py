@@ -11,8 +11,8 @@ import numpy as np
 
 from ..layout.record import RecordLayout
 from ..manifests import schema
-from .backends.base import Backend, DeltaState, Floats, Routes, Stretch, Tensor
-from .decoding import Experts, Parts
+from .backends.base import Backend, DeltaState, Floats, Stretch, Tensor
+from .decoding import Experts, Parts, swept
 from .operations import Operations
 from .stages import Stages
 from .state import State, copied
@@ -50,15 +50,14 @@ class TextModel:
         experts_per_token: int,
     ) -> None:
         self._operations = Operations(shape, backend)
-        self._shape = shape
         self._weights = weights
-        self._layouts = [backend.layout(layout) for layout in layouts]
         self._experts = experts
         self._backend = backend
         self._experts_per_token = experts_per_token
         self.stages = Stages()
-        parts = Parts(self._operations, weights.layers, self._layouts, experts, experts_per_token, self.stages)
-        self._decoding = backend.decoding(parts)
+        layouts = [backend.layout(layout) for layout in layouts]
+        self._parts = Parts(self._operations, weights.layers, layouts, experts, experts_per_token, self.stages)
+        self._decoding = backend.decoding(self._parts)
 
     def close(self) -> None:
         """Return once nothing is under way, whatever an interrupt has left: memory may then be freed."""
@@ -137,7 +136,7 @@ class TextModel:
             self.stages.turn("router")
             normed = self._backend.shared(self._operations.norm(x, weights.post_norm))
             routes = self._operations.route(normed, weights, self._experts_per_token)
-            self._backend.add(x, self._sweep(index, normed, routes))
+            self._backend.add(x, swept(self._backend, self._parts, index, normed, routes))
 
     def _mix(self, x: Tensor, index: int, given: Sequence[Given]) -> None:
         """x += the layer's mixer, a span of rows at a time, which bounds the memory of its projections."""
@@ -153,21 +152,6 @@ class TextModel:
             if row - first in each.marks and isinstance(layer, DeltaState):
                 copies = copied(layer.conv, self._backend), copied(layer.memory, self._backend)
                 each.state.marked[each.state.position + row - first].append(copies)
-
-    def _sweep(self, index: int, normed: Tensor, routes: Routes) -> Tensor:
-        """What all experts give to many tokens, one expert after the other."""
-        backend, stages = self._backend, self.stages
-        self._experts.learn(index, routes.ids)
-        visits = {expert: (tokens, shares) for expert, tokens, shares in routes.by_expert()}
-        out = backend.zeros(len(routes.ids), self._shape.hidden_size)
-        stages.turn("reads")
-        for expert, record in self._experts.records(index, list(visits), backend.lag):
-            stages.turn("experts")
-            backend.expert(out, normed, record, self._layouts[index], *visits[expert])
-            stages.turn("reads")
-        stages.turn("shared")
-        self._operations.add_shared(out, normed, self._weights.layers[index])
-        return out
 
 
 def _starts(given: Sequence[Given]) -> Iterator[int]:

@@ -160,7 +160,7 @@ class Backend(Protocol):
         """Return once nothing is under way any more, whatever interrupted it: memory may then be freed."""
 
     def decoding(self, parts: "Parts") -> "Decoding":
-        """How single tokens go through their experts here."""
+        """How a token, or as many as it takes together, go through their experts here."""
 
     def matrix(self, stored: StoredMatrix) -> Matrix:
         """Take over a stored matrix; its bits stay as they are."""

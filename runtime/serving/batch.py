@@ -56,13 +56,17 @@ class _Running:
 
 
 class Batch:
-    """At most as many requests as the engine's memory was planned for sessions; see `admit` and `step`."""
+    """At most as many requests as the engine's memory was planned for sessions; see `admit` and `step`.
 
-    def __init__(self, engine: Engine, prefixes: Prefixes) -> None:
+    `told` is called when all have been told what a step brings, before what takes longer: remembering it.
+    """
+
+    def __init__(self, engine: Engine, prefixes: Prefixes, told: Callable[[], None] = lambda: None) -> None:
         self.counts = Counts()
-        self._engine, self._prefixes = engine, prefixes
+        self._engine, self._prefixes, self._told = engine, prefixes, told
         self._idle = [engine.new_session() for _ in range(engine.options.sessions)]
         self._running: list[_Running] = []
+        self._finished: list[_Running] = []  # in this step; their sessions are still to be remembered
 
     @property
     def free(self) -> int:
@@ -106,9 +110,12 @@ class Batch:
             self._count(running, turn)
             if turn.wanted:
                 self._answer_all(running, logits[-1])
-        for running, _ in turns:  # once everybody has heard
+        self._told()
+        for running, _ in turns:
             if running in self._running:
                 self._remember(running)
+        while self._finished:
+            self._leave(self._finished.pop())
 
     def end(self, error: Exception) -> None:
         """Fail all that is under way."""
@@ -258,13 +265,18 @@ class Batch:
             return
         if token is None:
             self.counts.finished += 1
-            self._remember(running)
-            self._add(running, running.session.position)
-            self._release(running)
+            self._running.remove(running)
+            self._finished.append(running)
         elif running.session.position < self._engine.context:
             running.tokens.append(token)
         else:  # whoever answers counts tokens, and should have known
             self._fail(running, UsageError(f"the context of {self._engine.context} tokens is full"))
+
+    def _leave(self, running: _Running) -> None:
+        """One that has ended is remembered with its answer, and another may have its session."""
+        self._remember(running)
+        self._add(running, running.session.position)
+        self._idle.append(running.session)
 
     def _fail(self, running: _Running, error: Exception) -> None:
         _log_defect(error)

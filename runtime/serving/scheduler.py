@@ -54,7 +54,7 @@ class Scheduler:
     ) -> None:
         self._engine = engine
         self._told = told
-        self._batch = Batch(engine, prefixes)
+        self._batch = Batch(engine, prefixes, told)
         self._waiting = Waiting(most_waiting, most_waiting if most_each is None else most_each)
         self._woken = threading.Condition()
         self._left = 0  # cancelled while they waited; counted by the thread that counts the others
@@ -151,11 +151,13 @@ class Scheduler:
             self._count_left()
             waiting = list(self._waiting)
             self._waiting.clear()
-        self._batch.end(error)
-        for request in waiting:
-            if not request.cancelled:
-                request.fail(error)
-        self._told()
+        try:
+            self._batch.end(error)
+        finally:
+            for request in waiting:
+                if not request.cancelled:
+                    request.fail(error)
+            self._told()
 
     def _admitted(self) -> bool:
         """Begin with as many as there are sessions for, waiting for one if there is none; False at the end."""

@@ -65,6 +65,9 @@ def test_chunks_threads_and_slots_change_no_bit(packs: dict[str, Path], case: st
         {"chunk": 300, "threads": 4},
         {"chunk": 64, "threads": 2, "slots": 1},
         {"chunk": 1, "threads": 1, "slots": 1},
+        {"chunk": 16, "threads": 2, "slots": 1},
+        {"chunk": 16, "threads": 3, "slots": 3},
+        {"chunk": 17, "threads": 2, "slots": 3},
         {"chunk": 64, "threads": 2, "slots": 3},
         {"chunk": 64, "threads": 2, "slots": 10**6},
         {"chunk": 33, "threads": 2, "check_digests": False},
@@ -81,7 +84,7 @@ from moepack.manifests.errors import UsageError
 from moepack.runtime import _native
 from moepack.runtime.engine import Engine, EngineOptions
 try:
-    engine = Engine.open(Path(sys.argv[1]), EngineOptions(chunk=16, threads=2, exact="exact" in sys.argv[2]))
+    engine = Engine.open(Path(sys.argv[1]), EngineOptions(chunk=20, threads=2, exact="exact" in sys.argv[2]))
 except UsageError as error:
     sys.exit(f"refused: {error}")
 tokens = [int(text) for text in sys.argv[3:]]
@@ -123,7 +126,7 @@ def test_an_unknown_instruction_set_is_refused_in_a_sentence(packs: dict[str, Pa
 
 def test_extend_gives_the_last_row_and_continues(packs: dict[str, Path]) -> None:
     tokens = tokens_of(packs["tiny"], 30)
-    with Engine.open(packs["tiny"], EngineOptions(chunk=8)) as engine:
+    with Engine.open(packs["tiny"], EngineOptions(chunk=18)) as engine:
         rows = engine.new_session().extend_all(tokens)
         session = engine.new_session()
         assert np.array_equal(session.extend(tokens[:11]), rows[10])

@@ -80,9 +80,9 @@ def ours(path: Path) -> tuple[list[int], np.ndarray]:
     Two experts within rounding of each other are an honest tie: implementations that agree to the sixth digit then
     choose differently, and everything after differs visibly. The prompt is one that meets no such tie.
     """
-    with Engine.open(path, EngineOptions(chunk=16, exact=True)) as engine:
+    with Engine.open(path, EngineOptions(chunk=20, exact=True)) as engine:
         engine.backend.__class__ = Spied
-        engine._decoder._foresee = lambda *guess: None  # type: ignore[method-assign]  # ties of a guess are none
+        engine._decoder._decoding._foresee = lambda *guess: None  # type: ignore  # ties of a guess are none
         tokens, logits = continued(engine)
         choices = np.sort(logits[-GREEDY_TOKENS - 1 : -1], axis=1)
         closest = min(engine.backend.closest, float((choices[:, -1] - choices[:, -2]).min()))  # type: ignore[attr-defined]

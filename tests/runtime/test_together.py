@@ -61,6 +61,24 @@ def test_eight_streams_are_those_of_eight_solo_runs(packs: dict[str, Path], case
     assert np.array_equal(found, wanted)
 
 
+def test_streams_beside_each_other_find_part_of_their_experts_in_few_slots(packs: dict[str, Path]) -> None:
+    """Reading all that a step wants at once would drive out what the next step wants: there would be next to none."""
+    with opened(packs["odd"], slots=8) as engine:
+        sessions = [engine.new_session() for _ in range(8)]
+        assert engine.model.num_layers * engine.model.num_experts > 2 * 8
+
+        def step(number: int) -> None:
+            tokens = tokens_of(engine, 8, number)
+            engine.extend([Turn(session, [token]) for session, token in zip(sessions, tokens, strict=True)])
+
+        step(0)
+        before = engine.stats
+        for number in range(1, 13):
+            step(number)
+        hits, read = engine.stats.slot_hits - before.slot_hits, engine.stats.records_read - before.records_read
+        assert hits > (hits + read) / 8
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(1, 12), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(0, 2**16))
 def test_prompts_and_answers_mixed_in_any_way_change_no_bit(

@@ -44,6 +44,7 @@ _work = of("runtime/backends/metal/work.py", PACED)
 _memory = of("runtime/backends/metal/memory.py", SESSIONS)
 _backend = of("runtime/backends/metal/backend.py", SESSIONS)
 _model = of("runtime/model.py", PACED)
+_swept = of("runtime/decoding.py", PACED)
 
 MUTANTS = [
     _decoding(
@@ -385,7 +386,7 @@ MUTANTS = [
         "            pass\n",
         RECORDS,
     ),
-    _model(
+    _swept(
         "a record is given back while the GPU reads it",
         Kind.ORDER,
         "list(visits), backend.lag)",

@@ -328,3 +328,21 @@ def test_who_goes_together_is_left_no_prompt(engine: Engine, ends: bool) -> None
         batch.step()
     assert (batch.running, batch.free, batch.counts.cached_tokens) == (0, 3, 0)
     assert (batch.counts.failed, batch.counts.cancelled) == ((3, 0) if ends else (0, 3))
+
+
+def test_all_hear_of_a_step_before_it_is_remembered(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt's copy takes its time, and nobody's token waits for it: neither the first one nor the last."""
+    happened, prefixes = list[str](), Prefixes(PLENTY)
+    batch = Batch(engine, prefixes, lambda: happened.append("told"))
+    add = prefixes.add
+    monkeypatch.setattr(prefixes, "add", lambda *what: [happened.append("remembered"), add(*what)])
+    answer = Greedy(2)
+    batch.admit(Request(prompt(engine, 30, 1), answer))
+    batch.step()
+    assert len(answer.tokens) == 1
+    assert happened == ["told", "remembered"]
+    batch.step()
+    assert answer.ended
+    assert happened == ["told", "remembered"] * 2
+    assert batch.free == 3
+    assert not batch.running
