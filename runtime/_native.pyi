@@ -1,7 +1,7 @@
 """The CPU kernels and the readers. Arrays are C-contiguous float32 unless a type says otherwise; outputs come last.
 
 Every function releases the GIL while it computes. It raises TypeError for an array of another type or not contiguous,
-for nothing is ever copied, and ValueError when shapes do not fit.
+for no array is ever copied, and ValueError when shapes do not fit.
 """
 
 from collections.abc import Sequence
