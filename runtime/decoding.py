@@ -117,9 +117,10 @@ class HostPaced:
         """See Decoding."""
 
     def _experts(self, index: int, x: Tensor, normed: Tensor, routes: Routes) -> Tensor:
-        parts, stages, visits = self._parts, self._parts.stages, routes.visits
-        if len(routes.ids) > 1 and not parts.experts.hold(index, visits):
+        parts, stages = self._parts, self._parts.stages
+        if len(routes.ids) > 1 and not parts.experts.hold(index, set(routes.ids.ravel().tolist())):
             return swept(self._backend, parts, index, normed, routes)
+        visits = routes.visits
         came: list[int] = []
         shared = None
         stages.turn("reads")

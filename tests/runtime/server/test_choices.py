@@ -15,6 +15,8 @@ from server.hosting import QUESTION, WEATHER, Hosted, function, hosted
 from server.test_chat import assembled
 from server.test_manners import PATIENCE, until
 
+from moepack.runtime.serving.answer import Answer
+
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}]}
 TEXT: dict[str, Any] = {"model": "demo", "prompt": "def main():"}
 WARM: dict[str, Any] = {"temperature": 1.5, "max_tokens": 24}
@@ -129,16 +131,20 @@ def test_who_goes_away_ends_all_choices(demo: Path) -> None:
         assert scheduler.counts.cancelled > 0
 
 
-def test_a_failure_of_one_choice_is_one_of_the_request(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moepack.runtime.serving.answer import Answer
+def fail_answer(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    """From now on the answer of this number fails at its first token, of any request."""
 
     def failing(self: Answer, *given: Any) -> Any:
-        if self._index == 1:
-            raise OSError("no second answer")
+        if self._index == index:
+            raise OSError(f"no answer {index}")
         return original(self, *given)
 
     original = Answer.next
     monkeypatch.setattr(Answer, "next", failing)
+
+
+def test_a_failure_of_one_choice_is_one_of_the_request(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_answer(monkeypatch, 1)
     with pytest.raises(openai.InternalServerError):
         asked(server, "text", n=3)
     with pytest.raises(openai.APIError):

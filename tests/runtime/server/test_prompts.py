@@ -9,7 +9,7 @@ import numpy as np
 import openai
 import pytest
 from server.hosting import Hosted, hosted
-from server.test_choices import held, told
+from server.test_choices import fail_answer, held, told
 from server.test_echo import rows
 from server.test_manners import PATIENCE, until
 
@@ -108,15 +108,7 @@ def test_prompts_that_do_not_all_fit_the_queue_are_refused_together(demo: Path) 
 
 
 def test_a_failure_of_one_prompt_is_one_of_the_request(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moepack.runtime.serving.answer import Answer
-
-    def failing(self: Answer, *given: Any) -> Any:
-        if self._index == 2:
-            raise OSError("no third answer")
-        return original(self, *given)
-
-    original = Answer.next
-    monkeypatch.setattr(Answer, "next", failing)
+    fail_answer(monkeypatch, 2)
     with pytest.raises(openai.InternalServerError):
         asked(server, TEXTS)
     with pytest.raises(openai.APIError):
