@@ -1,7 +1,8 @@
 """A server under mixed load on loopback for some minutes: nothing fails, nobody is stuck, and memory stays flat.
 
-Streams and whole answers in all four protocols, chats with strict tools, conversations that grow until the context is
-full, clients that leave in the middle or while they wait, bodies that are none, and bodies whose fields are anything.
+Streams and whole answers in all four protocols, several prompts in one request, prompts whose logprobs are told, chats
+with strict tools and schemas, conversations that grow until the context is full, clients that leave in the middle or
+while they wait, bodies that are none, and bodies whose fields are anything.
 Run by `make soak`; tests/runtime/server/test_soak.py runs some seconds of it.
 """
 
@@ -126,7 +127,7 @@ def _client(url: str, seed: int, end: float, outcome: Outcome) -> None:
     turns: list[dict[str, Any]] = []
     with httpx.Client(base_url=url, timeout=120) as client:
         while time.monotonic() < end:
-            does = order.choice([_malformed, _anything, _text, _chat, _chat, _message, _response, _leaver, _crowd])
+            does = order.choice(ACTS)
             try:
                 does(client, order, turns, outcome)
             except Exception as error:
@@ -185,6 +186,29 @@ def _text(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]
     outcome.statuses[client.post("/v1/completions", json=asked).status_code] += 1
 
 
+def _batch(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    """Several prompts in one request, scored as a harness does, or one with the best of several answers."""
+    prompts = [_words(order) for _ in range(order.randrange(1, 4))]  # 3 answers are what the queue takes of a client
+    ways = [{"prompt": prompts}, {"prompt": prompts, "echo": True, "logprobs": 5}]
+    ways += [{"prompt": prompts, "stream": True, "logprobs": 1}, {"prompt": prompts[0], "n": 2, "best_of": 3}]
+    asked = {"model": "x", "max_tokens": 8} | order.choice(ways)
+    outcome.statuses[client.post("/v1/completions", json=asked).status_code] += 1
+
+
+def _schema(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    asked = {**_good(order)["/v1/chat/completions"], "max_tokens": 60, "temperature": 1.2}
+    schema = {"name": "city", "strict": True, "schema": TOOL["function"]["parameters"]}
+    asked["response_format"] = order.choice([{"type": "json_object"}, {"type": "json_schema", "json_schema": schema}])
+    outcome.statuses[client.post("/v1/chat/completions", json=asked).status_code] += 1
+
+
+def _around(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
+    """What monitors and editors ask beside."""
+    for path in ("/health", "/metrics", "/v1/models"):
+        outcome.statuses[client.get(path).status_code] += 1
+    outcome.statuses[client.post("/tokenize", json={"content": _words(order)}).status_code] += 1
+
+
 def _chat(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
     """One more turn of a conversation, which begins anew when the context is full."""
     turns.append({"role": "user", "content": _words(order)})
@@ -227,6 +251,9 @@ def _crowd(client: httpx.Client, order: random.Random, turns: list[dict[str, Any
 
 def _words(order: random.Random) -> str:
     return " ".join(order.choices(WORDS, k=order.randrange(1, 40)))
+
+
+ACTS = [_malformed, _anything, _text, _batch, _chat, _chat, _schema, _message, _response, _leaver, _crowd, _around]
 
 
 def _resident(pid: int) -> int:
