@@ -130,7 +130,8 @@ class Endpoints:
         return {"id": self._service.name, "object": "model", "created": self._service.created, "owned_by": "moepack"}
 
     async def _answered(self, request: Request, asks: Sequence[Ask], shape: Shape, *, stream: bool | None) -> Any:
-        pending = self._service.begin(asks, request.client.host if request.client else "")
+        client = request.client.host if request.client else ""
+        pending = self._service.begin(asks, client, kept=shape.kept)
         if stream:
             return EventStream(pending, shape, self._limits)
         try:

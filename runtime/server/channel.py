@@ -5,11 +5,13 @@ Waking a loop takes about as long as choosing a token, so what a step brings for
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
-from ...manifests.errors import UsageError
+from ...manifests.errors import MoepackError, UsageError
 from ..serving.answer import Ended, Failed, Part
 from ..serving.request import Request
+from . import allowance
+from .allowance import Share
 
 
 class Post:
@@ -62,13 +64,21 @@ class Channel:
 class Pending:
     """Answers that were asked for together: their parts as they come, until all have ended, one failed, or `cancel`.
 
-    Whoever has it calls `cancel` however it ends, which gives back what is `held` for them.
+    Whoever has it calls `cancel` however it ends, which gives back their share. Where logprobs are `kept`, each token
+    takes its part of that, and what finds no room fails.
     """
 
     def __init__(
-        self, channel: Channel, requests: Sequence[Request], cancel: Callable[[Request], None], held: ExitStack
+        self,
+        channel: Channel,
+        requests: Sequence[Request],
+        cancel: Callable[[Request], None],
+        share: Share,
+        *,
+        kept: bool,
     ) -> None:
-        self._channel, self._requests, self._cancel, self._held = channel, requests, cancel, held
+        self._channel, self._requests, self._cancel = channel, requests, cancel
+        self._share, self._kept = share, kept
         self._left = len(requests)
 
     @property
@@ -79,12 +89,21 @@ class Pending:
     async def get(self) -> Part:
         """The next part of any of them."""
         part = await self._channel.get()
+        if self._kept:
+            part = self._paid(part)
         if isinstance(part, Ended | Failed):
             self._left = self._left - 1 if isinstance(part, Ended) else 0
+        return part
+
+    def _paid(self, part: Part) -> Part:
+        try:
+            self._share.take(allowance.of_part(part))
+        except MoepackError as error:
+            return Failed(error)
         return part
 
     def cancel(self) -> None:
         """Compute no more of any; harmless once they have ended."""
         for request in self._requests:
             self._cancel(request)
-        self._held.close()
+        self._share.give_back()

@@ -203,10 +203,10 @@ def _result(message: Mapping[str, Any], place: str, names: Mapping[str, str]) ->
 class _Choice:
     """One answer: its chunks' choices, and its own in the document."""
 
-    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer) -> None:
-        self._index, self._ask, self._tokenizer = index, ask, tokenizer
+    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer, *, kept: bool) -> None:
+        self._index, self._ask, self._tokenizer, self._kept = index, ask, tokenizer, kept
         self._assembly = Assembly(ask.first_call)
-        self._logprobs: list[dict[str, Any]] = []
+        self._logprobs: list[msgspec.Raw] = []
         self.end: Ended | None = None
 
     def began(self) -> Iterator[dict[str, Any]]:
@@ -219,7 +219,7 @@ class _Choice:
         logprobs = None
         if part.likelihood is not None:
             entry = likelihoods.entry(part.likelihood, self._tokenizer)
-            self._logprobs.append(entry)
+            self._logprobs += [entry] if self._kept else []
             logprobs = {"content": [entry]}
         deltas = [delta for event in part.events if (delta := self._delta(event))]
         for delta in deltas or ([{}] if logprobs else []):
@@ -265,7 +265,8 @@ class ChatShape(ChoicesShape):
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
     def __init__(self, model: str, ask: Ask, request: ChatRequest, tokenizer: Tokenizer) -> None:
-        choices = [_Choice(index, ask, tokenizer) for index in range(ask.choices)]
+        self.kept = not request.stream
+        choices = [_Choice(index, ask, tokenizer, kept=self.kept) for index in range(ask.choices)]
         wanted = bool(request.stream_options and request.stream_options.include_usage)
         super().__init__("chatcmpl", model, [ask], choices, usage=wanted)
 

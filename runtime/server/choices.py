@@ -38,6 +38,7 @@ class ChoicesShape:
     There are as many choices to each of the `asks`, which are alike, one ask's after the other's.
     """
 
+    kept: bool
     kind: str
     chunk_kind: str
 

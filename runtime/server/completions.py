@@ -97,10 +97,10 @@ def _choices(request: CompletionRequest) -> tuple[int, int | None]:
 class _Choice:
     """One text: its chunks' choices, and its own in the document."""
 
-    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer) -> None:
+    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer, *, kept: bool) -> None:
         self._index, self._ask = index, ask
         self._text: list[str] = []
-        self._logprobs = likelihoods.Legacy(tokenizer)
+        self._logprobs = likelihoods.Legacy(tokenizer, kept=kept)
         self._mean = likelihoods.Mean()
         self.end: Ended | None = None
 
@@ -150,7 +150,8 @@ class CompletionShape(ChoicesShape):
 
     def __init__(self, model: str, asks: Sequence[Ask], request: CompletionRequest, tokenizer: Tokenizer) -> None:
         asked = [ask for ask in asks for _ in range(ask.choices)]
-        self._texts = [_Choice(index, ask, tokenizer) for index, ask in enumerate(asked)]
+        self.kept = not request.stream and request.logprobs is not None
+        self._texts = [_Choice(index, ask, tokenizer, kept=self.kept) for index, ask in enumerate(asked)]
         wanted = bool(request.stream_options and request.stream_options.include_usage)
         super().__init__("cmpl", model, asks, self._texts, usage=wanted)
 

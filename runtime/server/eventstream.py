@@ -35,9 +35,9 @@ class EventStream:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         while not self._pending.over:
             part = await self._next()
-            body = PING if part is None else b"".join(map(_encoded, told(self._shape, part)))
-            async with asyncio.timeout(self._limits.send_seconds):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+            for body in (PING,) if part is None else map(_encoded, told(self._shape, part)):
+                async with asyncio.timeout(self._limits.send_seconds):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _next(self) -> Part | None:

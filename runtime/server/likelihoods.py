@@ -3,16 +3,18 @@
 import math
 from typing import Any
 
+import msgspec
+
 from ..serving.answer import Likelihood, Scored
 from ..tokenizer import REPLACEMENT, Tokenizer
 
 COLUMNS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
-def entry(found: Likelihood, tokenizer: Tokenizer) -> dict[str, Any]:
-    """As in chats and responses."""
+def entry(found: Likelihood, tokenizer: Tokenizer) -> msgspec.Raw:
+    """As in chats and responses; JSON takes a quarter of the memory of what it says."""
     top = [_one(token, logprob, tokenizer) for token, logprob in found.top]
-    return {**_one(found.token, found.logprob, tokenizer), "top_logprobs": top}
+    return msgspec.Raw(msgspec.json.encode({**_one(found.token, found.logprob, tokenizer), "top_logprobs": top}))
 
 
 def _one(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -38,20 +40,20 @@ class Mean:
 
 
 class Legacy:
-    """As in completions: columns, and where each token's text begins; `all` has those that were asked for so far."""
+    """As in completions: columns, and where each token's text begins; `all` has those so far, if they are `kept`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, kept: bool) -> None:
+        self._tokenizer, self._kept = tokenizer, kept
         self._offset = 0
         self.all: dict[str, list[Any]] = {name: [] for name in COLUMNS}
 
     def prompt(self, part: Scored) -> dict[str, list[Any]]:
         """Columns for a prompt: nothing says how likely its first token was."""
-        return self._kept([self._row(part.first, None, None), *map(self._found, part.found)])
+        return self._columns([self._row(part.first, None, None), *map(self._found, part.found)])
 
     def columns(self, found: list[Likelihood]) -> dict[str, list[Any]]:
         """Columns for the next tokens."""
-        return self._kept(list(map(self._found, found)))
+        return self._columns(list(map(self._found, found)))
 
     def _found(self, found: Likelihood) -> tuple[Any, ...]:
         top: dict[str, float] = {}
@@ -64,9 +66,9 @@ class Legacy:
         self._offset += len(text)
         return text, logprob, top, offset
 
-    def _kept(self, rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    def _columns(self, rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
         columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
-        for name in COLUMNS:
+        for name in COLUMNS if self._kept else ():
             self.all[name] += columns[name]
         return columns
 

@@ -170,6 +170,8 @@ def _given(role: str, blocks: list[Mapping[str, Any]], place: str, names: Mappin
 class MessageShape:
     """See shape.Shape."""
 
+    kept = False
+
     def __init__(self, model: str, ask: Ask) -> None:
         self._ask, self._model = ask, model
         self._id = f"msg_{secrets.token_hex(12)}"

@@ -200,7 +200,9 @@ def _answer(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class ResponseShape:
-    """See shape.Shape."""
+    """See shape.Shape. The end of a stream has all of it again."""
+
+    kept = True
 
     def __init__(self, model: str, ask: Ask, request: ResponseRequest, tokenizer: Tokenizer) -> None:
         self._ask, self._request, self._tokenizer = ask, request, tokenizer
@@ -208,9 +210,8 @@ class ResponseShape:
         self._head["model"] = model
         self._mark = secrets.token_hex(8)  # of the items' ids
         self._blocks = Blocks()
-        self._logprobs: list[dict[str, Any]] = []
-        self._taken = 0  # logprobs that a text block has
-        self._of: dict[int, list[dict[str, Any]]] = {}
+        self._new: list[msgspec.Raw] = []  # logprobs since the last piece
+        self._of: dict[int, list[msgspec.Raw]] = {}
         self._cached = self._number = 0
         self._end: Ended | None = None
         self._error: ApiError | None = None
@@ -227,7 +228,7 @@ class ResponseShape:
     def said(self, part: Said) -> Out:
         """Items begin, grow and end."""
         if part.likelihood is not None:
-            self._logprobs.append(likelihoods.entry(part.likelihood, self._tokenizer))
+            self._new.append(likelihoods.entry(part.likelihood, self._tokenizer))
         for event in part.events:
             for change, block, text in self._blocks.take(event):
                 yield from self._changed(change, block, text)
@@ -280,15 +281,14 @@ class ResponseShape:
     def _grown(self, block: Block, text: str, place: dict[str, Any]) -> shape.Event:
         if block.kind == "call":
             return self._event("response.function_call_arguments.delta", **place, delta=text)
+        new, self._new = self._new, []
         if block.kind == "thinking":
-            self._taken = len(self._logprobs)
             return self._event("response.reasoning_text.delta", **place, content_index=0, delta=text)
-        new, self._taken = self._logprobs[self._taken :], len(self._logprobs)
         self._of.setdefault(block.number, []).extend(new)
         return self._event("response.output_text.delta", **place, content_index=0, delta=text, logprobs=new)
 
     def _closed(self, block: Block, place: dict[str, Any]) -> Out:
-        self._taken = len(self._logprobs)
+        self._new = []
         if block.kind == "call":
             done = {"arguments": block.text, "name": self._named(block)["name"]}
             yield self._event("response.function_call_arguments.done", **place, **done)

@@ -31,7 +31,8 @@ from ..sessions.identity import identity
 from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
 from ..state import FLOAT_BYTES
-from . import scoring
+from . import allowance
+from .allowance import Allowance, Share
 from .channel import Channel, Pending, Post
 from .settings import Settings
 from .wishes import SEEDS, Ask, ChatWish, Wish, WishError
@@ -64,7 +65,7 @@ class Service:
         self._asking = ""  # how the last chat's text asked for an answer
         self._lock = threading.Lock()
         self._preparing = threading.BoundedSemaphore(PREPARED_AT_ONCE)
-        self._scoring = scoring.Scoring()
+        self._allowance = Allowance()
 
     def chat(self, wish: ChatWish) -> Ask:
         """A chat as a prompt; takes as long as its text. Raises UsageError for what the pack cannot follow."""
@@ -96,9 +97,15 @@ class Service:
         """Bare texts, or their tokens, each to be continued."""
         one = "n" if wish.best is None else "best_of"
         self._require_places(len(prompts) * wish.choices, "prompt" if len(prompts) > 1 else one)
-        asks = [self._text(prompt, wish) for prompt in prompts]
-        scoring.require_possible(asks)
-        return asks
+        if len(prompts) == 1:
+            return [self._text(prompts[0], wish)]
+        return [self._one_text(prompt, wish, f"prompt[{index}]") for index, prompt in enumerate(prompts)]
+
+    def _one_text(self, prompt: Prompt, wish: Wish, place: str) -> Ask:
+        try:
+            return self._text(prompt, wish)
+        except RoomError as error:
+            raise RoomError(f"{place}: {error}") from error
 
     def _text(self, prompt: Prompt, wish: Wish) -> Ask:
         ask = self._ask(self._tokens(prompt), wish)
@@ -120,20 +127,22 @@ class Service:
             self._require_room(text)
             return self.language.tokenizer.encode(text, add_special_tokens=add_special)
 
-    def begin(self, asks: Sequence[Ask], client: str) -> Pending:
+    def begin(self, asks: Sequence[Ask], client: str, *, kept: bool) -> Pending:
         """Queue all answers to one request of a client, or none, in an event loop; they are numbered in order.
 
-        Raises BusyError if too many wait or too many prompts' logprobs are being told, UsageError if it can never be
-        computed.
+        `kept`: whether their logprobs are, until the end. Raises BusyError if too many wait or too many logprobs are
+        kept, UsageError if it can never be computed.
         """
         with ExitStack() as held:
-            self._scoring.take(scored := scoring.count(asks))
-            held.callback(self._scoring.give_back, scored)
+            share = Share(self._allowance)
+            held.callback(share.give_back)
+            share.take(allowance.of_prompts(asks))
             channel = Channel(self.settings.limits.parts, self.post)
             choices = [self._choice(ask, index) for ask in asks for index in range(ask.choices)]
             requests = [self._request(choice, index, channel, client) for index, choice in enumerate(choices)]
             self.scheduler.submit(*requests)
-            return Pending(channel, requests, self.scheduler.cancel, held.pop_all())
+            held.pop_all()
+            return Pending(channel, requests, self.scheduler.cancel, share, kept=kept)
 
     def _choice(self, ask: Ask, index: int) -> Ask:
         """One answer of several: a later one is what the seed after gives, and is held to its form on its own."""
@@ -259,4 +268,4 @@ def server_bytes(pack: Pack) -> int:
     tokenizer = pack.path / "tokenizer.json"
     grammars = GRAMMAR_READING * (tokenizer.stat().st_size if tokenizer.exists() else 0)
     read = HEAD_ROWS * FLOAT_BYTES * pack.model.vocab_size  # logits of a prompt that is read
-    return SERVER_BYTES + grammars + read + scoring.PLANNED_BYTES
+    return SERVER_BYTES + grammars + read + allowance.PLANNED_BYTES

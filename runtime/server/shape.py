@@ -15,7 +15,14 @@ class Event:
 
 
 class Shape(Protocol):
-    """Takes the parts in order, and tells each as events; `document` is the same answer whole, after `ended`."""
+    """Takes the parts in order, and tells each as events; `document` is the same answer whole, after `ended`.
+
+    `kept`: whether it keeps logprobs until then.
+    """
+
+    @property
+    def kept(self) -> bool:
+        """See above."""
 
     def began(self, part: Began) -> Iterable[Event]:
         """Computing began."""

@@ -15,7 +15,8 @@ from server.hosting import Hosted, hosted
 from server.test_manners import until
 
 from moepack.layout.reader import Pack
-from moepack.runtime.server import scoring, service
+from moepack.runtime.server import allowance, service
+from moepack.runtime.server.allowance import PROMPT_BYTES
 from moepack.runtime.server.completions import CompletionRequest, CompletionShape, wish
 from moepack.runtime.serving.answer import Ended, Likelihood, Said, Scorer
 from moepack.runtime.serving.scheduler import BusyError
@@ -147,7 +148,7 @@ def test_a_prompt_is_told_for_one_answer_and_only_so_long(server: Hosted, monkey
         completed(server, max_tokens=0, logprobs=1, n=2)
     assert refused.value.param == "n"
     long = completed(server, max_tokens=0, logprobs=0).usage.prompt_tokens
-    monkeypatch.setattr(scoring, "MOST", 3 * long)
+    monkeypatch.setattr(allowance, "MOST", 3 * long)
     assert len(completed(server, max_tokens=0, logprobs=2).choices[0].logprobs.tokens) == long
     assert len(completed(server, prompt=[ASKED["prompt"]] * 3, max_tokens=0, logprobs=0).choices) == 3
     for more in ({"logprobs": 3}, {"logprobs": 1, "prompt": [ASKED["prompt"]] * 2}):
@@ -170,12 +171,12 @@ def told_at_last(server: Hosted) -> Any:
 def test_so_many_logprobs_of_prompts_are_told_at_a_time(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {str(token): -100 for token in server.service.language.tokenizer.end_tokens}
     long = completed(server, max_tokens=0).usage.prompt_tokens
-    monkeypatch.setattr(server.service._scoring, "_left", 5 * long)
+    monkeypatch.setattr(server.service._allowance, "left", 5 * long * PROMPT_BYTES)
     stream = completed(server, stream=True, max_tokens=900, logprobs=1, logit_bias=ends)
     try:
         next(iter(stream))
         for streamed in (False, True):
-            with pytest.raises(openai.RateLimitError, match="logprobs of other prompts are being told") as refused:
+            with pytest.raises(openai.RateLimitError, match="logprobs of other requests leave no room") as refused:
                 completed(server, max_tokens=0, logprobs=3, stream=streamed)
             assert refused.value.response.headers["retry-after"] == "1"
         assert completed(server, max_tokens=0, logprobs=2).choices  # beside the other
@@ -185,7 +186,7 @@ def test_so_many_logprobs_of_prompts_are_told_at_a_time(server: Hosted, monkeypa
         stream.close()
     assert told_at_last(server).choices
     assert completed(server, max_tokens=0, logprobs=4).choices  # an end gives it back before it is told
-    until(lambda: server.service._scoring._left == 5 * long)
+    until(lambda: server.service._allowance.left == 5 * long * PROMPT_BYTES)
 
 
 def test_the_place_is_given_back_by_who_finds_none_in_the_queue(
@@ -196,7 +197,7 @@ def test_the_place_is_given_back_by_who_finds_none_in_the_queue(
 
     with monkeypatch.context() as patch:
         patch.setattr(server.service.scheduler, "submit", full)
-        patch.setattr(server.service._scoring, "_left", 2 * len(ASKED["prompt"]))
+        patch.setattr(server.service._allowance, "left", 2 * len(ASKED["prompt"]) * PROMPT_BYTES)
         for _ in range(9):
             with pytest.raises(openai.RateLimitError, match="7 requests wait"):
                 completed(server, max_tokens=0, logprobs=1)
@@ -229,11 +230,11 @@ def test_what_is_planned_for_a_token_s_logprobs_is_enough(server: Hosted, altern
     finally:
         tracemalloc.stop()
     assert len(bodies) == 2
-    assert peak < scoring.EACH_BYTES * scoring.count(asks)
+    assert peak < allowance.of_prompts(asks)
 
 
 def test_a_server_plans_for_prompts_logprobs(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Pack.open(demo) as pack:
         planned = service.server_bytes(pack)
-        monkeypatch.setattr(scoring, "PLANNED_BYTES", 0)
-        assert planned - service.server_bytes(pack) == scoring.MOST * scoring.EACH_BYTES
+        monkeypatch.setattr(allowance, "PLANNED_BYTES", 0)
+        assert planned - service.server_bytes(pack) == allowance.MOST * PROMPT_BYTES

@@ -89,6 +89,13 @@ def test_prompts_that_cannot_all_be_computed_are_refused(server: Hosted, prompt:
             asked(server, prompt, stream=stream)
 
 
+@pytest.mark.parametrize("long", [" long" * 40_000, "long " * 3_000])  # found before it is encoded whole, or after
+def test_which_of_several_prompts_is_too_long_is_said(server: Hosted, long: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"prompt\[1\]: prompt is too long") as refused:
+        asked(server, ["short", long])
+    assert refused.value.code == "context_length_exceeded"
+
+
 def test_prompts_that_do_not_all_fit_the_queue_are_refused_together(demo: Path) -> None:
     with hosted(demo, parallel=1, queue=4) as server:
         scheduler = server.service.scheduler
