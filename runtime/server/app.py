@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...manifests.errors import MoepackError
 from . import chat, completions, messages, metrics, responses, tokens
-from .eventstream import EventStream, unless_gone, whole
+from .delivery import GONE, Streamed, Whole
 from .failures import ApiError
 from .reading import body_of
 from .service import Service
@@ -27,7 +27,6 @@ from .wishes import Ask
 log = logging.getLogger("moepack.server")
 Endpoint = Callable[[Request], Awaitable[Any]]
 OPEN_PATHS = frozenset({"/health"})  # without a key
-GONE = 499  # nobody reads it; counted
 
 
 def application(service: Service) -> "Guard":
@@ -130,15 +129,8 @@ class Endpoints:
         return {"id": self._service.name, "object": "model", "created": self._service.created, "owned_by": "moepack"}
 
     async def _answered(self, request: Request, asks: Sequence[Ask], shape: Shape, *, stream: bool | None) -> Any:
-        client = request.client.host if request.client else ""
-        pending = self._service.begin(asks, client, kept=shape.kept)
-        if stream:
-            return EventStream(pending, shape, self._limits)
-        try:
-            document = await unless_gone(request.receive, whole(pending, shape))
-        finally:
-            pending.cancel()
-        return Response(status_code=GONE) if document is None else _json(document)
+        pending = self._service.begin(asks, request.client.host if request.client else "")
+        return (Streamed if stream else Whole)(pending, shape, self._limits)
 
 
 class Guard:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ...manifests.errors import MoepackError, UsageError
-from ..serving.answer import Ended, Failed, Part
+from ..serving.answer import Ended, Failed, Part, Said
 from ..serving.request import Request
-from . import allowance
 from .allowance import Share
+
+LIGHT = 4  # alternatives of a token's logprob that take as much memory as a part
 
 
 class Post:
@@ -38,7 +39,10 @@ def _deliver(parts: Sequence[tuple[asyncio.Queue[Part], Part]]) -> None:
 
 
 class Channel:
-    """Made in the coroutine's loop. `put` never waits: a reader that is `most` parts behind loses its answer."""
+    """Made in the coroutine's loop. `put` never waits: a reader that is `most` parts behind loses its answer.
+
+    A part with many alternatives counts as several.
+    """
 
     def __init__(self, most: int, post: Post) -> None:
         self._most, self._post = most, post
@@ -51,34 +55,31 @@ class Channel:
         last = isinstance(part, Ended | Failed)
         if not last and self._put - self._got >= self._most:
             raise UsageError(f"the client left {self._most} parts of its answer unread")
-        self._put += 1
+        self._put += _weight(part)
         self._post.put(self._loop, self._parts, part)
 
     async def get(self) -> Part:
         """The next part; after the last of all answers there is none, ever."""
         part = await self._parts.get()
-        self._got += 1
+        self._got += _weight(part)
         return part
+
+
+def _weight(part: Part) -> int:
+    likelihood = part.likelihood if isinstance(part, Said) else None
+    return 1 if likelihood is None else 1 + len(likelihood.top) // LIGHT
 
 
 class Pending:
     """Answers that were asked for together: their parts as they come, until all have ended, one failed, or `cancel`.
 
-    Whoever has it calls `cancel` however it ends, which gives back their share. Where logprobs are `kept`, each token
-    takes its part of that, and what finds no room fails.
+    Whoever has it calls `cancel` however it ends, which gives back their share.
     """
 
     def __init__(
-        self,
-        channel: Channel,
-        requests: Sequence[Request],
-        cancel: Callable[[Request], None],
-        share: Share,
-        *,
-        kept: bool,
+        self, channel: Channel, requests: Sequence[Request], cancel: Callable[[Request], None], share: Share
     ) -> None:
-        self._channel, self._requests, self._cancel = channel, requests, cancel
-        self._share, self._kept = share, kept
+        self._channel, self._requests, self._cancel, self._share = channel, requests, cancel, share
         self._left = len(requests)
 
     @property
@@ -86,21 +87,19 @@ class Pending:
         """Whether there is no more to come."""
         return self._left <= 0
 
-    async def get(self) -> Part:
-        """The next part of any of them."""
-        part = await self._channel.get()
-        if self._kept:
-            part = self._paid(part)
+    async def get(self, kept: int) -> Part:
+        """The next part of any of them; `kept`: bytes of logprobs that the reader keeps by now, or it has failed."""
+        part = self._refused(kept) or await self._channel.get()
         if isinstance(part, Ended | Failed):
             self._left = self._left - 1 if isinstance(part, Ended) else 0
         return part
 
-    def _paid(self, part: Part) -> Part:
+    def _refused(self, kept: int) -> Failed | None:
         try:
-            self._share.take(allowance.of_part(part))
+            self._share.hold(kept)
         except MoepackError as error:
             return Failed(error)
-        return part
+        return None
 
     def cancel(self) -> None:
         """Compute no more of any; harmless once they have ended."""

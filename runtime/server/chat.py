@@ -203,10 +203,11 @@ def _result(message: Mapping[str, Any], place: str, names: Mapping[str, str]) ->
 class _Choice:
     """One answer: its chunks' choices, and its own in the document."""
 
-    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer, *, kept: bool) -> None:
-        self._index, self._ask, self._tokenizer, self._kept = index, ask, tokenizer, kept
+    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer, *, keeps: bool) -> None:
+        self._index, self._ask, self._tokenizer, self._keeps = index, ask, tokenizer, keeps
         self._assembly = Assembly(ask.first_call)
         self._logprobs: list[msgspec.Raw] = []
+        self.kept = 0
         self.end: Ended | None = None
 
     def began(self) -> Iterator[dict[str, Any]]:
@@ -218,13 +219,18 @@ class _Choice:
         self._assembly.add(part.events)
         logprobs = None
         if part.likelihood is not None:
-            entry = likelihoods.entry(part.likelihood, self._tokenizer)
-            self._logprobs += [entry] if self._kept else []
-            logprobs = {"content": [entry]}
+            content = [likelihoods.entry(part.likelihood, self._tokenizer)]
+            logprobs = {"content": content}
+            self._keep(content)
         deltas = [delta for event in part.events if (delta := self._delta(event))]
         for delta in deltas or ([{}] if logprobs else []):
             yield self._chunk(delta, logprobs)
             logprobs = None
+
+    def _keep(self, entries: list[msgspec.Raw]) -> None:
+        if self._keeps:
+            self._logprobs += entries
+            self.kept += likelihoods.size(entries)
 
     def ended(self, part: Ended) -> dict[str, Any]:
         """The reason."""
@@ -265,8 +271,7 @@ class ChatShape(ChoicesShape):
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
     def __init__(self, model: str, ask: Ask, request: ChatRequest, tokenizer: Tokenizer) -> None:
-        self.kept = not request.stream
-        choices = [_Choice(index, ask, tokenizer, kept=self.kept) for index in range(ask.choices)]
+        choices = [_Choice(index, ask, tokenizer, keeps=not request.stream) for index in range(ask.choices)]
         wanted = bool(request.stream_options and request.stream_options.include_usage)
         super().__init__("chatcmpl", model, [ask], choices, usage=wanted)
 

@@ -19,6 +19,10 @@ class Choice(Protocol):
 
     end: Ended | None
 
+    @property
+    def kept(self) -> int:
+        """See shape.Shape."""
+
     def began(self) -> Iterable[dict[str, Any]]:
         """What comes first, if anything."""
 
@@ -38,7 +42,6 @@ class ChoicesShape:
     There are as many choices to each of the `asks`, which are alike, one ask's after the other's.
     """
 
-    kept: bool
     kind: str
     chunk_kind: str
 
@@ -69,6 +72,11 @@ class ChoicesShape:
     def failed(self, error: ApiError) -> Iterator[shape.Event]:
         """OpenAI's clients raise what has an `error`."""
         yield shape.Event(error.document(""))
+
+    @property
+    def kept(self) -> int:
+        """See shape.Shape."""
+        return sum(choice.kept for choice in self._choices)
 
     def document(self) -> dict[str, Any]:
         """All answers, whole."""

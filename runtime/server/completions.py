@@ -97,12 +97,18 @@ def _choices(request: CompletionRequest) -> tuple[int, int | None]:
 class _Choice:
     """One text: its chunks' choices, and its own in the document."""
 
-    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer, *, kept: bool) -> None:
-        self._index, self._ask = index, ask
+    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer, *, keeps: bool) -> None:
+        self._index, self._ask, self._keeps = index, ask, keeps
         self._text: list[str] = []
-        self._logprobs = likelihoods.Legacy(tokenizer, kept=kept)
+        self._logprobs = likelihoods.Legacy(tokenizer)
+        self._columns = likelihoods.Columns()
         self._mean = likelihoods.Mean()
         self.end: Ended | None = None
+
+    @property
+    def kept(self) -> int:
+        """See shape.Shape."""
+        return self._columns.size
 
     @property
     def likelihood(self) -> float:
@@ -125,6 +131,8 @@ class _Choice:
         if part.likelihood is not None:
             self._mean.add(part.likelihood)
             logprobs = None if self._ask.top_logprobs is None else self._logprobs.columns([part.likelihood])
+        if logprobs and self._keeps:
+            self._columns.add(logprobs)
         if text or logprobs:
             yield self._chunk(text, logprobs)
 
@@ -136,7 +144,7 @@ class _Choice:
     def document(self) -> dict[str, Any]:
         """All of it."""
         assert self.end is not None
-        logprobs = None if self._ask.top_logprobs is None else self._logprobs.all
+        logprobs = None if self._ask.top_logprobs is None else self._columns.document()
         return self._chunk("".join(self._text), logprobs, self.end.finish)
 
     def _chunk(self, text: str, logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
@@ -150,8 +158,7 @@ class CompletionShape(ChoicesShape):
 
     def __init__(self, model: str, asks: Sequence[Ask], request: CompletionRequest, tokenizer: Tokenizer) -> None:
         asked = [ask for ask in asks for _ in range(ask.choices)]
-        self.kept = not request.stream and request.logprobs is not None
-        self._texts = [_Choice(index, ask, tokenizer, kept=self.kept) for index, ask in enumerate(asked)]
+        self._texts = [_Choice(index, ask, tokenizer, keeps=not request.stream) for index, ask in enumerate(asked)]
         wanted = bool(request.stream_options and request.stream_options.include_usage)
         super().__init__("cmpl", model, asks, self._texts, usage=wanted)
 

@@ -170,7 +170,7 @@ def _given(role: str, blocks: list[Mapping[str, Any]], place: str, names: Mappin
 class MessageShape:
     """See shape.Shape."""
 
-    kept = False
+    kept = 0
 
     def __init__(self, model: str, ask: Ask) -> None:
         self._ask, self._model = ask, model

@@ -44,6 +44,7 @@ def _lines(service: Service) -> Iterator[str]:
     yield from _metric("running", "gauge", scheduler.running, "Requests that are computed")
     yield from _metric("waiting", "gauge", scheduler.waiting, "Requests in the queue")
     yield from _metric("prefix_bytes", "gauge", service.prefixes.size, "Memory of remembered prompts")
+    yield from _metric("logprob_bytes", "gauge", service.logprob_bytes, "Memory planned for logprobs that is taken")
 
 
 def _metric(name: str, kind: str, value: float, what: str) -> list[str]:

@@ -199,10 +199,15 @@ def _answer(found: list[dict[str, Any]]) -> dict[str, Any]:
     return found[-1]
 
 
+def _code(error: ApiError) -> str:
+    """Of a failed response; of those that OpenAI documents one only is about a request."""
+    if error.status >= 500:
+        return "server_error"
+    return "rate_limit_exceeded" if error.status == 429 else "invalid_prompt"
+
+
 class ResponseShape:
     """See shape.Shape. The end of a stream has all of it again."""
-
-    kept = True
 
     def __init__(self, model: str, ask: Ask, request: ResponseRequest, tokenizer: Tokenizer) -> None:
         self._ask, self._request, self._tokenizer = ask, request, tokenizer
@@ -212,6 +217,7 @@ class ResponseShape:
         self._blocks = Blocks()
         self._new: list[msgspec.Raw] = []  # logprobs since the last piece
         self._of: dict[int, list[msgspec.Raw]] = {}
+        self.kept = 0
         self._cached = self._number = 0
         self._end: Ended | None = None
         self._error: ApiError | None = None
@@ -253,7 +259,7 @@ class ResponseShape:
             **self._head,
             **echoed,
             "status": self._status(),
-            "error": self._error and {"code": "server_error", "message": self._error.message},
+            "error": self._error and {"code": _code(self._error), "message": self._error.message},
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": [self._item(block) for block in self._blocks.all],
             "parallel_tool_calls": self._request.parallel_tool_calls is not False,
@@ -285,6 +291,7 @@ class ResponseShape:
         if block.kind == "thinking":
             return self._event("response.reasoning_text.delta", **place, content_index=0, delta=text)
         self._of.setdefault(block.number, []).extend(new)
+        self.kept += likelihoods.size(new)
         return self._event("response.output_text.delta", **place, content_index=0, delta=text, logprobs=new)
 
     def _closed(self, block: Block, place: dict[str, Any]) -> Out:

@@ -127,22 +127,26 @@ class Service:
             self._require_room(text)
             return self.language.tokenizer.encode(text, add_special_tokens=add_special)
 
-    def begin(self, asks: Sequence[Ask], client: str, *, kept: bool) -> Pending:
+    def begin(self, asks: Sequence[Ask], client: str) -> Pending:
         """Queue all answers to one request of a client, or none, in an event loop; they are numbered in order.
 
-        `kept`: whether their logprobs are, until the end. Raises BusyError if too many wait or too many logprobs are
-        kept, UsageError if it can never be computed.
+        Raises BusyError if too many wait or too many logprobs are kept, UsageError if it can never be computed.
         """
-        with ExitStack() as held:
-            share = Share(self._allowance)
-            held.callback(share.give_back)
-            share.take(allowance.of_prompts(asks))
+        share = Share(self._allowance, allowance.of_prompts(asks))
+        try:
             channel = Channel(self.settings.limits.parts, self.post)
             choices = [self._choice(ask, index) for ask in asks for index in range(ask.choices)]
             requests = [self._request(choice, index, channel, client) for index, choice in enumerate(choices)]
             self.scheduler.submit(*requests)
-            held.pop_all()
-            return Pending(channel, requests, self.scheduler.cancel, share, kept=kept)
+        except BaseException:
+            share.give_back()
+            raise
+        return Pending(channel, requests, self.scheduler.cancel, share)
+
+    @property
+    def logprob_bytes(self) -> int:
+        """Memory of logprobs that are told at the end of answers."""
+        return self._allowance.taken
 
     def _choice(self, ask: Ask, index: int) -> Ask:
         """One answer of several: a later one is what the seed after gives, and is held to its form on its own."""

@@ -15,14 +15,11 @@ class Event:
 
 
 class Shape(Protocol):
-    """Takes the parts in order, and tells each as events; `document` is the same answer whole, after `ended`.
-
-    `kept`: whether it keeps logprobs until then.
-    """
+    """Takes the parts in order, and tells each as events; `document` is the same answer whole, after `ended`."""
 
     @property
-    def kept(self) -> bool:
-        """See above."""
+    def kept(self) -> int:
+        """Bytes of memory for the logprobs that it keeps until then, and for the document's."""
 
     def began(self, part: Began) -> Iterable[Event]:
         """Computing began."""

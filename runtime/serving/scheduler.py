@@ -23,10 +23,10 @@ log = logging.getLogger("moepack.server")
 
 
 class BusyError(MoepackError):
-    """The queue is full; try again in about `seconds`."""
+    """There is no room now; try again in about `seconds`."""
 
-    def __init__(self, waiting: int, seconds: float) -> None:
-        super().__init__(f"there is no room in the queue, where {waiting} requests wait; try again in {seconds:.0f} s")
+    def __init__(self, why: str, seconds: float) -> None:
+        super().__init__(f"{why}; try again in {seconds:.0f} s")
         self.seconds = seconds
 
 
@@ -100,7 +100,8 @@ class Scheduler:
             if self._closed is not None:
                 raise ClosingError(*self._closed.args)
             if self._waiting.full(requests[0].client, len(requests)):
-                raise BusyError(len(self._waiting), 1.0 + len(self._waiting))
+                waiting = len(self._waiting)
+                raise BusyError(f"there is no room in the queue, where {waiting} requests wait", 1.0 + waiting)
             for request in requests:
                 self._waiting.put(request)
             self._woken.notify()

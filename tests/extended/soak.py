@@ -70,7 +70,7 @@ TOOL: dict[str, Any] = {
 
 @dataclass
 class Outcome:
-    """What came of it. `stuck`: requests that the server still had when every client was gone."""
+    """What came of it. `stuck`: requests, and bytes for their logprobs, that were there when every client was gone."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     left: int = 0
@@ -118,7 +118,8 @@ def soak(url: str, pid: int, seconds: float, clients: int = CLIENTS) -> Outcome:
         thread.join()
     time.sleep(1)
     metrics = httpx.get(f"{url}/metrics").text
-    outcome.stuck = sum(float(number) for number in re.findall(r"^moepack_(?:running|waiting) (\S+)", metrics, re.M))
+    left = re.findall(r"^moepack_(?:running|waiting|logprob_bytes) (\S+)", metrics, re.M)
+    outcome.stuck = sum(map(float, left))
     return outcome
 
 
@@ -177,6 +178,8 @@ def _response(client: httpx.Client, order: random.Random, turns: list[dict[str, 
         "tools": [{"type": "function", **TOOL["function"]}],
         "max_output_tokens": 60,
     }
+    if order.random() < 0.2:
+        body |= {"include": ["message.output_text.logprobs"], "top_logprobs": order.choice([0, 5, 20])}
     outcome.statuses[client.post("/v1/responses", json=body).status_code] += 1
 
 
@@ -213,6 +216,8 @@ def _chat(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]
     """One more turn of a conversation, which begins anew when the context is full."""
     turns.append({"role": "user", "content": _words(order)})
     asked: dict[str, Any] = {"model": "x", "messages": turns, "max_tokens": 60, "temperature": order.choice([0, 1.2])}
+    if order.random() < 0.2:
+        asked |= {"logprobs": True, "top_logprobs": order.choice([0, 5, 20])}
     if order.random() < 0.5:
         asked |= {"tools": [TOOL], "tool_choice": order.choice(["auto", "required"])}
     answer = client.post("/v1/chat/completions", json=asked)
@@ -230,6 +235,7 @@ def _whole_calls(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _leaver(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
     asked = {"model": "x", "prompt": _words(order), "max_tokens": 500, "temperature": 1.5, "stream": True}
+    asked |= {"logprobs": 5} if order.random() < 0.2 else {}
     with client.stream("POST", "/v1/completions", json=asked) as answer:
         outcome.statuses[answer.status_code] += 1
         for count, _ in enumerate(answer.iter_raw()):
@@ -240,7 +246,9 @@ def _leaver(client: httpx.Client, order: random.Random, turns: list[dict[str, An
 
 def _crowd(client: httpx.Client, order: random.Random, turns: list[dict[str, Any]], outcome: Outcome) -> None:
     """Some who leave before they are answered, most of them out of the queue."""
-    body = json.dumps({"model": "x", "prompt": _words(order), "max_tokens": 300, "temperature": 1.5}).encode()
+    asked = {"model": "x", "prompt": _words(order), "max_tokens": 300, "temperature": 1.5}
+    asked |= {"logprobs": 5, "echo": order.random() < 0.5} if order.random() < 0.2 else {}
+    body = json.dumps(asked).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {client.base_url.host}\r\ncontent-type: application/json\r\n"
     for _ in range(order.randrange(1, 12)):
         with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as leaver:
@@ -266,7 +274,7 @@ def faults(outcome: Outcome, flat: float = FLAT) -> list[str]:
     found = [f"status {status}: {count}" for status, count in outcome.statuses.items() if status not in ALLOWED]
     found += outcome.errors[:5]
     if outcome.stuck:
-        found.append(f"{outcome.stuck:.0f} requests are stuck")
+        found.append(f"{outcome.stuck:.0f} requests or bytes of logprobs are stuck")
     if outcome.growth > flat:
         found.append(f"resident memory grew by {outcome.growth:.1%}")
     return found

@@ -1,24 +1,32 @@
 """Logprobs that are told at the end: so much memory is planned for them, and an answer that has more fails alone."""
 
+import json
+import socket
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import openai
 import pytest
-from server.hosting import Hosted
+from server.hosting import KEY, Hosted, hosted
 from server.test_manners import until
 
-from moepack.runtime.answers.events import Content
-from moepack.runtime.server import allowance, chat, completions, responses
-from moepack.runtime.server.eventstream import told
+from moepack.runtime.answers.events import Content, Event, Thinking
+from moepack.runtime.server import allowance, chat, completions, likelihoods, responses
+from moepack.runtime.server.delivery import told
+from moepack.runtime.server.settings import Limits
 from moepack.runtime.server.shape import Shape
 from moepack.runtime.serving.answer import Ended, Likelihood, Said
+from moepack.runtime.tokenizer import Tokenizer
 
 TOKENS = 1000
 HELLO = [{"role": "user", "content": "hello"}]
 STREAMED = {"stream": True}
+TEXTS = [" " * 64, "\t" * 16, "नमस्ते", "какой-то", "天气", "internationalization"]
 
 
 def chat_shape(server: Hosted, top: int, **more: Any) -> Shape:
@@ -39,11 +47,11 @@ def response_shape(server: Hosted, top: int, **more: Any) -> Shape:
     return responses.ResponseShape("demo", ask, asked, server.service.language.tokenizer)
 
 
-def parts(server: Hosted, top: int) -> list[Said]:
+def parts(server: Hosted, top: int, event: Event) -> list[Said]:
     """Tokens drawn at random."""
     generator, vocabulary = np.random.default_rng(1), server.service.engine.model.vocab_size
     drawn = generator.integers(0, vocabulary, (TOKENS, 1 + top)).tolist()
-    return [Said((Content("hello "),), found(token, top)) for token, *top in drawn]
+    return [Said((event,), found(token, top)) for token, *top in drawn]
 
 
 def found(token: int, top: list[int]) -> Likelihood:
@@ -66,14 +74,24 @@ def peak(shape: Shape, said: list[Said]) -> int:
 
 @pytest.mark.parametrize("shaped", [chat_shape, completion_shape, response_shape])
 @pytest.mark.parametrize("top", [0, 1, 5, 20])
-def test_what_a_token_takes_is_enough(server: Hosted, shaped: Any, top: int) -> None:
-    if (top, shaped) == (20, completion_shape):
-        top = completions.MOST_LOGPROBS
+@pytest.mark.parametrize("text", [None, *TEXTS])
+def test_no_more_is_kept_than_is_said(
+    server: Hosted, monkeypatch: pytest.MonkeyPatch, shaped: Any, top: int, text: str | None
+) -> None:
+    top = min(top, completions.MOST_LOGPROBS) if shaped is completion_shape else top
+    if text is not None:  # tokens of such a text each
+        monkeypatch.setattr(Tokenizer, "decode", lambda self, tokens, **_: f"{tokens[0]}{text}")
     for more in ({}, STREAMED):
-        shape, said = shaped(server, top, **more), parts(server, top)
-        most = sum(map(allowance.of_part, said)) if shape.kept else 300 * TOKENS
-        assert peak(shape, said) < most
-    assert shape.kept == (shaped is response_shape)  # streamed
+        shape = shaped(server, top, **more)
+        most = peak(shape, parts(server, top, Content("hello ")))
+        assert most < (shape.kept or 300 * TOKENS)
+        assert (shape.kept > 0) == (not more or shaped is response_shape)
+
+
+def test_a_response_does_not_keep_what_it_does_not_tell(server: Hosted) -> None:
+    shape = response_shape(server, 5, **STREAMED)
+    peak(shape, parts(server, 5, Thinking("hm ")))
+    assert shape.kept == 0
 
 
 @pytest.fixture
@@ -83,46 +101,89 @@ def endless(server: Hosted) -> dict[str, Any]:
     return {"model": "demo", "messages": HELLO, "logit_bias": ends, "max_tokens": 100, "logprobs": True}
 
 
+def size(answer: Any) -> int:
+    """What its logprobs take."""
+    return likelihoods.size(msgspec.Raw(each.to_json(indent=None)) for each in answer.choices[0].logprobs.content)
+
+
 def test_who_keeps_more_than_is_planned_fails_and_may_stream(
     server: Hosted, endless: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = server.service._allowance.left
-    monkeypatch.setattr(allowance, "PLANNED_BYTES", 99 * allowance.TOKEN_BYTES)
-    client = server.openai()
-    with pytest.raises(openai.BadRequestError, match="stream chats or completions, or ask for fewer tokens") as refused:
+    left, client = server.service._allowance.left, server.openai()
+    most = size(client.chat.completions.create(**{**endless, "max_tokens": 90}))
+    monkeypatch.setattr(allowance, "PLANNED_BYTES", most)
+    with pytest.raises(openai.BadRequestError, match="ask for fewer tokens or alternatives, or stream chats"):
         client.chat.completions.create(**endless)
-    assert refused.value.param == "logprobs"
     until(lambda: server.service._allowance.left == left)
-    assert len(client.chat.completions.create(**{**endless, "max_tokens": 99}).choices[0].logprobs.content) == 99  # type: ignore[union-attr]
+    assert client.chat.completions.create(**{**endless, "max_tokens": 90}).choices
     chunks = list(client.chat.completions.create(**endless, stream=True))
     assert sum(len(chunk.choices[0].logprobs.content) for chunk in chunks if chunk.choices[0].logprobs) == 100
     assert client.chat.completions.create(**{**endless, "logprobs": False}).choices
-    assert server.service._allowance.left == left
-
-
-def test_a_stream_that_keeps_them_ends_with_the_error(
-    server: Hosted, endless: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = server.service._allowance.left
-    monkeypatch.setattr(allowance, "PLANNED_BYTES", 9 * allowance.TOKEN_BYTES)
-    asked: dict[str, Any] = {"model": "demo", "input": "hello", "max_output_tokens": 100, "temperature": 0}
-    events = list(server.openai().responses.create(**asked, include=[responses.LOGPROBS], stream=True))  # type: ignore[list-item]
-    assert events[-1].type == "response.failed"
-    assert "kept for the end of an answer" in events[-1].response.error.message  # type: ignore[union-attr]
     until(lambda: server.service._allowance.left == left)
+
+
+def test_a_stream_that_keeps_them_ends_with_the_error(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = server.service._allowance.left
+    asked: dict[str, Any] = {"model": "demo", "input": "hello", "max_output_tokens": 100, "temperature": 0}
+    asked |= {"include": [responses.LOGPROBS], "stream": True}
+    for patched, code in ((allowance, "invalid_prompt"), (server.service._allowance, "rate_limit_exceeded")):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, "PLANNED_BYTES" if patched is allowance else "left", 1000)
+            events = list(server.openai().responses.create(**asked))
+            assert events[-1].type == "response.failed"
+            assert events[-1].response.error.code == code
+            assert "logprobs" in events[-1].response.error.message
+            until(lambda: server.service.scheduler.running == 0)
+    assert server.service._allowance.left == left
 
 
 def test_others_find_room_when_it_is_given_back(
     server: Hosted, endless: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, client = allowance.TOKEN_BYTES * 100, server.openai()
-    monkeypatch.setattr(server.service._allowance, "left", one - 1)
+    client = server.openai()
+    one = size(client.chat.completions.create(**endless))
+    monkeypatch.setattr(server.service._allowance, "left", one // 2)
     with pytest.raises(openai.RateLimitError, match="logprobs of other requests leave no room") as refused:
         client.chat.completions.create(**endless)
     assert refused.value.response.headers["retry-after"] == "1"
     monkeypatch.setattr(server.service._allowance, "left", one)
     for _ in range(2):
         assert client.chat.completions.create(**endless).choices
+        until(lambda: server.service._allowance.left == one)
     with pytest.raises(openai.RateLimitError):
         client.chat.completions.create(**endless, n=2)
-    assert client.chat.completions.create(**endless).choices
+    until(lambda: server.service._allowance.left == one)
+
+
+@contextmanager
+def unread(server: Hosted, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """A client that has read nothing of its answer yet."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect((host, int(port)))
+        sent = json.dumps({"model": "demo", "temperature": 0, **body}).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
+        client.sendall(head.encode() + sent)
+        yield client
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_what_is_not_read_is_held_until_it_is_given_up(demo: Path, endless: dict[str, Any], read: bool) -> None:
+    patience = 30.0 if read else 1.0
+    with hosted(demo, send_buffer=4096, limits=Limits(send_seconds=patience)) as server:
+        whole = {**endless, "max_tokens": 300, "top_logprobs": 20}
+        said = {"input": "hello", "max_output_tokens": 300, "logit_bias": {}, "top_logprobs": 20}
+        said = {**said, "include": [responses.LOGPROBS], "stream": True}
+        del said["logit_bias"]
+        for path, body in (("/v1/chat/completions", whole), ("/v1/responses", said)):
+            before, failed = server.service.scheduler.counts.finished, server.service.scheduler.counts.failed
+            with unread(server, path, body) as client:
+                if path == "/v1/chat/completions":
+                    until(lambda before=before: server.service.scheduler.counts.finished == before + 1)
+                until(lambda: server.service.logprob_bytes > 10_000)
+                while read and server.service.logprob_bytes:
+                    client.recv(65536)
+                until(lambda: server.service.logprob_bytes == 0)
+            assert server.service.scheduler.counts.failed == failed

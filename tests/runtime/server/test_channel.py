@@ -8,7 +8,7 @@ import pytest
 from moepack.manifests.errors import UsageError
 from moepack.runtime.answers.events import Content
 from moepack.runtime.server.channel import Channel, Post
-from moepack.runtime.serving.answer import Ended, Said
+from moepack.runtime.serving.answer import Ended, Likelihood, Said
 
 
 def said(text: str) -> Said:
@@ -50,6 +50,25 @@ def test_who_reads_too_slowly_loses_the_answer_but_hears_its_end() -> None:
         post.send()
         await asyncio.sleep(0)
         assert [await channel.get() for _ in range(3)] == [said("a"), said("b"), Ended("stop", None, 2)]
+
+    asyncio.run(told())
+
+
+@pytest.mark.parametrize(("top", "parts"), [(0, 6), (3, 6), (4, 3), (20, 1)])
+def test_a_part_with_many_alternatives_counts_as_several(top: int, parts: int) -> None:
+    part = Said((), Likelihood(1, -1.0, ((2, -2.0),) * top))
+
+    async def told() -> None:
+        post = Post()
+        channel = Channel(6, post)
+        for _ in range(2):  # those that were read count no more
+            for _ in range(parts):
+                channel.put(part)
+            with pytest.raises(UsageError, match="unread"):
+                channel.put(part)
+            post.send()
+            await asyncio.sleep(0)
+            assert [await channel.get() for _ in range(parts)] == [part] * parts
 
     asyncio.run(told())
 

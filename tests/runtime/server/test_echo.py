@@ -20,6 +20,7 @@ from moepack.runtime.server.allowance import PROMPT_BYTES
 from moepack.runtime.server.completions import CompletionRequest, CompletionShape, wish
 from moepack.runtime.serving.answer import Ended, Likelihood, Said, Scorer
 from moepack.runtime.serving.scheduler import BusyError
+from moepack.runtime.tokenizer import Tokenizer
 
 ASKED: dict[str, Any] = {"model": "demo", "prompt": "def main():\n    return 'naïve'\n", "temperature": 0, "echo": True}
 
@@ -158,6 +159,18 @@ def test_a_prompt_is_told_for_one_answer_and_only_so_long(server: Hosted, monkey
     assert completed(server, max_tokens=0).choices[0].text == ASKED["prompt"]
 
 
+def test_as_many_as_are_told_at_once_leave_room_for_the_answer(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Harnesses ask for a token."""
+    long = completed(server, max_tokens=0).usage.prompt_tokens
+    monkeypatch.setattr(allowance, "MOST", 4 * long)
+    monkeypatch.setattr(allowance, "PLANNED_BYTES", 4 * long * PROMPT_BYTES)
+    monkeypatch.setattr(server.service._allowance, "left", 4 * long * PROMPT_BYTES)
+    for asked in ({"logprobs": 3}, {"logprobs": 1, "prompt": [ASKED["prompt"]] * 2}):
+        for streamed in (False, True):
+            assert list(completed(server, **asked, max_tokens=1, stream=streamed))
+            until(lambda: server.service._allowance.left == 4 * long * PROMPT_BYTES)
+
+
 def told_at_last(server: Hosted) -> Any:
     """A prompt's logprobs; the server may need a moment to see that the client before has gone."""
     for _ in range(200):
@@ -193,7 +206,7 @@ def test_the_place_is_given_back_by_who_finds_none_in_the_queue(
     server: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise BusyError(7, 8.0)
+        raise BusyError("7 requests wait", 8.0)
 
     with monkeypatch.context() as patch:
         patch.setattr(server.service.scheduler, "submit", full)
@@ -212,14 +225,17 @@ def encoded(shape: CompletionShape, said: Said) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("alternatives", [0, 1, 5])
-def test_what_is_planned_for_a_token_s_logprobs_is_enough(server: Hosted, alternatives: int) -> None:
-    """From logits to JSON, streamed and whole at once."""
+def test_what_is_planned_for_a_token_s_logprobs_is_enough(
+    server: Hosted, alternatives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From logits to JSON, streamed and whole at once, of tokens of 40 characters."""
     vocabulary, tokenizer = server.service.engine.model.vocab_size, server.service.language.tokenizer
     generator = np.random.default_rng(1)
     tokens = [int(token) for token in generator.integers(0, vocabulary, 1000)]
     asked = CompletionRequest("demo", tokens, max_tokens=0, logprobs=alternatives, echo=True)
     asks = server.service.texts([tokens], wish(asked))
     logits = generator.normal(size=(100, vocabulary)).astype(np.float32)
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, tokens, **_: f"{tokens[0]:40}")
     tracemalloc.start()
     try:
         shape, scorer = CompletionShape("demo", asks, asked, tokenizer), Scorer(tokens, alternatives)
