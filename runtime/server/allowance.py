@@ -10,9 +10,7 @@ from ..serving.scheduler import BusyError
 from .wishes import Ask, WishError
 
 MOST = 8 * 2048 * 2  # of a batch of an evaluation harness: of its tokens, and of an alternative of each
-PROMPT_BYTES = (
-    720  # for each of them; measured, of tokens of 40 characters: 526 with 5 alternatives, 640 with 1, 706 with none
-)
+PROMPT_BYTES = 720  # for each of them; measured: 526 with 5 alternatives, 640 with 1, 706 with none
 PLANNED_BYTES = MOST * PROMPT_BYTES
 
 
