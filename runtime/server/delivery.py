@@ -18,9 +18,11 @@ from .settings import Limits
 from .shape import Event, Shape
 
 T = TypeVar("T")
+Headers = list[tuple[bytes, bytes]]
+ENCODER = msgspec.json.Encoder()
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 PING = b": still at it\n\n"
-PIECE = 65536  # bytes; the next one goes when the client has nearly all before it
+PIECE_BYTES = 65536  # the next piece goes when the client has nearly all before it
 GONE = 499  # nobody reads it; counted
 
 
@@ -40,14 +42,21 @@ class Delivery:
     async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
 
-    async def _give(self, send: Send, body: bytes) -> None:
-        """In pieces. Raises TimeoutError if one is not taken for long."""
-        for first in range(0, len(body), PIECE):
-            await self._give_piece(send, body[first : first + PIECE])
+    async def _begin(self, send: Send, headers: Headers) -> None:
+        await self._timed(send({"type": "http.response.start", "status": 200, "headers": headers}))
 
-    async def _give_piece(self, send: Send, piece: bytes, *, more: bool = True) -> None:
+    async def _give(self, send: Send, body: bytes | bytearray) -> None:
+        """In pieces. Raises TimeoutError, as all these, if the client does not take one for long."""
+        for first in range(0, len(body), PIECE_BYTES):
+            piece = bytes(body[first : first + PIECE_BYTES])
+            await self._timed(send({"type": "http.response.body", "body": piece, "more_body": True}))
+
+    async def _end(self, send: Send) -> None:
+        await self._timed(send({"type": "http.response.body", "body": b"", "more_body": False}))
+
+    async def _timed(self, sending: Awaitable[None]) -> None:
         async with asyncio.timeout(self._limits.send_seconds):
-            await send({"type": "http.response.body", "body": piece, "more_body": more})
+            await sending
 
 
 class Streamed(Delivery):
@@ -57,12 +66,14 @@ class Streamed(Delivery):
         await unless_gone(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+        await self._begin(send, EVENTS)
         while not self._pending.over:
-            part = await self._next()
-            for body in (PING,) if part is None else map(_encoded, told(self._shape, part)):
-                await self._give(send, body)
-        await self._give_piece(send, b"", more=False)
+            if (part := await self._next()) is None:
+                await self._give(send, PING)
+            else:
+                for event in told(self._shape, part):
+                    await self._give(send, _encoded(event))
+        await self._end(send)
 
     async def _next(self) -> Part | None:
         """The next part; None if there is none for long, so that nobody on the way takes the silence for an end."""
@@ -94,9 +105,9 @@ class Whole(Delivery):
 
     async def _send(self, send: Send, body: bytes) -> None:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._begin(send, headers)
         await self._give(send, body)
-        await self._give_piece(send, b"", more=False)
+        await self._end(send)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:
@@ -130,7 +141,13 @@ def told(shape: Shape, part: Part) -> Iterable[Event]:
             return shape.failed(ApiError.of(error))
 
 
-def _encoded(event: Event) -> bytes:
-    data = event.data.encode() if isinstance(event.data, str) else msgspec.json.encode(event.data)
-    name = b"" if event.name is None else b"event: " + event.name.encode() + b"\n"
-    return name + b"data: " + data + b"\n\n"
+def _encoded(event: Event) -> bytearray:
+    """Without copies: a response's last event may have megabytes."""
+    found = bytearray(b"" if event.name is None else b"event: %b\n" % event.name.encode())
+    found += b"data: "
+    if isinstance(event.data, str):
+        found += event.data.encode()
+    else:
+        ENCODER.encode_into(event.data, found, len(found))
+    found += b"\n\n"
+    return found

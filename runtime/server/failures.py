@@ -33,6 +33,9 @@ class ApiError(Exception):
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return self.message
+
     @classmethod
     def of(cls, error: Exception) -> "ApiError":
         """What any error comes to: the request's own fault, a full queue, or a failure of pack, disk or device."""

@@ -13,7 +13,7 @@ from ..serving.answer import Likelihood, Scored
 from ..tokenizer import REPLACEMENT, Tokenizer
 
 COLUMNS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-ENTRY_BYTES = 200  # of a bytes object, what has it, its place in a list, and its token's text
+ENTRY_BYTES = 350  # of a bytes object and what has it, of its token's text, and of what comes and goes meanwhile
 DOCUMENT = 2  # while it grows, JSON takes up to twice its bytes
 
 
@@ -97,8 +97,8 @@ class Columns:
 
     @property
     def size(self) -> int:
-        """Bytes of memory for these, which may have room for more, for their copy and for a document that has it."""
-        return (3 + DOCUMENT) * sum(map(len, self._parts.values()))
+        """Bytes of memory for these, which may have room for more, the text, a copy and a document that has both."""
+        return (4 + DOCUMENT) * sum(map(len, self._parts.values()))
 
     def document(self) -> dict[str, msgspec.Raw]:
         """All of them."""

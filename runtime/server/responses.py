@@ -235,6 +235,7 @@ class ResponseShape:
         """Items begin, grow and end."""
         if part.likelihood is not None:
             self._new.append(likelihoods.entry(part.likelihood, self._tokenizer))
+            self.kept += likelihoods.size(self._new[-1:])
         for event in part.events:
             for change, block, text in self._blocks.take(event):
                 yield from self._changed(change, block, text)
@@ -285,17 +286,24 @@ class ResponseShape:
             yield from self._closed(block, place)
 
     def _grown(self, block: Block, text: str, place: dict[str, Any]) -> shape.Event:
+        new = self._taken() if block.kind == "text" else self._drop()
         if block.kind == "call":
             return self._event("response.function_call_arguments.delta", **place, delta=text)
-        new, self._new = self._new, []
         if block.kind == "thinking":
             return self._event("response.reasoning_text.delta", **place, content_index=0, delta=text)
         self._of.setdefault(block.number, []).extend(new)
-        self.kept += likelihoods.size(new)
         return self._event("response.output_text.delta", **place, content_index=0, delta=text, logprobs=new)
 
+    def _taken(self) -> list[msgspec.Raw]:
+        new, self._new = self._new, []
+        return new
+
+    def _drop(self) -> list[msgspec.Raw]:
+        self.kept -= likelihoods.size(self._taken())
+        return []
+
     def _closed(self, block: Block, place: dict[str, Any]) -> Out:
-        self._new = []
+        self._drop()
         if block.kind == "call":
             done = {"arguments": block.text, "name": self._named(block)["name"]}
             yield self._event("response.function_call_arguments.done", **place, **done)

@@ -15,10 +15,11 @@ from ...manifests.errors import StorageError
 from ..serving.scheduler import Scheduler
 from .app import application
 from .service import Service
-from .settings import Settings
+from .settings import Limits, Settings
 
 GRACE = 3  # seconds for answers under way, at the end
 TELLING = 2  # seconds more, for those that did not end to say so
+UNSENT_BYTES = 65536
 
 
 class Server(uvicorn.Server):
@@ -75,7 +76,7 @@ def server(service: Service) -> Server:
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http=protocol(limits.header_seconds),
+        http=protocol(limits),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -104,15 +105,15 @@ async def _run(served: Server, bound: socket.socket, ready: Callable[[], None]) 
     await serving
 
 
-def protocol(seconds: float) -> type[H11Protocol]:
-    """HTTP/1.1 that hangs up on who does not finish a request's head in so many seconds, the first or a later one."""
+def protocol(limits: Limits) -> type[H11Protocol]:
+    """HTTP/1.1 that hangs up on who does not finish a request's head in its time, the first or a later one."""
 
     class Prompt(H11Protocol):
         _due: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            _without_delay(transport)
+            _tune(transport.get_extra_info("socket"), limits)
             self._expect()
 
         def on_response_complete(self) -> None:
@@ -127,7 +128,7 @@ def protocol(seconds: float) -> type[H11Protocol]:
         def _expect(self) -> None:
             if self._due is not None:
                 self._due.cancel()
-            self._due = self.loop.call_later(seconds, self._hang_up)
+            self._due = self.loop.call_later(limits.header_seconds, self._hang_up)
 
         def _hang_up(self) -> None:
             if self.cycle is None or self.cycle.response_complete:
@@ -136,9 +137,15 @@ def protocol(seconds: float) -> type[H11Protocol]:
     return Prompt
 
 
-def _without_delay(transport: asyncio.Transport) -> None:
-    """Small pieces of a stream are sent at once: held back for the client's acknowledgement, each takes up to 40 ms.
+def _tune(connection: socket.socket, limits: Limits) -> None:
+    """As far as this system knows the options.
 
-    asyncio does so only for sockets that name their protocol, which accepted ones do as the listening one does.
+    Small pieces of a stream are sent at once: held back for the client's acknowledgement, each takes up to 40 ms
+    (asyncio does so only for sockets that name their protocol, which accepted ones do as the listening one does). A
+    piece is taken when little is left unsent, not when the client has a megabyte of what is before it. Who takes
+    nothing is given up by the kernel, too, which else keeps what is closed until it is sent.
     """
-    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in (("TCP_NOTSENT_LOWAT", UNSENT_BYTES), ("TCP_USER_TIMEOUT", int(limits.send_seconds * 1000))):
+        if option := getattr(socket, name, None):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,9 +1,11 @@
 """Logprobs that are told at the end: so much memory is planned for them, and an answer that has more fails alone."""
 
+import asyncio
 import json
 import socket
+import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ import pytest
 from server.hosting import KEY, Hosted, hosted
 from server.test_manners import until
 
-from moepack.runtime.answers.events import Content, Event, Thinking
+from moepack.runtime.answers.events import CallArguments, CallBegan, CallEnded, Content, Event, Thinking
 from moepack.runtime.server import allowance, chat, completions, likelihoods, responses
-from moepack.runtime.server.delivery import told
+from moepack.runtime.server.delivery import Streamed, Whole, told
 from moepack.runtime.server.settings import Limits
 from moepack.runtime.server.shape import Shape
-from moepack.runtime.serving.answer import Ended, Likelihood, Said
+from moepack.runtime.serving.answer import Ended, Likelihood, Part, Said
 from moepack.runtime.tokenizer import Tokenizer
 
 TOKENS = 1000
@@ -47,29 +49,55 @@ def response_shape(server: Hosted, top: int, **more: Any) -> Shape:
     return responses.ResponseShape("demo", ask, asked, server.service.language.tokenizer)
 
 
-def parts(server: Hosted, top: int, event: Event) -> list[Said]:
-    """Tokens drawn at random."""
+def parts(server: Hosted, top: int, event: Event) -> list[Part]:
+    """Tokens drawn at random, and the end."""
     generator, vocabulary = np.random.default_rng(1), server.service.engine.model.vocab_size
     drawn = generator.integers(0, vocabulary, (TOKENS, 1 + top)).tolist()
-    return [Said((event,), found(token, top)) for token, *top in drawn]
+    said = [Said((event,), found(token, top)) for token, *top in drawn]
+    return [*said, Ended("length", None, len(said))]
 
 
 def found(token: int, top: list[int]) -> Likelihood:
     return Likelihood(token, -1 / (2 + token), tuple((each, -1 / (3 + each)) for each in top))
 
 
-def peak(shape: Shape, said: list[Said]) -> int:
-    """Bytes at the most, from the parts to the last event and the document, one after the other."""
-    tracemalloc.start()
-    try:
-        for part in [*said, Ended("length", None, len(said))]:
-            for event in told(shape, part):
-                msgspec.json.encode(event.data)
-        if shape.kept:
-            msgspec.json.encode(shape.document())
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+class Scripted:
+    """A pending answer."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts, self._next = parts, 0
+
+    @property
+    def over(self) -> bool:
+        return self._next == len(self._parts)
+
+    async def get(self, kept: int) -> Part:
+        self._next += 1
+        return self._parts[self._next - 1]
+
+    def cancel(self) -> None:
+        pass
+
+
+def peak(shape: Shape, parts: Sequence[Part], *, stream: bool) -> int:
+    """Bytes at the most, from the parts to the last piece that is sent."""
+
+    async def forever() -> MutableMapping[str, Any]:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    async def nowhere(message: MutableMapping[str, Any]) -> None:
+        await asyncio.sleep(0)  # the loop forgets timeouts that are over
+
+    async def deliver() -> int:
+        tracemalloc.start()
+        try:
+            delivery: Any = Streamed if stream else Whole
+            await delivery(Scripted(parts), shape, Limits())({}, forever, nowhere)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return asyncio.run(deliver())
 
 
 @pytest.mark.parametrize("shaped", [chat_shape, completion_shape, response_shape])
@@ -83,14 +111,21 @@ def test_no_more_is_kept_than_is_said(
         monkeypatch.setattr(Tokenizer, "decode", lambda self, tokens, **_: f"{tokens[0]}{text}")
     for more in ({}, STREAMED):
         shape = shaped(server, top, **more)
-        most = peak(shape, parts(server, top, Content("hello ")))
+        most = peak(shape, parts(server, top, Content("hello ")), stream=bool(more))
         assert most < (shape.kept or 300 * TOKENS)
         assert (shape.kept > 0) == (not more or shaped is response_shape)
 
 
 def test_a_response_does_not_keep_what_it_does_not_tell(server: Hosted) -> None:
+    *thoughts, end = parts(server, 5, Thinking("hm "))
+    *inside, _ = parts(server, 5, CallArguments(0, "1"))
+    silent = Said((), found(1, [2] * 5))
     shape = response_shape(server, 5, **STREAMED)
-    peak(shape, parts(server, 5, Thinking("hm ")))
+    list(told(shape, silent))
+    assert (one := shape.kept)  # it may belong to a text that is held back
+    for part in [*thoughts, Said((CallBegan(0, "get_weather"),)), *inside, silent, Said((CallEnded(0),)), end]:
+        list(told(shape, part))
+        assert shape.kept <= one
     assert shape.kept == 0
 
 
@@ -156,16 +191,17 @@ def test_others_find_room_when_it_is_given_back(
 
 
 @contextmanager
-def unread(server: Hosted, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
-    """A client that has read nothing of its answer yet."""
+def unread(server: Hosted, path: str, *bodies: dict[str, Any]) -> Iterator[socket.socket]:
+    """A client that has read nothing of its answers yet; a second body is a completion's."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.connect((host, int(port)))
-        sent = json.dumps({"model": "demo", "temperature": 0, **body}).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-        head += f"content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
-        client.sendall(head.encode() + sent)
+        for to, body in zip((path, "/v1/completions"), bodies, strict=False):
+            sent = json.dumps({"model": "demo", **body}).encode()
+            head = f"POST {to} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+            head += f"content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
+            client.sendall(head.encode() + sent)
         yield client
 
 
@@ -187,3 +223,29 @@ def test_what_is_not_read_is_held_until_it_is_given_up(demo: Path, endless: dict
                     client.recv(65536)
                 until(lambda: server.service.logprob_bytes == 0)
             assert server.service.scheduler.counts.failed == failed
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_an_earlier_answer_unread_holds_nothing_for_long(demo: Path, stream: bool) -> None:
+    """The next answer's head waits for it, too."""
+    with hosted(demo, send_buffer=4096, limits=Limits(send_seconds=0.5)) as server:
+        asked = {"prompt": "a " * 300, "echo": True, "logprobs": 5, "max_tokens": 1, "stream": stream}
+        with unread(server, "/tokenize", {"content": "a " * 8000, "with_pieces": True}, asked):
+            until(lambda: server.service.logprob_bytes > 0)
+            until(lambda: server.service.logprob_bytes == 0)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such option")
+def test_a_slow_client_gets_all_of_it(demo: Path, endless: dict[str, Any]) -> None:
+    """Megabytes wait in the kernel otherwise, of which a third is not taken in the time of a piece."""
+    with hosted(demo, send_buffer=500_000, limits=Limits(send_seconds=0.5)) as server:
+        whole = {**endless, "max_tokens": 900, "top_logprobs": 20}
+        with unread(server, "/v1/chat/completions", whole) as client:
+            head = client.recv(20_000)
+            size, begin, got = int(head.split(b"content-length: ")[1].split(b"\r")[0]), time.monotonic(), len(head)
+            assert size > 1_000_000
+            while got < size:
+                more = client.recv(20_000)
+                assert more, f"{got} of {size}"
+                got += len(more)
+                time.sleep(max(0.0, begin + got / 300_000 - time.monotonic()))
