@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...manifests.errors import StorageError
+from .._native import trim_heap
 from ..serving.scheduler import Scheduler
 from .app import application
 from .service import Service
@@ -20,6 +21,7 @@ from .settings import Limits, Settings
 GRACE = 3  # seconds for answers under way, at the end
 TELLING = 2  # seconds more, for those that did not end to say so
 UNSENT_BYTES = 65536
+TRIM_SECONDS = 30
 
 
 class Server(uvicorn.Server):
@@ -85,11 +87,18 @@ def server(service: Service) -> Server:
         proxy_headers=False,
         timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=GRACE + TELLING,
+        callback_notify=_trim,
+        timeout_notify=TRIM_SECONDS,
         h11_max_incomplete_event_size=limits.header_bytes,
     )
     found = Server(config, service.scheduler)
     app.connections = found.server_state.connections
     return found
+
+
+async def _trim() -> None:
+    """Give back to the system what requests left free between what is kept, which else adds up; takes milliseconds."""
+    trim_heap()
 
 
 def run(service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:

@@ -209,6 +209,14 @@ def test_what_is_too_much_or_too_slow_is_refused(demo: Path) -> None:
                 assert wanted or client.recv(1000) == b""
 
 
+def test_free_memory_is_given_back_now_and_then(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[None]()
+    monkeypatch.setattr(running, "TRIM_SECONDS", 0)
+    monkeypatch.setattr(running, "trim_heap", lambda: given.append(None))
+    with hosted(demo):
+        until(lambda: len(given) > 1)
+
+
 def test_small_pieces_are_sent_at_once(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a stream's first token waits for the client's acknowledgement of the head, 40 ms."""
     made, begin = list[Any](), H11Protocol.connection_made
