@@ -19,8 +19,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import httpx2 as httpx
 
 PROGRAMS = Path(sys.executable).parent
 CLIENTS = 6
+CONTEXT, PARALLEL = 4096, 4
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 ANYTHING: list[Any] = [
     None,
@@ -91,7 +94,20 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
     """A server of the shipped model in a process of its own: its address and process id."""
     pack = folder / "demo"
     subprocess.run([PROGRAMS / "moe-pack", "demo", pack], check=True, capture_output=True)
-    options = ["--port", "0", "--context", "4096", "--prefix-memory", "8MB", "--queue", "4", "--memory", "1GB"]
+    options = [
+        "--port",
+        "0",
+        "--context",
+        str(CONTEXT),
+        "--parallel",
+        str(PARALLEL),
+        "--prefix-memory",
+        "8MB",
+        "--queue",
+        "4",
+        "--memory",
+        "1GB",
+    ]
     state = ["--state-dir", str(folder / "state"), "--state-size", "16MB"]
     command = [PROGRAMS / "moe-run", "serve", pack, *options, *state]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -107,6 +123,7 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
 
 def soak(url: str, pid: int, seconds: float, clients: int = CLIENTS) -> Outcome:
     """Load a server for so long."""
+    _fill(url)
     outcome, end = Outcome(), time.monotonic() + seconds
     threads = [threading.Thread(target=_client, args=(url, seed, end, outcome)) for seed in range(clients)]
     for thread in threads:
@@ -121,6 +138,15 @@ def soak(url: str, pid: int, seconds: float, clients: int = CLIENTS) -> Outcome:
     left = re.findall(r"^moepack_(?:running|waiting|logprob_bytes) (\S+)", metrics, re.M)
     outcome.stuck = sum(map(float, left))
     return outcome
+
+
+def _fill(url: str) -> None:
+    """Use all of the context that is planned, once: the system counts memory when it is first written to."""
+    body = {"model": "x", "prompt": [1] * (CONTEXT - 9), "max_tokens": 8}
+    ask = partial(httpx.post, f"{url}/v1/completions", json=body, timeout=120)
+    with ThreadPoolExecutor(PARALLEL) as clients:
+        for asked in [clients.submit(ask) for _ in range(PARALLEL)]:
+            assert asked.result().status_code == 200
 
 
 def _client(url: str, seed: int, end: float, outcome: Outcome) -> None:
