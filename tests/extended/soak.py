@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +93,8 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
     """A server of the shipped model in a process of its own: its address and process id."""
     pack = folder / "demo"
     subprocess.run([PROGRAMS / "moe-pack", "demo", pack], check=True, capture_output=True)
-    options = [
-        "--port",
-        "0",
-        "--context",
-        str(CONTEXT),
-        "--parallel",
-        str(PARALLEL),
-        "--prefix-memory",
-        "8MB",
-        "--queue",
-        "4",
-        "--memory",
-        "1GB",
-    ]
+    options = ["--port", "0", "--context", str(CONTEXT), "--parallel", str(PARALLEL), "--queue", "4"]
+    options += ["--prefix-memory", "8MB", "--memory", "1GB"]
     state = ["--state-dir", str(folder / "state"), "--state-size", "16MB"]
     command = [PROGRAMS / "moe-run", "serve", pack, *options, *state]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -142,11 +129,15 @@ def soak(url: str, pid: int, seconds: float, clients: int = CLIENTS) -> Outcome:
 
 def _fill(url: str) -> None:
     """Use all of the context that is planned, once: the system counts memory when it is first written to."""
-    body = {"model": "x", "prompt": [1] * (CONTEXT - 9), "max_tokens": 8}
-    ask = partial(httpx.post, f"{url}/v1/completions", json=body, timeout=120)
+
+    def ask(token: int) -> int:
+        body = {"model": "x", "prompt": [token] * (CONTEXT - 9), "max_tokens": 8}
+        while (status := httpx.post(f"{url}/v1/completions", json=body, timeout=120).status_code) == 429:
+            time.sleep(0.1)
+        return status
+
     with ThreadPoolExecutor(PARALLEL) as clients:
-        for asked in [clients.submit(ask) for _ in range(PARALLEL)]:
-            assert asked.result().status_code == 200
+        assert set(clients.map(ask, range(PARALLEL))) == {200}
 
 
 def _client(url: str, seed: int, end: float, outcome: Outcome) -> None:
