@@ -191,11 +191,12 @@ def test_others_find_room_when_it_is_given_back(
 
 
 @contextmanager
-def unread(server: Hosted, path: str, *bodies: dict[str, Any]) -> Iterator[socket.socket]:
+def unread(server: Hosted, path: str, *bodies: dict[str, Any], window: int | None = 2048) -> Iterator[socket.socket]:
     """A client that has read nothing of its answers yet; a second body is a completion's."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        if window is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         client.connect((host, int(port)))
         for to, body in zip((path, "/v1/completions"), bodies, strict=False):
             sent = json.dumps({"model": "demo", **body}).encode()
@@ -236,16 +237,18 @@ def test_who_leaves_an_earlier_answer_unread_holds_nothing_for_long(demo: Path, 
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such option")
-def test_a_slow_client_gets_all_of_it(demo: Path, endless: dict[str, Any]) -> None:
+def test_a_slow_client_gets_all_of_it(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Megabytes wait in the kernel otherwise, of which a third is not taken in the time of a piece."""
-    with hosted(demo, send_buffer=500_000, limits=Limits(send_seconds=0.5)) as server:
-        whole = {**endless, "max_tokens": 900, "top_logprobs": 20}
-        with unread(server, "/v1/chat/completions", whole) as client:
-            head = client.recv(20_000)
-            size, begin, got = int(head.split(b"content-length: ")[1].split(b"\r")[0]), time.monotonic(), len(head)
-            assert size > 1_000_000
-            while got < size:
-                more = client.recv(20_000)
-                assert more, f"{got} of {size}"
-                got += len(more)
-                time.sleep(max(0.0, begin + got / 300_000 - time.monotonic()))
+    monkeypatch.setattr(chat.ChatShape, "document", lambda self: "x" * 6_000_000)
+    with (
+        hosted(demo, limits=Limits(send_seconds=2.0)) as server,
+        unread(server, "/v1/chat/completions", {"messages": HELLO, "max_tokens": 1}, window=None) as client,
+    ):
+        begin, got = time.monotonic(), 0
+        while more := client.recv(20_000):
+            got += len(more)
+            if (passed := time.monotonic() - begin) < 4:  # twice the time that a piece has
+                time.sleep(max(0.0, got / 400_000 - passed))
+            if got > 6_000_000:
+                break
+        assert got > 6_000_000
