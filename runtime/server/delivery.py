@@ -4,6 +4,7 @@ Owns what a client may let wait, and that what was taken for an answer is given 
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ PIECE_BYTES = 65536  # the next piece goes when the client has nearly all before
 GONE = 499  # nobody reads it; counted
 
 
-class Delivery:
+class Delivery(ABC):
     """An ASGI response."""
 
     def __init__(self, pending: Pending, shape: Shape, limits: Limits) -> None:
@@ -39,8 +40,8 @@ class Delivery:
         finally:
             self._pending.cancel()
 
-    async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
     async def _begin(self, send: Send, headers: Headers) -> None:
         await self._timed(send({"type": "http.response.start", "status": 200, "headers": headers}))

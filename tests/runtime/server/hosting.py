@@ -1,6 +1,7 @@
 """A server in this process, on a port of its own, and the official clients of it."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -107,3 +108,19 @@ def hosted(
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def unread(server: Hosted, path: str, *bodies: dict[str, Any], window: int | None = 2048) -> Iterator[socket.socket]:
+    """A client that has read nothing of its answers yet; a second body is a completion's."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        if window is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        client.connect((host, int(port)))
+        for to, body in zip((path, "/v1/completions"), bodies, strict=False):
+            sent = json.dumps({"model": "demo", **body}).encode()
+            head = f"POST {to} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+            head += f"content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
+            client.sendall(head.encode() + sent)
+        yield client

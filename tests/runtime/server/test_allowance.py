@@ -1,12 +1,10 @@
 """Logprobs that are told at the end: so much memory is planned for them, and an answer that has more fails alone."""
 
 import asyncio
-import json
 import socket
 import time
 import tracemalloc
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import msgspec
 import numpy as np
 import openai
 import pytest
-from server.hosting import KEY, Hosted, hosted
+from server.hosting import Hosted, hosted, unread
 from server.test_manners import until
 
 from moepack.runtime.answers.events import CallArguments, CallBegan, CallEnded, Content, Event, Thinking
@@ -190,30 +188,13 @@ def test_others_find_room_when_it_is_given_back(
     until(lambda: server.service._allowance.left == one)
 
 
-@contextmanager
-def unread(server: Hosted, path: str, *bodies: dict[str, Any], window: int | None = 2048) -> Iterator[socket.socket]:
-    """A client that has read nothing of its answers yet; a second body is a completion's."""
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.socket() as client:
-        if window is not None:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-        client.connect((host, int(port)))
-        for to, body in zip((path, "/v1/completions"), bodies, strict=False):
-            sent = json.dumps({"model": "demo", **body}).encode()
-            head = f"POST {to} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-            head += f"content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
-            client.sendall(head.encode() + sent)
-        yield client
-
-
 @pytest.mark.parametrize("read", [False, True])
 def test_what_is_not_read_is_held_until_it_is_given_up(demo: Path, endless: dict[str, Any], read: bool) -> None:
     patience = 30.0 if read else 1.0
     with hosted(demo, send_buffer=4096, limits=Limits(send_seconds=patience)) as server:
         whole = {**endless, "max_tokens": 300, "top_logprobs": 20}
-        said = {"input": "hello", "max_output_tokens": 300, "logit_bias": {}, "top_logprobs": 20}
-        said = {**said, "include": [responses.LOGPROBS], "stream": True}
-        del said["logit_bias"]
+        said = {"input": "hello", "max_output_tokens": 300, "top_logprobs": 20}
+        said |= {"include": [responses.LOGPROBS], "stream": True}
         for path, body in (("/v1/chat/completions", whole), ("/v1/responses", said)):
             before, failed = server.service.scheduler.counts.finished, server.service.scheduler.counts.failed
             with unread(server, path, body) as client:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moe_run_program import called
-from server.hosting import KEY, QUESTION, Hosted, hosted
+from server.hosting import KEY, QUESTION, Hosted, hosted, unread
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from moepack.manifests.errors import UsageError
@@ -176,18 +176,13 @@ def test_one_client_s_many_requests_hold_off_nobody(demo: Path, monkeypatch: pyt
 
 
 def test_a_client_that_does_not_read_is_let_go(demo: Path) -> None:
-    with hosted(demo, send_buffer=4096, limits=Limits(parts=8, send_seconds=0.5)) as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            client.connect((host, int(port)))
-            asked = {"model": "demo", "prompt": "Once", "temperature": 2, "stream": True, "logprobs": 5, "seed": 1}
-            body = json.dumps({**asked, "max_tokens": 900}).encode()
-            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-            head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-            client.sendall(head.encode() + body)
-            until(lambda: ended(server) == 1)
-            assert server.service.scheduler.counts.finished == 0
+    asked = {"prompt": "Once", "temperature": 2, "stream": True, "logprobs": 5, "seed": 1, "max_tokens": 900}
+    with (
+        hosted(demo, send_buffer=4096, limits=Limits(parts=8, send_seconds=0.5)) as server,
+        unread(server, "/v1/completions", asked),
+    ):
+        until(lambda: ended(server) == 1)
+        assert server.service.scheduler.counts.finished == 0
 
 
 def test_what_is_too_much_or_too_slow_is_refused(demo: Path) -> None:
