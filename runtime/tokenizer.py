@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Vocabulary
+from tokenizers.models import BPE
 
 from ..manifests import canonical
 from ..manifests.errors import CorruptInputError, UnsupportedError, UsageError
@@ -26,6 +27,7 @@ FILE = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 32 * 1024 * 1024  # 250,000 tokens take 15 MiB; reading takes some ten times that
 MAX_PATTERN = 2048  # characters of a regular expression
 MAX_REPEATS = 10_000  # what its counted repetitions multiply to: each of them is compiled so many times
+CACHED_WORDS = 1000  # whose tokens the library remembers in each thread: its 10,000 add up in a server
 REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are not, or not yet, a character
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -161,6 +163,8 @@ def _parse(files: PackFiles) -> Vocabulary:
     trim_heap()  # parsing takes twice what it leaves
     vocabulary.no_truncation()  # a file may ask for either; both would change a prompt silently
     vocabulary.no_padding()
+    if isinstance(vocabulary.model, BPE):
+        vocabulary.model._resize_cache(CACHED_WORDS)  # no file can ask for it, and there is no public way
     return vocabulary
 
 

@@ -1,6 +1,8 @@
 """Tokens to text and back: streaming, end tokens, and tokenizers that are not what they should be."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Vocabulary
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from moepack.convert.shipped import CHECKPOINT
 from moepack.manifests.errors import CorruptInputError, MismatchError, MoepackError, UsageError
 from moepack.runtime.tokenizer import Tokenizer
 
@@ -223,3 +226,36 @@ def test_the_trained_models_tokenizer_equals_transformers() -> None:
         tokens = theirs(text)["input_ids"]
         assert ours.encode(text, add_special_tokens=True) == tokens
         assert "".join(streamed(ours, tokens)) == theirs.decode(tokens, skip_special_tokens=True)
+
+
+IN_THREADS = """
+import sys
+from pathlib import Path
+from threading import Barrier, Thread
+from moepack.runtime.packfiles import LooseFiles
+from moepack.runtime.tokenizer import Tokenizer
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+def encode(first):
+    for half in range(2):
+        for word in range(first + half * 5000, first + half * 5000 + 5000):
+            letters = "".join(chr(ord("a") + int(digit)) for digit in str(10**9 + word))
+            tokenizer.encode(letters, add_special_tokens=False)
+        met.wait()
+        met.wait()
+tokenizer, met = Tokenizer.open(LooseFiles(Path(sys.argv[1])), 10**6), Barrier(5)
+for thread in range(4):
+    Thread(target=encode, args=(thread * 10_000,)).start()
+met.wait()
+before = resident()
+met.wait()
+met.wait()
+print(resident() - before)
+met.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_threads_that_encode_ever_new_words_do_not_remember_them_all() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_THREADS, CHECKPOINT], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2_000_000  # with the library's own bound it is over 9,000,000
