@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ GRACE = 3  # seconds for answers under way, at the end
 TELLING = 2  # seconds more, for those that did not end to say so
 UNSENT_BYTES = 65536
 TRIM_SECONDS = 30
+UNTAKEN = "ASGI callable returned without completing response."  # uvicorn's words for it
 
 
 class Server(uvicorn.Server):
@@ -91,9 +93,20 @@ def server(service: Service) -> Server:
         timeout_notify=TRIM_SECONDS,
         h11_max_incomplete_event_size=limits.header_bytes,
     )
+    logging.getLogger("uvicorn.error").addFilter(_plain)
     found = Server(config, service.scheduler)
     app.connections = found.server_state.connections
     return found
+
+
+def _plain(record: logging.LogRecord) -> bool:
+    """Whether to log what uvicorn takes for the application's fault; who did not read, or is cut off, is none.
+
+    That answers are cut off at the end is told by uvicorn, once for all.
+    """
+    if record.msg == UNTAKEN:
+        record.msg = "a client did not take its answer in time, and was hung up on"
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 async def _trim() -> None:

@@ -5,6 +5,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from moepack.manifests.errors import UsageError
 from moepack.runtime.engine import Engine
-from moepack.runtime.server import running
+from moepack.runtime.server import chat, running
 from moepack.runtime.server.settings import Limits, Settings
 from moepack.runtime.serving.batch import Batch
 
@@ -183,6 +185,37 @@ def test_a_client_that_does_not_read_is_let_go(demo: Path) -> None:
     ):
         until(lambda: ended(server) == 1)
         assert server.service.scheduler.counts.finished == 0
+
+
+@contextmanager
+def unread_for_long(demo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server with a client that reads nothing of an answer of megabytes, and outlives it."""
+    monkeypatch.setattr(chat.ChatShape, "document", lambda self: "x" * 6_000_000)
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # by which the kernel gives such a client up as soon
+    with ExitStack() as client, hosted(demo, send_buffer=4096, limits=Limits(send_seconds=1.0)) as server:
+        asked = {"messages": [{"role": "user", "content": "Once"}], "max_tokens": 1}
+        client.enter_context(unread(server, "/v1/chat/completions", asked))
+        until(lambda: ended(server) == 1)
+        yield
+
+
+def test_who_does_not_take_a_whole_answer_is_logged_in_a_line(
+    demo: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unread_for_long(demo, monkeypatch):
+        until(lambda: caplog.messages)
+        assert caplog.messages == ["a client did not take its answer in time, and was hung up on"]
+
+
+def test_an_answer_that_is_cut_off_at_the_end_is_no_traceback(
+    demo: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "GRACE", 0.1)
+    monkeypatch.setattr(running, "TELLING", 0.1)
+    with unread_for_long(demo, monkeypatch):
+        pass
+    assert caplog.messages == ["Cancel 1 running task(s), timeout graceful shutdown exceeded"]
+    assert "Traceback" not in caplog.text
 
 
 def test_what_is_too_much_or_too_slow_is_refused(demo: Path) -> None:
