@@ -30,8 +30,9 @@ class AtomicFile:
     """A file of exactly `size` bytes that appears under its name when its `with` block ends well, or not at all.
 
     `size` is None if it cannot be known before; `mode` is that of the finished file; `apart` sets its temporary name
-    apart from other writers' and other people's, where no lock keeps these away. Raises StorageError when the disk is
-    full or fails, ValueError when other than `size` bytes were written.
+    apart from other writers' and other people's, where no lock keeps these away. Within the block `path` may be set to
+    another one in the same directory, if it depends on the content. Raises StorageError when the disk is full or fails,
+    ValueError when other than `size` bytes were written.
     """
 
     def __init__(self, path: Path, size: int | None, mode: int = READ_ONLY, *, apart: str = "") -> None:

@@ -141,6 +141,22 @@ class Sink(Protocol):
         """Append `data`."""
 
 
+class Digested:
+    """Passes what is written on to another sink, and digests it."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink, self._hasher = sink, blake3()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`."""
+        self._hasher.update(data)
+        self._sink.write(data)
+
+    def hexdigest(self) -> str:
+        """Of all that was written so far."""
+        return self._hasher.hexdigest()
+
+
 class TensorFileWriter:
     """Streams tensors into a safetensors file whose header is known beforehand; every tensor once, in order."""
 

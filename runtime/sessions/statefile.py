@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from blake3 import blake3
 
 from ...layout.atomic import PRIVATE, AtomicFile
-from ...layout.tensorfile import Array, TensorFile, TensorFileWriter, TensorSpec
+from ...layout.tensorfile import Array, Digested, TensorFile, TensorFileWriter, TensorSpec
 from ...manifests import digest
 from ...manifests.errors import CorruptInputError, MismatchError
 from ..backends.base import AttentionState, Backend, Tensor
@@ -39,7 +38,7 @@ def save(path: Path, tokens: Sequence[int], state: State, ends: Sequence[Snapsho
     """
     specs = list(_specs(state, len(tokens), len(ends), backend))
     with AtomicFile(path, None, PRIVATE) as file:
-        sink = _Hashed(file)
+        sink = Digested(file)
         writer = TensorFileWriter(sink, specs)
         writer.write_blocks(TOKENS, [np.asarray(tokens, "<i4")])
         writer.write_blocks(ENDS, [np.asarray([end.last for end in ends], "<i4")])
@@ -66,20 +65,6 @@ def load(path: Path, expected: str, state: State, backend: Backend, room: Room) 
         copies = [_restored(file, state, index, len(tokens), backend) for index in range(len(state.layers))]
     state.position = len(tokens)
     return tokens.tolist(), [_end(int(last), number, state, copies) for number, last in enumerate(ends)]
-
-
-class _Hashed:
-    """Passes a file's content on, and digests it."""
-
-    def __init__(self, file: AtomicFile) -> None:
-        self._file, self._hasher = file, blake3()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._hasher.update(data)
-        self._file.write(data)
-
-    def hexdigest(self) -> str:
-        return self._hasher.hexdigest()
 
 
 def _tensors(state: State, index: int) -> tuple[Tensor, Tensor]:

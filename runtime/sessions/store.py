@@ -24,7 +24,7 @@ import numpy as np
 from blake3 import blake3
 
 from ...layout.atomic import TEMPORARY_SUFFIX, AtomicFile, make_folders, remove
-from ...layout.tensorfile import Sink, TensorFile, TensorFileWriter, TensorSpec, byte_view
+from ...layout.tensorfile import Digested, Sink, TensorFile, TensorFileWriter, TensorSpec, byte_view
 from ...layout.tensorheader import render
 from ...manifests.errors import MismatchError, MoepackError, StorageError
 from .snapshot import Snapshot
@@ -254,12 +254,12 @@ class Store:
         """The file that a snapshot is in now; None if it has been forgotten."""
         if (snapshot := kept.waiting) is None:
             return None
-        content, hashing = _Content(snapshot, kept), _Hashing()
-        content.write(hashing)
-        path = self.folder / f"{key.hex()}-{hashing.hexdigest()}.safetensors"
-        with AtomicFile(path, content.size) as file:
-            content.write(file)
-        return path
+        content = _Content(snapshot, kept)
+        with AtomicFile(self.folder / key.hex(), content.size) as file:
+            digested = Digested(file)
+            content.write(digested)
+            file.path = self.folder / f"{key.hex()}-{digested.hexdigest()}.safetensors"
+        return file.path
 
     def _found(self) -> Iterator[tuple[bytes, Kept]]:
         """The files of the folder that are whole as far as a header tells; what a crash left unfinished is removed."""
@@ -321,16 +321,3 @@ class _Content:
         for name, array in self._arrays.items():
             writer.write_blocks(name, [array])
         writer.finish()
-
-
-class _Hashing:
-    """Takes a file's content and keeps only its digest."""
-
-    def __init__(self) -> None:
-        self._hasher = blake3()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._hasher.update(data)
-
-    def hexdigest(self) -> str:
-        return self._hasher.hexdigest()
