@@ -142,8 +142,8 @@ def _lark(thinking: Thinking, rules: Sequence[str], body: str) -> str:
 
 
 def _lark_free(thinking: Thinking, rules: Sequence[str], times: str) -> str:
-    """Any text, in which the tag of a call begins one."""
-    tag = f"(?s:.*){_escaped(OPEN)}(?s:.*)"
+    """Any text, in which the tags of a call are around one."""
+    tag = f"(?s:.*)({_escaped(OPEN)}|{_escaped(CLOSE)})(?s:.*)"
     text = [f"TEXT: /(?s:.*)/ & ~/{tag}/"]
     if times:
         text += ["free: (head call)" + times + " TEXT", "head[lazy]: HEAD", f"HEAD: TEXT {literal(OPEN)}"]

@@ -7,6 +7,7 @@ from typing import Any
 MAX_DEPTH = 64
 BLANK = " \t\n\r"
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+HALF = "its JSON has an escape of half a character"
 LITERALS = ("true", "false", "null")
 _CLOSES = {"{": "}", "[": "]"}
 
@@ -29,7 +30,8 @@ class Scanner:
         self.expects = "value"
         self._open: list[str] = []
         self._word = ""  # the number or literal under way
-        self._digits = 0  # of a \u escape, still to come
+        self._hexadecimal = ""  # the digits of a \u escape so far
+        self._half = False  # the last escape was the first half of a character
         self._key = False
 
     @property
@@ -78,6 +80,8 @@ class Scanner:
             self._hex(character)
         elif self.expects == "escape":
             self._escape(character)
+        elif self._half and character != "\\":
+            raise ValueError(HALF)
         elif character == "\\":
             self.expects = "escape"
         elif character == '"':
@@ -87,7 +91,9 @@ class Scanner:
 
     def _escape(self, character: str) -> None:
         if character == "u":
-            self.expects, self._digits = "hex", 4
+            self.expects, self._hexadecimal = "hex", ""
+        elif self._half:
+            raise ValueError(HALF)
         elif character in '"\\/bfnrt':
             self.expects = "string"
         else:
@@ -96,9 +102,15 @@ class Scanner:
     def _hex(self, character: str) -> None:
         if character not in "0123456789abcdefABCDEF":
             raise ValueError("its JSON has an escape \\u without four hexadecimal digits")
-        self._digits -= 1
-        if not self._digits:
-            self.expects = "string"
+        self._hexadecimal += character
+        if len(self._hexadecimal) == 4:
+            self._unit(int(self._hexadecimal, 16))
+
+    def _unit(self, code: int) -> None:
+        """An escape's UTF-16 unit."""
+        if self._half != (0xDC00 <= code < 0xE000):
+            raise ValueError(HALF)
+        self.expects, self._half = "string", 0xD800 <= code < 0xDC00
 
     def _string_ended(self) -> None:
         if self._key:

@@ -1,9 +1,10 @@
 """An answer's text, in pieces of any size, as events; special tokens, such as <tool_call>, are spelled out in it.
 
 Promises: however the text is cut, the joined events are the same, and no markup is in content, not even a part of it.
-`<tool_call>` is markup if a call's beginning follows (`{`, or `<function=`); else it is what the model wrote about, and
-content. Thinking is told only where an answer begins, and nothing inside of it is a call. Blanks between thinking,
-content and calls are the template's, and belong to none of them; all others stay.
+`<tool_call>` is markup if a call's beginning follows (`{`, or `<function=`), and a `</tool_call>` that closes nothing
+if it begins a line or follows a call; else they are what the model wrote about, and content. Thinking is told only
+where an answer begins, and nothing inside of it is a call. Blanks between thinking, content and calls are the
+template's, and belong to none of them; all others stay.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,7 @@ class AnswerReader:
         return events
 
     def _until_call(self) -> StopStrings:
-        return StopStrings((OPEN,) if self._calls else ())
+        return StopStrings((OPEN, CLOSE) if self._calls else ())
 
     def _beginning(self, character: str) -> None:
         self._held += character
@@ -89,8 +90,18 @@ class AnswerReader:
 
     def _content(self, character: str) -> None:
         self._say(self._until.push(character))
-        if self._until.found is not None:
+        if self._until.found == OPEN:
             self._read, self._raw = self._opened, [OPEN]
+        elif self._until.found == CLOSE:
+            self._closed()
+
+    def _closed(self) -> None:
+        """After </tool_call>, with nothing to close."""
+        self._until = self._until_call()
+        if self._apart or not self._said or "\n" in self._blanks:
+            self._apart = True
+        else:
+            self._say(CLOSE)
 
     def _opened(self, character: str) -> None:
         """After <tool_call>: is it one?"""

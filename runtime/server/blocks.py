@@ -1,4 +1,7 @@
-"""An answer as consecutive blocks: thinking, text, calls; a block ends where another kind begins."""
+"""An answer as consecutive blocks: thinking, text, calls; a block ends where another kind begins.
+
+`WholeCalls` is for protocols whose clients take what there is of a call for all of it.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,13 +15,17 @@ Change = Literal["opened", "grown", "closed"]
 
 @dataclass
 class Block:
-    """`number` counts blocks, `call` calls; a call has a `name`, and is `whole` once it ended."""
+    """`number` counts blocks, `call` calls; a call has a `name`, and is `whole` once it ended.
+
+    `cut`: the answer reached its limit within it.
+    """
 
     kind: Kind
     number: int
     name: str = ""
     call: int = 0
     whole: bool = False
+    cut: bool = False
     pieces: list[str] = field(default_factory=list)
 
     @property
@@ -68,3 +75,23 @@ class Blocks:
         assert self._open is not None
         self._open.pieces.append(text)
         yield "grown", self._open, text
+
+
+class WholeCalls:
+    """Holds a call back until it is whole; one that is cut or malformed is never told."""
+
+    def __init__(self) -> None:
+        self._held: list[Event] = []
+
+    def take(self, event: Event) -> list[Event]:
+        """What can be told with an event."""
+        match event:
+            case CallBegan() | CallArguments():
+                self._held.append(event)
+                return []
+            case CallEnded():
+                told, self._held = [*self._held, event], []
+                return told
+            case Malformed():
+                self._held = []
+        return [event]

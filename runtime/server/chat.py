@@ -177,19 +177,21 @@ def _said(message: Mapping[str, Any], place: str, names: dict[str, str]) -> dict
     calls = message.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         raise ApiError(f"{place}.tool_calls: they are a list", param=f"{place}.tool_calls")
-    if calls:
-        found["tool_calls"] = [_call(each, f"{place}.tool_calls[{i}]", names) for i, each in enumerate(calls)]
+    read = [_call(each, f"{place}.tool_calls[{i}]", names) for i, each in enumerate(calls or ())]
+    if whole := [call for call in read if call is not None]:
+        found["tool_calls"] = whole
     return found
 
 
-def _call(given: Any, place: str, names: dict[str, str]) -> dict[str, Any]:
+def _call(given: Any, place: str, names: dict[str, str]) -> dict[str, Any] | None:
+    """A call of an earlier answer; None if it was cut or malformed."""
     function = given.get("function") if isinstance(given, dict) else None
     if not isinstance(function, dict):
         raise ApiError(f"{place}: a call has a function", param=place)
-    number = str(given.get("id", ""))
-    found = fields.call(number, function.get("name"), fields.arguments(function.get("arguments"), place), place)
+    number, arguments = str(given.get("id", "")), fields.arguments(function.get("arguments"), place)
+    found = fields.call(number, function.get("name"), arguments or {}, place)
     names[number] = found["function"]["name"]
-    return found
+    return None if arguments is None else found
 
 
 def _result(message: Mapping[str, Any], place: str, names: Mapping[str, str]) -> dict[str, Any]:

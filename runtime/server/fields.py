@@ -205,13 +205,18 @@ def _part(part: Any, place: str, kinds: frozenset[str]) -> str:
     return text
 
 
-def arguments(text: Any, place: str) -> dict[str, Any]:
-    """A call's arguments, which a client sends back as a text, as the object that templates read."""
+def arguments(text: Any, place: str) -> dict[str, Any] | None:
+    """A call's arguments, which a client sends back as a text, as the object that templates read.
+
+    None where they are no JSON, as those of a call that was cut or malformed: no template can write it.
+    """
+    if not isinstance(text, str | None):
+        raise ApiError(f"{place}: the arguments of a call are a text", param=place)
     try:
-        value = loads(text) if isinstance(text, str) and text.strip() else {}
-        json.dumps(value).encode()
-    except ValueError as error:
-        raise ApiError(f"{place}: the arguments of a call are not JSON", param=place) from error
+        value = loads(text) if text and text.strip() else {}
+        json.dumps(value, ensure_ascii=False).encode()
+    except ValueError:
+        return None
     if not isinstance(value, dict):
         raise ApiError(f"{place}: the arguments of a call are no object", param=place)
     return value

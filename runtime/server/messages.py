@@ -1,8 +1,8 @@
 """Anthropic's /v1/messages: its request as a chat's wish, and an answer as its events or its document."""
 
-import json
 import secrets
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -10,8 +10,8 @@ import msgspec
 from ..answers.message import call_id
 from ..serving.answer import Began, Ended, Said
 from . import fields, shape
-from .blocks import Block, Blocks, Change
-from .failures import ApiError
+from .blocks import Block, Blocks, Change, WholeCalls
+from .failures import ApiError, unsupported
 from .wishes import Ask, ChatWish, Wish
 
 KINDS = frozenset({None, "custom"})
@@ -68,6 +68,9 @@ class MessagesRequest(CountRequest, forbid_unknown_fields=True, kw_only=True):
 
 def wish(request: MessagesRequest) -> ChatWish:
     """What the request asks for. Raises ApiError for what is malformed or not supported."""
+    if request.messages and request.messages[-1].get("role") == "assistant":
+        said = "an assistant's message is not continued here; the conversation must end with a user's message"
+        raise unsupported(f"messages[{len(request.messages) - 1}]", said)
     # safeguards: whoever asks for a check of what the model calls has to know that there is none
     fields.neutral(**{name: getattr(request, name) for name in ("container", "mcp_servers", "safeguards")})
     asked = Wish(
@@ -168,14 +171,14 @@ def _given(role: str, blocks: list[Mapping[str, Any]], place: str, names: Mappin
 
 
 class MessageShape:
-    """See shape.Shape."""
+    """See shape.Shape. Calls are whole or not there: clients run a call that is cut with what there is of its input."""
 
     kept = 0
 
     def __init__(self, model: str, ask: Ask) -> None:
         self._ask, self._model = ask, model
         self._id = f"msg_{secrets.token_hex(12)}"
-        self._blocks = Blocks()
+        self._blocks, self._calls = Blocks(), WholeCalls()
         self._cached = 0
         self._end: Ended | None = None
 
@@ -186,7 +189,7 @@ class MessageShape:
 
     def said(self, part: Said) -> Iterator[shape.Event]:
         """Blocks begin, grow and end."""
-        for event in part.events:
+        for event in chain.from_iterable(map(self._calls.take, part.events)):
             for change in self._blocks.take(event):
                 yield self._changed(*change)
 
@@ -231,7 +234,7 @@ class MessageShape:
             return {"type": "thinking", "thinking": block.text, "signature": ""}
         if block.kind == "text":
             return {"type": "text", "text": block.text}
-        given = json.loads(block.text) if block.whole else {}  # of a call that was cut: nothing
+        given = msgspec.Raw(block.text.encode()) if block.whole else {}  # while it begins
         number = call_id(self._ask.first_call + block.call)
         return {"type": "tool_use", "id": number, "name": block.name, "input": given}
 

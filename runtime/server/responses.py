@@ -168,17 +168,24 @@ def _add(found: list[dict[str, Any]], item: Mapping[str, Any], place: str, names
         said = fields.text_of(item.get("content") or item.get("summary"), place, PARTS)
         found.append({"role": "assistant", "content": "", "reasoning_content": said})
     elif kind == "function_call":
-        number, given = str(item.get("call_id", "")), fields.arguments(item.get("arguments"), place)
-        called = fields.call(number, item.get("name"), given, place)["function"]["name"]
-        call = fields.call(number, joined(item.get("namespace"), called), given, place)
-        names[number] = call["function"]["name"]
-        _answer(found).setdefault("tool_calls", []).append(call)
+        _add_call(found, item, place, names)
     elif kind == "function_call_output":
         number = str(item.get("call_id", ""))
         result = {"role": "tool", "content": fields.result_of(item.get("output"), place, PARTS), "tool_call_id": number}
         found.append({**result, "name": names[number]} if number in names else result)
     else:
         raise unsupported(place, f"items of the type {kind!r:.60} are not supported")
+
+
+def _add_call(found: list[dict[str, Any]], item: Mapping[str, Any], place: str, names: dict[str, str]) -> None:
+    """A call of an answer, unless it was cut or malformed."""
+    number, given = str(item.get("call_id", "")), fields.arguments(item.get("arguments"), place)
+    called = fields.call(number, item.get("name"), given or {}, place)["function"]["name"]
+    call = fields.call(number, joined(item.get("namespace"), called), given or {}, place)
+    names[number] = call["function"]["name"]
+    answer = _answer(found)
+    if given is not None:
+        answer.setdefault("tool_calls", []).append(call)
 
 
 def _add_message(found: list[dict[str, Any]], item: Mapping[str, Any], place: str) -> None:
@@ -242,9 +249,10 @@ class ResponseShape:
 
     def ended(self, part: Ended) -> Out:
         """All of it again."""
-        for change, block, text in self._blocks.close():
-            yield from self._changed(change, block, text)
         self._end = part
+        for change, block, text in self._blocks.close():
+            block.cut = part.finish == "length"
+            yield from self._changed(change, block, text)
         yield self._event(f"response.{self._status()}", response=self.document())
 
     def failed(self, error: ApiError) -> Out:
@@ -317,7 +325,7 @@ class ResponseShape:
         yield self._event("response.output_item.done", output_index=block.number, item=self._item(block))
 
     def _item(self, block: Block) -> dict[str, Any]:
-        head = {"id": self._item_id(block), "status": "completed"}
+        head = {"id": self._item_id(block), "status": "incomplete" if block.cut else "completed"}
         if block.kind == "thinking":
             content = [{"type": "reasoning_text", "text": block.text}]
             return {**head, "type": "reasoning", "summary": [], "content": content}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from ...manifests.errors import UsageError
@@ -55,7 +56,8 @@ class ChatWish:
     @property
     def first_call(self) -> int:
         """The number of the answer's first call."""
-        return next_call(call.get("id") for message in self.messages for call in message.get("tool_calls") or ())
+        called = (call.get("id") for message in self.messages for call in message.get("tool_calls") or ())
+        return next_call(chain(called, (message.get("tool_call_id") for message in self.messages)))
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,41 @@ def test_a_tag_cut_by_the_answers_end_is_not_shown_but_a_bracket_is(size: int) -
     assert [each.text for each in said.malformed] == ([] if size < len("<tool") else [OPEN[:size]])
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (f'hello"}}}}\n{CLOSE}', 'hello"}}'),
+        (f"{CLOSE}hello", "hello"),
+        (f"one\n{CLOSE}\ntwo", "one\n\ntwo"),
+        (f"{JSON_CALL}\n{CLOSE}", None),
+        (f"{JSON_CALL}{CLOSE}{CLOSE} so", "so"),
+        (f"a call ends in {CLOSE}, always", f"a call ends in {CLOSE}, always"),
+        (f"{OPEN} and {CLOSE}", f"{OPEN} and {CLOSE}"),
+    ],
+)
+def test_a_closing_tag_of_no_call_is_not_shown_but_one_that_is_written_about_is(text: str, content: str | None) -> None:
+    assert message([text], "json").content == content
+
+
+@pytest.mark.parametrize(
+    ("escapes", "whole"),
+    [
+        ("\\ud83d\\ude00", True),
+        ("\\ud83d", False),
+        ("\\ud83d.", False),
+        ("\\ud83d\\n", False),
+        ("\\ud83d\\ud83d\\ude00", False),
+        ("\\ude00", False),
+        ("\\u00e9", True),
+    ],
+)
+def test_arguments_with_half_a_character_are_malformed(escapes: str, whole: bool) -> None:
+    said = message([f'<tool_call>\n{{"name": "f", "arguments": {{"text": "{escapes}"}}}}\n</tool_call>'], "json")
+    assert ([call.whole for call in said.calls], [each.why for each in said.malformed]) == (
+        ([True], []) if whole else ([False], ["its JSON has an escape of half a character"])
+    )
+
+
 def test_without_tools_markup_is_a_text_like_any_other() -> None:
     assert message(list(JSON_CALL), None) == Message(JSON_CALL, None, (), ())
 

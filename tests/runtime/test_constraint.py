@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moepack.convert.shipped import CHECKPOINT
 from moepack.manifests.errors import UsageError
 from moepack.runtime.answers.constraint import Constraint, Grammars
-from moepack.runtime.answers.dialect import THOUGHT, Calls, Thinking
+from moepack.runtime.answers.dialect import CLOSE, THOUGHT, Calls, Thinking
 from moepack.runtime.answers.grammar import Form
 from moepack.runtime.answers.message import Assembly, Message
 from moepack.runtime.answers.reader import AnswerReader
@@ -175,6 +175,14 @@ def test_one_call_where_parallel_ones_are_not_wanted(calls: Calls) -> None:
     for form in (Form(TOOLS, parallel=False), Form(TOOLS, "required", parallel=False)):
         assert accepts(constraint(form, calls), one)
         assert not accepts(constraint(form, calls), f"{one}\n{one}")
+
+
+@pytest.mark.parametrize("form", [Form(TOOLS), Form(TOOLS, "none")])
+def test_a_tag_closes_nothing_but_a_call(form: Form) -> None:
+    assert accepts(constraint(form, "json"), "so")
+    assert not accepts(constraint(form, "json"), f"so\n{CLOSE}")
+    if form.choice == "auto":
+        assert not accepts(constraint(form, "json"), f"{call('clock', {}, 'json')}\n{CLOSE}")
 
 
 def test_a_required_call_cannot_be_left_out() -> None:

@@ -97,6 +97,21 @@ def test_a_call_and_what_the_tool_said(server: Hosted) -> None:
     assert again.choices[0].message.tool_calls[0].id == "call_00000001"
 
 
+def test_a_call_that_was_cut_can_be_sent_back(server: Hosted, scripted: Script) -> None:
+    client = server.openai()
+    scripted('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Pa", "day"}}\n</tool_call>')
+    first = client.chat.completions.create(**ASKED, tools=TOOLS).choices[0]
+    assert first.finish_reason == "stop"
+    [call] = first.message.tool_calls
+    assert call.function.arguments == '{"city": "Pa", "day"'
+    error = {"role": "tool", "tool_call_id": call.id, "content": "the arguments are no JSON"}
+    turns = [*ASKED["messages"], first.message.model_dump(exclude_none=True), error]
+    scripted('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>')
+    second = client.chat.completions.create(**{**ASKED, "messages": turns}, tools=TOOLS).choices[0]
+    assert second.finish_reason == "tool_calls"
+    assert second.message.tool_calls[0].id == "call_00000001"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_strict_tools_are_called_as_their_schema_says(server: Hosted, seed: int) -> None:
     tools = [function(WEATHER, strict=True), function(MESSAGE, strict=True)]

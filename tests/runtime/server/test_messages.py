@@ -17,6 +17,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {"max_tokens": 20},
     "system": {"system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]},
     "call": {"tools": TOOLS},
+    "cut call": {"tools": TOOLS, "max_tokens": 24},
     "any": {"tools": TOOLS, "tool_choice": {"type": "any"}},
     "named": {"tools": TOOLS, "tool_choice": {"type": "tool", "name": "send_message"}},
     "none": {"tools": TOOLS, "tool_choice": {"type": "none"}},
@@ -67,6 +68,29 @@ def test_several_calls_and_what_is_said_between_them(server: Hosted, scripted: S
     assert whole == assembled
     assert [block["type"] for block in whole["content"]] == ["text", "tool_use", "tool_use"]
     assert whole["stop_reason"] == "tool_use"
+
+
+CUT = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"'
+
+
+END = "}}\n</tool_call>"
+
+
+@pytest.mark.parametrize("said", [CUT, CUT + ', "day"' + END, CUT.replace("Paris", "\\ud800") + END])
+def test_a_call_that_is_not_whole_is_never_told(server: Hosted, scripted: Script, said: str) -> None:
+    """Clients run what there is of it."""
+    scripted(f"Let me see.\n{said}")
+    whole, assembled = both(server, {**ASKED, "tools": TOOLS})
+    assert whole == assembled
+    assert [block["type"] for block in whole["content"]] == ["text"]
+    assert whole["stop_reason"] == "end_turn"
+
+
+def test_an_answer_that_the_client_begins_is_refused(server: Hosted) -> None:
+    turns = [*ASKED["messages"], {"role": "assistant", "content": "It is"}]
+    with pytest.raises(anthropic.BadRequestError, match="must end with a user's message"):
+        server.anthropic().messages.create(**{**ASKED, "messages": turns})
+    assert server.anthropic().messages.count_tokens(model="demo", messages=turns).input_tokens
 
 
 def test_a_stop_sequence_is_told(server: Hosted) -> None:

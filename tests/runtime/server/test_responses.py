@@ -62,6 +62,18 @@ def test_the_stream_makes_the_whole_response(server: Hosted, case: str) -> None:
     assert [item.model_dump() for item in done] == [item.model_dump() for item in last.output]
     assert whole.usage.output_tokens == last.usage.output_tokens
     assert (whole.status == "incomplete") == (whole.incomplete_details is not None)
+    assert [item.status for item in whole.output] == ["completed"] * (len(whole.output) - 1) + [whole.status]
+
+
+def test_a_call_that_was_cut_can_be_sent_back(server: Hosted, scripted: Script) -> None:
+    scripted('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Pa", "day"}}\n</tool_call>')
+    client = server.openai()
+    [call] = client.responses.create(**ASKED, tools=TOOLS).output
+    assert (call.status, call.arguments) == ("incomplete", '{"city": "Pa", "day"')
+    scripted("It will be sunny.")
+    error = {"type": "function_call_output", "call_id": call.call_id, "output": "the arguments are no JSON"}
+    turns = [{"role": "user", "content": QUESTION}, call.model_dump(), error]
+    assert client.responses.create(**{**ASKED, "input": turns}, tools=TOOLS).output_text == "It will be sunny."
 
 
 def test_a_schema_is_kept_to(server: Hosted) -> None:
