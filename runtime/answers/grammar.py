@@ -25,13 +25,14 @@ LOOSE = {"whitespace_pattern": r"[ \n]{1,16}"}  # a line end and an indent: more
 class Form:
     """What an answer may be.
 
-    `tools` may be called as `choice` says, or `only` the one of that name must be; `parallel`: several in an answer.
-    `strict`: every tool is, whatever it says itself. `response`: the JSON schema of an answer that calls nothing.
+    `tools` may be called as `choice` says, those of `allowed` names only if it is given; `parallel`: several in an
+    answer. `strict`: every tool is, whatever it says itself. `response`: the JSON schema of an answer that calls
+    nothing.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
     choice: Choice = "auto"
-    only: str | None = None
+    allowed: frozenset[str] | None = None
     parallel: bool = True
     strict: bool = False
     response: Mapping[str, Any] | None = None
@@ -39,17 +40,18 @@ class Form:
     @property
     def required(self) -> bool:
         """Whether a tool must be called."""
-        return self.choice == "required" or self.only is not None
+        return self.choice == "required"
 
     def offered(self) -> list["Offer"]:
-        """The tools that may be called. Raises UsageError if there is none, or not one of that name."""
-        if self.choice == "none" and self.only is None:
+        """The tools that may be called. Raises UsageError if one must be, and there is none."""
+        if self.choice == "none":
             return []
         offers = [Offer.of(each, strict=self.strict) for each in functions(self.tools)]
-        if self.only is not None:
-            offers = [offer for offer in offers if offer.name == self.only]
+        if self.allowed is not None:
+            offers = [offer for offer in offers if offer.name in self.allowed]
         if self.required and not offers:
-            raise UsageError(f"a call of {self.only or 'a tool'} is required, and no such tool is given")
+            said = " or ".join(sorted(self.allowed or ())) or "a tool"
+            raise UsageError(f"a call of {said} is required, and no such tool is given")
         return offers
 
 
@@ -86,7 +88,7 @@ def grammar(form: Form, calls: Calls | None, thinking: Thinking) -> str | None:
         return _lark(thinking, [*rules, f"response: {json_rule(form.response, LOOSE)}"], body)
     if calls and form.tools and not offers:
         return _lark_free(thinking, [], "")
-    if any(offer.strict for offer in offers):
+    if any(offer.strict for offer in offers) or (calls and form.allowed is not None):
         return _lark_free(thinking, _called(form, offers, calls), "*" if form.parallel else "?")
     return None
 

@@ -92,10 +92,8 @@ def wish(request: ChatRequest) -> ChatWish:
     """What the request asks for. Raises ApiError for what is malformed or not supported."""
     _refuse(request)
     tools = [read_tool(tool, place) for place, tool in fields.runnable(request.tools, KINDS)]
-    choice, only = _choice(request.tool_choice)
-    form = fields.form(
-        tools, choice, only, parallel=request.parallel_tool_calls, response=_response(request.response_format)
-    )
+    choice, response = _choice(request.tool_choice), _response(request.response_format)
+    form = fields.form(tools, choice, parallel=request.parallel_tool_calls, response=response)
     variables = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort == "none":
         variables.setdefault("enable_thinking", False)
@@ -137,14 +135,20 @@ def read_tool(tool: Tool, place: str) -> dict[str, Any]:
     return fields.tool(place, found.name, found.description, found.parameters, strict=found.strict)
 
 
-def _choice(value: str | dict[str, Any] | None) -> tuple[str | None, str | None]:
-    """The choice, and the one tool that must be called."""
+def _choice(value: str | dict[str, Any] | None) -> fields.ToolChoice:
     if value is None or isinstance(value, str):
-        return value, None
-    function = value.get("function")
-    if value.get("type") != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return fields.ToolChoice(value)
+    if value.get("type") == "allowed_tools":
+        return fields.ToolChoice.some(value.get("allowed_tools"), _name_of)
+    if value.get("type") != "function" or not (name := _name_of(value)):
         raise ApiError('tool_choice: give {"type": "function", "function": {"name": ...}}', param="tool_choice")
-    return None, function["name"]
+    return fields.ToolChoice.one(name)
+
+
+def _name_of(tool: Mapping[str, Any]) -> str | None:
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _response(value: dict[str, Any] | None) -> Any:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ..answers.grammar import Form
@@ -136,25 +137,45 @@ def tool(place: str, name: str, description: str | None, parameters: Any, *, str
     return {"type": "function", "function": function}
 
 
+@dataclass(frozen=True)
+class ToolChoice:
+    """Whether tools are called: `mode` is none, auto, which it is without any, or required; if `allowed`, of those."""
+
+    mode: str | None = None
+    allowed: frozenset[str] | None = None
+
+    @classmethod
+    def one(cls, name: str) -> "ToolChoice":
+        """This one must be called."""
+        return cls("required", frozenset({name}))
+
+    @classmethod
+    def some(cls, given: Any, name_of: Callable[[Mapping[str, Any]], Any]) -> "ToolChoice":
+        """OpenAI's allowed_tools; what runs on its own servers is left out, as it is of the tools."""
+        tools = given.get("tools") if isinstance(given, dict) else None
+        if not isinstance(tools, list) or not all(isinstance(each, dict) for each in tools):
+            raise ApiError("tool_choice: allowed_tools has a mode and tools, a list of objects", param="tool_choice")
+        names = [name_of(each) for each in tools if each.get("type") == "function"]
+        if not all(isinstance(name, str) for name in names) or given.get("mode") not in ("auto", "required"):
+            raise ApiError("tool_choice: allowed_tools has a mode, auto or required, and names", param="tool_choice")
+        return cls(given["mode"], frozenset(names))
+
+
 def form(
-    tools: Sequence[Mapping[str, Any]],
-    choice: str | None,
-    only: str | None,
-    *,
-    parallel: bool | None,
-    response: Any = None,
+    tools: Sequence[Mapping[str, Any]], choice: ToolChoice, *, parallel: bool | None, response: Any = None
 ) -> Form:
-    """What the answer may be; `choice` none, auto or required."""
-    if not tools and (choice == "required" or only is not None):
+    """What the answer may be."""
+    if not tools and (choice.mode == "required" or choice.allowed is not None):
         raise ApiError("tool_choice: it is only allowed when tools are given", param="tool_choice")
     names = [each["function"]["name"] for each in tools]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ApiError(f"tools: the name {twice!r} is there twice", param="tools")
-    if only is not None and only not in names:
-        raise ApiError(f"tool_choice: {only!r:.140} is no name of the tools that are given", param="tool_choice")
-    if choice not in (None, "none", "auto", "required"):
-        raise ApiError(f"tool_choice: {choice!r:.60} is none of none, auto and required", param="tool_choice")
-    return Form(tools, choice or "auto", only, parallel is not False, response=response)  # type: ignore[arg-type]
+    if unknown := sorted((choice.allowed or frozenset()) - set(names)):
+        raise ApiError(f"tool_choice: {unknown[0]!r:.140} is no name of the tools that are given", param="tool_choice")
+    if choice.mode not in (None, "none", "auto", "required"):
+        raise ApiError(f"tool_choice: {choice.mode!r:.60} is none of none, auto and required", param="tool_choice")
+    mode: Any = choice.mode or "auto"
+    return Form(tools, mode, choice.allowed, parallel is not False, response=response)
 
 
 def response_schema(place: str, kind: str, schema: Any) -> Any:

@@ -84,19 +84,20 @@ def wish(request: MessagesRequest) -> ChatWish:
 def counted(request: CountRequest, asked: Wish | None = None) -> ChatWish:
     """The prompt of a request."""
     tools = [_tool(tool, place) for place, tool in fields.runnable(request.tools, KINDS)]
-    choice = request.tool_choice or {"type": "auto"}
-    only = choice.get("name") if choice.get("type") == "tool" else None
-    if not (isinstance(only, str) if choice.get("type") == "tool" else choice.get("type") in CHOICES):
-        raise ApiError("tool_choice: its type is none of auto, any, none, and tool with a name", param="tool_choice")
-    form = fields.form(
-        tools,
-        None if only else CHOICES[choice["type"]],
-        only,
-        parallel=choice.get("disable_parallel_tool_use") is not True,
-        response=_response(request.output_config),
-    )
+    given = request.tool_choice or {"type": "auto"}
+    parallel = given.get("disable_parallel_tool_use") is not True
+    form = fields.form(tools, _choice(given), parallel=parallel, response=_response(request.output_config))
     off = request.thinking is not None and request.thinking.get("type") == "disabled"
     return ChatWish(_messages(request), asked or Wish(), form, {"enable_thinking": False} if off else {})
+
+
+def _choice(given: Mapping[str, Any]) -> fields.ToolChoice:
+    kind, name = given.get("type"), given.get("name")
+    if kind == "tool" and isinstance(name, str):
+        return fields.ToolChoice.one(name)
+    if kind not in CHOICES:
+        raise ApiError("tool_choice: its type is none of auto, any, none, and tool with a name", param="tool_choice")
+    return fields.ToolChoice(CHOICES[kind])
 
 
 def _tool(tool: Tool, place: str) -> dict[str, Any]:

@@ -109,9 +109,9 @@ def wish(request: ResponseRequest) -> ChatWish:
     if request.tools and not given:
         raise unsupported("tools[0]", "it has no function, and only functions that the client runs are supported")
     tools = [_tool(tool, name, place) for place, name, tool in given]
-    choice, only = _choice(request.tool_choice)
     response = _response(request.text)
-    form = fields.form(tools, choice, only, parallel=request.parallel_tool_calls, response=response)
+    choice = _choice(request.tool_choice)
+    form = fields.form(tools, choice, parallel=request.parallel_tool_calls, response=response)
     off = (request.reasoning or {}).get("effort") == "none"
     return ChatWish(_messages(request), _wish(request), form, {"enable_thinking": False} if off else {})
 
@@ -130,12 +130,19 @@ def _tool(tool: Tool, name: str, place: str) -> dict[str, Any]:
     return fields.tool(place, name, tool.description, tool.parameters, strict=tool.strict)
 
 
-def _choice(value: str | dict[str, Any] | None) -> tuple[str | None, str | None]:
+def _choice(value: str | dict[str, Any] | None) -> fields.ToolChoice:
     if value is None or isinstance(value, str):
-        return value, None
-    if value.get("type") != "function" or not isinstance(value.get("name"), str):
+        return fields.ToolChoice(value)
+    if value.get("type") == "allowed_tools":
+        return fields.ToolChoice.some(value, _name_of)
+    if value.get("type") != "function" or not (name := _name_of(value)):
         raise ApiError('tool_choice: give {"type": "function", "name": ...}', param="tool_choice")
-    return None, joined(value.get("namespace"), value["name"])
+    return fields.ToolChoice.one(name)
+
+
+def _name_of(function: Mapping[str, Any]) -> str | None:
+    name = function.get("name")
+    return joined(function.get("namespace"), name) if isinstance(name, str) else None
 
 
 def _response(text: Mapping[str, Any] | None) -> Any:

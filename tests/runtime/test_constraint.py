@@ -100,6 +100,9 @@ def accepts(held: Constraint, text: str) -> bool:
     return bool(held.allowed()[sorted(TOKENIZER.end_tokens)].all())
 
 
+ONLY_WEATHER, ONLY_CLOCK = (Form(TOOLS, "required", frozenset({name})) for name in ("weather", "clock"))
+
+
 def call(name: str, arguments: dict[str, Any], calls: Calls) -> str:
     if calls == "json":
         return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
@@ -114,7 +117,7 @@ GOOD = {"city": "Oslo", "days": 3, "unit": "celsius", "note": None, "deep": [Tru
 
 
 @pytest.mark.parametrize("calls", DIALECTS)
-@pytest.mark.parametrize("form", [Form(TOOLS), Form(TOOLS, "required"), Form(TOOLS, only="weather")])
+@pytest.mark.parametrize("form", [Form(TOOLS), Form(TOOLS, "required"), ONLY_WEATHER])
 @pytest.mark.parametrize("thinking", ["never", "begun", "may"])
 def test_noise_gives_calls_that_parse_and_fit(form: Form, calls: Calls, thinking: Thinking) -> None:
     seen = 0
@@ -145,8 +148,11 @@ def test_what_templates_write_is_allowed(calls: Calls) -> None:
     assert accepts(constraint(Form(TOOLS), calls), f"I look.\n\n{good}\n{clock}")
     assert accepts(constraint(Form(TOOLS), calls), "No <tool> fits <tool_")
     assert accepts(constraint(Form(TOOLS, "required"), calls), f"{good}\n{good}")
-    assert accepts(constraint(Form(TOOLS, only="clock"), calls, "begun"), f"hm <tool_call>\n</think>\n\n{clock}")
-    assert accepts(constraint(Form(TOOLS, only="clock"), calls, "may"), clock)
+    assert accepts(
+        constraint(ONLY_CLOCK, calls, "begun"),
+        f"hm <tool_call>\n</think>\n\n{clock}",
+    )
+    assert accepts(constraint(ONLY_CLOCK, calls, "may"), clock)
     assert accepts(constraint(Form(TOOLS), calls, "may"), f"<think>\n<tool_call> x\n</think>\n\nso {clock}")
 
 
@@ -161,8 +167,9 @@ def test_what_templates_write_is_allowed(calls: Calls) -> None:
         (Form(TOOLS), "weather", {**GOOD, "deep": [1]}),
         (Form(TOOLS), "weather", {"city": "Oslo"}),
         (Form(TOOLS), "weather", {**GOOD, "more": "x"}),
-        (Form(TOOLS, only="clock"), "weather", GOOD),
+        (ONLY_CLOCK, "weather", GOOD),
         (Form(TOOLS, "none"), "weather", GOOD),
+        (Form(TOOLS, "auto", frozenset({"clock"})), "weather", GOOD),
     ],
 )
 def test_what_does_not_fit_cannot_be_said(form: Form, name: str, arguments: dict[str, Any], calls: Calls) -> None:
@@ -175,6 +182,14 @@ def test_one_call_where_parallel_ones_are_not_wanted(calls: Calls) -> None:
     for form in (Form(TOOLS, parallel=False), Form(TOOLS, "required", parallel=False)):
         assert accepts(constraint(form, calls), one)
         assert not accepts(constraint(form, calls), f"{one}\n{one}")
+
+
+@pytest.mark.parametrize("calls", DIALECTS)
+def test_some_tools_may_be_called_or_none(calls: Calls) -> None:
+    form = Form([{"type": "function", "function": {"name": name}} for name in "abc"], "auto", frozenset("ab"))
+    assert accepts(constraint(form, calls), f"so\n{call('a', {}, calls)}\n{call('b', {}, calls)}")
+    assert accepts(constraint(form, calls), "so")
+    assert not accepts(constraint(form, calls), call("c", {}, calls))
 
 
 @pytest.mark.parametrize("form", [Form(TOOLS), Form(TOOLS, "none")])
@@ -275,7 +290,7 @@ def test_patterns_of_bare_text_mean_what_schemas_say(pattern: str, text: str, fi
 
 
 def test_requests_that_no_tool_can_answer_are_refused() -> None:
-    for form in (Form((), "required"), Form(TOOLS, only="other")):
+    for form in (Form((), "required"), Form(TOOLS, "required", frozenset({"other"}))):
         with pytest.raises(UsageError, match="no such tool"):
             grammars().constraint(form, "json", "never")
     with pytest.raises(UsageError, match="chat template"):

@@ -125,6 +125,28 @@ def test_strict_tools_are_called_as_their_schema_says(server: Hosted, seed: int)
         jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_tools_that_are_allowed_are_called(server: Hosted, mode: str) -> None:
+    """Those that are not stay in the prompt."""
+    client, message = server.openai(), {"type": "function", "function": {"name": "send_message"}}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [message]}}
+    free = client.chat.completions.create(**ASKED, tools=TOOLS)
+    held = client.chat.completions.create(**ASKED, tools=TOOLS, tool_choice=choice)
+    assert [call.function.name for call in free.choices[0].message.tool_calls] == ["get_weather"]
+    names = {call.function.name for call in held.choices[0].message.tool_calls or ()}
+    assert names == {"send_message"} if mode == "required" else names <= {"send_message"}
+    assert held.usage.prompt_tokens == free.usage.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    "allowed", [None, {}, {"tools": [1]}, {"mode": "none", "tools": []}, {"tools": [{"type": "function"}]}]
+)
+def test_allowed_tools_that_are_none_are_refused(server: Hosted, allowed: Any) -> None:
+    choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
+    with pytest.raises(openai.BadRequestError, match="allowed_tools has a mode"):
+        server.openai().chat.completions.create(**ASKED, tools=TOOLS, tool_choice=choice)
+
+
 def test_an_answer_keeps_to_a_schema(server: Hosted) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     schema["additionalProperties"] = False

@@ -23,6 +23,14 @@ CASES: dict[str, dict[str, Any]] = {
     "call": {"tools": TOOLS},
     "cut call": {"tools": TOOLS, "max_output_tokens": 20},
     "named": {"tools": TOOLS, "tool_choice": {"type": "function", "name": "send_message"}},
+    "allowed": {
+        "tools": TOOLS,
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "required",
+            "tools": [{"type": "function", "name": "send_message"}, {"type": "image_generation"}],
+        },
+    },
     "schema": {"text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}},
     "logprobs": {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
 }
@@ -74,6 +82,11 @@ def test_a_call_that_was_cut_can_be_sent_back(server: Hosted, scripted: Script) 
     error = {"type": "function_call_output", "call_id": call.call_id, "output": "the arguments are no JSON"}
     turns = [{"role": "user", "content": QUESTION}, call.model_dump(), error]
     assert client.responses.create(**{**ASKED, "input": turns}, tools=TOOLS).output_text == "It will be sunny."
+
+
+def test_only_tools_that_are_allowed_are_called(server: Hosted) -> None:
+    answer = server.openai().responses.create(**ASKED, **CASES["allowed"])
+    assert {item.name for item in answer.output} == {"send_message"}
 
 
 def test_a_schema_is_kept_to(server: Hosted) -> None:
