@@ -3,8 +3,8 @@
 All rows of a step go through a layer together, so an expert that several of them want is read once. Prompts continue
 from the longest beginning that is remembered, and are remembered themselves: at their marks, where they part from
 others, at their end, and with their answer. A prompt that several want at once is computed once for them. What fails in
-one request, or in remembering it, is that one's alone. On CPUs no request's logits depend on who else is there.
-Single-threaded.
+one request, or in remembering it, is that one's alone; if an expert cannot be read, all of that step fail. On CPUs no
+request's logits depend on who else is there. Single-threaded.
 """
 
 import logging
