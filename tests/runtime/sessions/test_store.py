@@ -1,6 +1,7 @@
 """States on disk: found again after a restart, never believed when damaged, bounded, one process at a time."""
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,23 @@ def test_a_restart_finds_what_was_kept(tmp_path: Path) -> None:
     assert prefixes.find((9, 1)).node.position == 1
     assert prefixes.size == sum(each.size for each in (*known.snapshots, *prefixes.find((9, 1)).snapshots))
     store.close()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_what_was_asked_is_for_its_owner_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "states" / "pack"
+    filled(folder)[0].close()
+    assert {mode(file) for file in folder.iterdir()} == {0o600}
+    assert [mode(folder), mode(folder.parent)] == [0o700] * 2
+
+
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    filled(tmp_path)[0].close()
+    assert mode(tmp_path) == 0o750
 
 
 def test_another_identity_sees_nothing(tmp_path: Path) -> None:
