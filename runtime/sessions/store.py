@@ -106,6 +106,7 @@ class Store:
         except OSError as error:
             os.close(self._lock)
             raise _useless(folder, error) from error
+        self._make_room(0, ROOT)  # the limit may have been a larger one
         self._jobs: SimpleQueue[tuple[bytes, Kept, int] | threading.Event | None] = SimpleQueue()
         self._done: deque[_Written] = deque()
         self._writer = threading.Thread(target=self._write_all, name="moepack-store", daemon=True)

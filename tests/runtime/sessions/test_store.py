@@ -134,6 +134,22 @@ def test_the_disk_is_bounded_and_the_oldest_goes_first(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_folder_is_bounded_from_its_opening(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+    for order, key in enumerate([(1, 2, 3), (1, 2, 3, 4, 5), (9,)]):
+        os.utime(store.kept[key_of(ID, key)].path, (order, order))
+    sizes = {key: kept.size for key, kept in store.kept.items()}
+    store.close()
+    store, prefixes = reopened(tmp_path, limit=sum(sizes.values()) - 1)
+    assert store.size == sum(file.stat().st_size for file in tmp_path.iterdir()) <= store.limit
+    assert set(sizes) - set(store.kept) == {key_of(ID, (1, 2, 3, 4, 5))}  # the oldest that nothing continues
+    assert prefixes.find((1, 2, 3, 4)).node.position == 3
+    assert prefixes.find((9, 1)).node.position == 1
+    store.close()
+    Store(tmp_path, 0).close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_memory_lets_go_of_the_disk_still_has(tmp_path: Path) -> None:
     small = snapshot(0, 3).size
     store, prefixes = filled(tmp_path, memory=small)
