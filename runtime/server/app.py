@@ -97,8 +97,8 @@ class Endpoints:
     async def count_tokens(self, request: Request) -> Any:
         """How many tokens Anthropic's messages are."""
         body = await body_of(request, messages.CountRequest, self._limits)
-        ask = await asyncio.to_thread(lambda: self._service.chat(messages.counted(body)))
-        return _json({"input_tokens": len(ask.tokens)})
+        found = await asyncio.to_thread(lambda: self._service.counted(messages.counted(body)))
+        return _json({"input_tokens": len(found)})
 
     async def tokenize(self, request: Request) -> Any:
         """The tokens of a text or chat."""
