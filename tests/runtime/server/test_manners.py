@@ -102,6 +102,29 @@ def test_settings_that_let_anybody_in_are_refused(host: str, key: str | None) ->
         Settings(host=host, key=key)
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        (" abc", "begins or ends with a blank"),
+        ("abc\n", "begins or ends with a blank or a line end"),
+        ("abc\x1f", "begins or ends"),
+        ("a\nc", "no HTTP header carries"),
+        ("a\x7fc", "no HTTP header carries"),
+        ("schlüssel", "no HTTP header carries"),
+    ],
+)
+def test_a_key_that_no_client_can_give_is_refused(key: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"the API key .*{told}"):
+        Settings(key=key)
+
+
+def test_any_other_key_lets_in(demo: Path) -> None:
+    with hosted(demo, key="a b\t=/+~") as server:
+        assert server.openai("a b\t=/+~").models.list().data
+
+
 def test_a_port_that_is_taken_is_told(demo: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         run = called("serve", demo, "--port", taken.getsockname()[1])
