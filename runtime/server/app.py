@@ -189,7 +189,8 @@ class Guard:
 async def _refusal(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         said = {404: f"there is no {request.url.path!r:.100} here", 405: f"{request.method} is not for this path"}
-        error = ApiError(said.get(error.status_code, error.detail), error.status_code)
+        told = error.headers or {}  # which methods a path has
+        error = ApiError(said.get(error.status_code, error.detail), error.status_code, headers=told)
     if isinstance(error, ClientDisconnect):
         return Response(status_code=GONE)
     found = ApiError.of(error)

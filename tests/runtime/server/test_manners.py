@@ -371,6 +371,21 @@ def test_other_paths_and_methods_are_refused(server: Hosted, method: str, path: 
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", {"POST"}),
+        ("DELETE", "/tokenize", {"POST"}),
+        ("POST", "/v1/models", {"GET", "HEAD"}),
+        ("PUT", "/v1/models/demo", {"GET", "HEAD"}),
+    ],
+)
+def test_which_methods_a_path_has_is_told(server: Hosted, method: str, path: str, allowed: set[str]) -> None:
+    answer = httpx.request(method, f"{server.url}{path}", headers=HEADERS)
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == allowed
+
+
 def test_a_failure_of_the_pack_is_a_documented_one(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
     from moepack.manifests.errors import MismatchError
     from moepack.runtime.engine import Engine
