@@ -1,5 +1,6 @@
 """What a server lets nobody do: ask without the key, ask too much, leave and be computed for, break it with a body."""
 
+import errno
 import json
 import socket
 import sys
@@ -19,7 +20,7 @@ from moe_run_program import called
 from server.hosting import KEY, QUESTION, Hosted, hosted, unread
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from moepack.manifests.errors import UsageError
+from moepack.manifests.errors import StorageError, UsageError
 from moepack.runtime.engine import Engine
 from moepack.runtime.server import chat, running
 from moepack.runtime.server.settings import Limits, Settings
@@ -133,6 +134,22 @@ def test_a_port_that_is_taken_is_told(demo: Path) -> None:
     assert "give another --port" in run.stderr
     run = called("serve", demo, "--host", "0.0.0.0")
     assert (run.returncode, run.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "2001:db8::7", "example.invalid", "é..example"])
+def test_a_host_that_is_not_this_machine_s_is_told(host: str) -> None:
+    with pytest.raises(StorageError, match=r"cannot be listened on: .*; give another --host$"):
+        running.listening(Settings(host=host, port=0, key=KEY))
+
+
+@pytest.mark.parametrize("fault", [PermissionError(errno.EACCES, "Permission denied"), OverflowError("0-65535")])
+def test_a_port_that_others_alone_may_take_is_told(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def refused(*_: object, **__: object) -> socket.socket:
+        raise fault
+
+    monkeypatch.setattr(socket, "create_server", refused)
+    with pytest.raises(StorageError, match=r"; give another --port$"):
+        running.listening(Settings())
 
 
 def test_who_goes_away_is_computed_for_no_longer(server: Hosted) -> None:
