@@ -23,6 +23,7 @@ TEMPORARY_SUFFIX = ".tmp"
 READ_ONLY = 0o444
 REPLACEABLE = 0o644
 PRIVATE = 0o600
+PRIVATE_FOLDER = 0o700
 FLUSH_BYTES = 64 * 1024 * 1024  # measured: twice the rate of leaving all of a 2 GB file to the last fsync
 
 
@@ -189,12 +190,14 @@ def make_directory(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def make_folders(path: Path) -> None:
+def make_folders(path: Path, mode: int = 0o777) -> None:
     """Make a directory, and those above it, where they are missing; not durably, since what goes in can be made again.
 
-    Raises OSError.
+    All that are made have `mode`, less what the umask takes. Raises OSError.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():  # mkdir's own `parents` would have them without the mode
+        make_folders(path.parent, mode)
+    path.mkdir(mode, exist_ok=True)
 
 
 def rename(old: Path, new: Path) -> None:

@@ -7,6 +7,7 @@ there are those that transformers gives a template. Knows nothing of tokens.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jinja2
@@ -35,10 +36,13 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """One pack's templates by name: "default", and perhaps "tool_use" for chats with tools."""
+    """One pack's templates by name: "default", and perhaps "tool_use" for chats with tools.
+
+    `name`: their file's path, which errors tell in full only while it is read.
+    """
 
     def __init__(self, sources: Mapping[str, str], variables: Mapping[str, str], name: str) -> None:
-        self._name = name
+        self._name = Path(name).name  # a server's clients are told it; where the pack lies is not for them
         self._variables = dict(variables)
         self._sources = dict(sources)
         self._templates = {key: _compile(source, name) for key, source in sources.items()}

@@ -25,13 +25,16 @@ class Lines:
 
     def __init__(self, prompts: TextIO | None = None) -> None:
         self._prompts = prompts
+        self._within = False  # a line whose beginning was too long
 
     def read(self, prompt: str, *, kept: bool = True) -> str:
         """See Keyboard. Raises UsageError for a line that is too long or no text."""
         line = b""
         try:
             self._write(prompt)  # a Ctrl-C may come as soon as it is seen
-            line = sys.stdin.buffer.readline(MAX_MESSAGES_BYTES + 1)
+            while self._within:
+                self._piece()
+            line = self._piece()
         finally:
             if not line.endswith(b"\n"):  # Ctrl-C or Ctrl-D, which leave the cursor where it is
                 self._write("\n")
@@ -43,6 +46,12 @@ class Lines:
             return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise UsageError("a line of standard input is not UTF-8 text") from error
+
+    def _piece(self) -> bytes:
+        """The next line, or as much of it as is already too long."""
+        piece = sys.stdin.buffer.readline(MAX_MESSAGES_BYTES + 1)
+        self._within = len(piece) > MAX_MESSAGES_BYTES and not piece.endswith(b"\n")
+        return piece
 
     def _write(self, text: str) -> None:
         if self._prompts is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from ...manifests.errors import MoepackError
+from ...manifests.errors import MoepackError, UsageError
 from . import commands, status
 from .conversation import Call, Conversation, Entry
 from .interrupts import Interrupts
@@ -47,7 +47,7 @@ class Talk:
         idle = False
         while True:
             try:
-                text = self.keyboard.read(PROMPT)
+                text = self._read(PROMPT)
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -70,6 +70,14 @@ class Talk:
             else f"context {partner.recall.position}/{partner.engine.context}; /help"
         )
 
+    def _read(self, prompt: str, *, kept: bool = True) -> str:
+        """A line; a person is told what is wrong with one that is none, and asked for another."""
+        while True:
+            try:
+                return self.keyboard.read(prompt, kept=kept)
+            except UsageError as error:
+                self._tell(error)
+
     def _guarded(self, work: Callable[[], bool | None]) -> bool:
         """Whether to go on after `work`."""
         try:
@@ -77,14 +85,18 @@ class Talk:
         except BrokenPipeError:
             raise
         except (MoepackError, OSError) as error:
-            if not self.person:
-                raise
-            self.screen.note(f"error: {error}")
+            self._tell(error)
         except KeyboardInterrupt:
             if not self.person:
                 raise
             self.screen.note("interrupted")
         return True
+
+    def _tell(self, error: Exception) -> None:
+        """Show an error to a person; where nobody types, it ends the chat."""
+        if not self.person:
+            raise error
+        self.screen.note(f"error: {error}")
 
     def _heard(self, text: str) -> bool:
         if self.person and text.startswith("/"):
@@ -163,7 +175,7 @@ class Talk:
         given = []
         for call in calls:
             self.screen.note(f"{call.function.name} {call.function.arguments}: type its result; an empty line skips it")
-            text = self.keyboard.read(f"{' '.join(visible(call.function.name).split())} = ", kept=False)
+            text = self._read(f"{' '.join(visible(call.function.name).split())} = ", kept=False)
             if text.strip():
                 given.append((call, text))
         for call, text in given:

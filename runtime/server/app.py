@@ -97,8 +97,8 @@ class Endpoints:
     async def count_tokens(self, request: Request) -> Any:
         """How many tokens Anthropic's messages are."""
         body = await body_of(request, messages.CountRequest, self._limits)
-        ask = await asyncio.to_thread(lambda: self._service.chat(messages.counted(body)))
-        return _json({"input_tokens": len(ask.tokens)})
+        found = await asyncio.to_thread(lambda: self._service.counted(messages.counted(body)))
+        return _json({"input_tokens": len(found)})
 
     async def tokenize(self, request: Request) -> Any:
         """The tokens of a text or chat."""
@@ -189,7 +189,8 @@ class Guard:
 async def _refusal(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         said = {404: f"there is no {request.url.path!r:.100} here", 405: f"{request.method} is not for this path"}
-        error = ApiError(said.get(error.status_code, error.detail), error.status_code)
+        told = error.headers or {}  # which methods a path has
+        error = ApiError(said.get(error.status_code, error.detail), error.status_code, headers=told)
     if isinstance(error, ClientDisconnect):
         return Response(status_code=GONE)
     found = ApiError.of(error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -56,15 +57,21 @@ class Server(uvicorn.Server):
 
 
 def listening(settings: Settings) -> socket.socket:
-    """The socket, bound. Raises StorageError if the port is taken, or the host is not this machine's."""
+    """The socket, bound. Raises StorageError if the port is taken, or the host is unknown or not this machine's."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # the last is a name's that cannot be encoded
         why = getattr(error, "strerror", None) or str(error)
+        at_fault = "--port" if _of_port(error) else "--host"
         raise StorageError(
-            f"{settings.host}:{settings.port} cannot be listened on: {why}; give another --port"
+            f"{settings.host}:{settings.port} cannot be listened on: {why}; give another {at_fault}"
         ) from error
+
+
+def _of_port(error: Exception) -> bool:
+    """Whether another port may do: this one is taken, for others to take, or no port at all."""
+    return isinstance(error, OverflowError) or getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
 
 
 def address(bound: socket.socket) -> str:

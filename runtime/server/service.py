@@ -31,6 +31,7 @@ from ..sessions.identity import identity
 from ..sessions.prefixes import Prefixes
 from ..sessions.store import Store
 from ..state import FLOAT_BYTES
+from ..template import ChatTemplate
 from . import allowance
 from .allowance import Allowance, Share
 from .channel import Channel, Pending, Post
@@ -69,14 +70,11 @@ class Service:
 
     def chat(self, wish: ChatWish) -> Ask:
         """A chat as a prompt; takes as long as its text. Raises UsageError for what the pack cannot follow."""
-        template, tools = self.language.template, wish.form.tools or None
-        if template is None:
-            raise UsageError("this pack has no chat template; use /v1/completions")
+        template, tools = self._template(), wish.form.tools or None
         chat = Chat(wish.messages, tools, wish.variables)
         self._require_places(wish.wish.choices, "n")
         with self._preparing:
-            text = template.render(chat.messages, tools=chat.tools, variables=chat.variables)
-            self._require_room(text)
+            text = self._rendered(chat)
             tokens, marks = self.language.tokenizer.encode_cut(text, self._beginnings(chat, text))
         dialect = Dialect.of(template.source(with_tools=tools is not None))
         thinking = dialect.thinking(text)
@@ -92,6 +90,22 @@ class Service:
             first_call=wish.first_call,
             special=self._special,
         )
+
+    def counted(self, wish: ChatWish) -> list[int]:
+        """A chat as tokens, whatever becomes of them. Raises UsageError for one that is far too long."""
+        chat = Chat(wish.messages, wish.form.tools or None, wish.variables)
+        with self._preparing:
+            return self.language.tokenizer.encode(self._rendered(chat), add_special_tokens=False)
+
+    def _template(self) -> ChatTemplate:
+        if self.language.template is None:
+            raise UsageError("this pack has no chat template; use /v1/completions")
+        return self.language.template
+
+    def _rendered(self, chat: Chat) -> str:
+        text = self._template().render(chat.messages, tools=chat.tools, variables=chat.variables)
+        self._require_room(text)
+        return text
 
     def texts(self, prompts: Sequence[Prompt], wish: Wish) -> list[Ask]:
         """Bare texts, or their tokens, each to be continued."""
@@ -237,9 +251,8 @@ class Service:
 
     def _beginning(self, chat: Chat, messages: Sequence[Any], text: str) -> str:
         """The text of some messages, where the whole chat's begins with it."""
-        assert self.language.template is not None
         try:
-            begun = self.language.template.render(
+            begun = self._template().render(
                 messages, tools=chat.tools, add_generation_prompt=False, variables=chat.variables
             )
         except UsageError:  # some templates want a user's message

@@ -27,7 +27,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """Raises UsageError for a host that others reach without a key, and for an empty key."""
+    """Raises UsageError for a host that others reach without a key, and for a key that nobody can give."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -44,10 +44,8 @@ class Settings:
         return max(1, self.queue * (PART_FOR_OTHERS - 1) // PART_FOR_OTHERS)
 
     def __post_init__(self) -> None:
-        if self.key is not None and not self.key.strip():
-            raise UsageError("the API key is empty; give another, or none")
-        if self.key is not None and not self.key.isascii():
-            raise UsageError("the API key has characters that no HTTP header carries; give one of ASCII")
+        if self.key is not None:
+            _check_key(self.key)
         if not is_loopback(self.host) and self.key is None:
             raise UsageError(
                 f"{self.host} can be reached from other machines, so a key is needed: give --api-key or MOE_API_KEY"
@@ -56,9 +54,19 @@ class Settings:
             raise UsageError(f"a queue of {self.queue} takes no request; give 1 or more")
 
 
+def _check_key(key: str) -> None:
+    """Refuse a key that no client could give."""
+    if not key.strip():
+        raise UsageError("the API key is empty; give another, or none")
+    if key != key.strip():
+        raise UsageError("the API key begins or ends with a blank or a line end, which HTTP drops; give it without")
+    if not (key.isascii() and key.replace("\t", " ").isprintable()):
+        raise UsageError("the API key has characters that no HTTP header carries; give one of printable ASCII")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"  # names have no case

@@ -2,8 +2,9 @@
 
 A file's name is its key, which depends on the pack's digest, on how the engine computes and on every token up to the
 snapshot's end, and the digest of its content: what is damaged or of something else is never continued from. Promises to
-hold at most so many bytes, leaves used longest ago going first, and that a crash leaves whole files only. One process
-has a folder at a time. Files are written by a thread of its own: what comes faster than the disk takes it is not kept.
+hold at most so many bytes, leaves used longest ago going first, and that a crash leaves whole files only. They tell
+what was asked: files, and folders that are made for them, are for their owner alone. One process has a folder at a
+time. Files are written by a thread of its own: what comes faster than the disk takes it is not kept.
 What cannot be removed is logged once and left, beyond the limit; nothing that the disk refuses later is raised.
 All else is for one thread. Knows nothing of what else is in memory.
 """
@@ -23,7 +24,7 @@ from queue import SimpleQueue
 import numpy as np
 from blake3 import blake3
 
-from ...layout.atomic import TEMPORARY_SUFFIX, AtomicFile, make_folders, remove
+from ...layout.atomic import PRIVATE, PRIVATE_FOLDER, TEMPORARY_SUFFIX, AtomicFile, make_folders, remove
 from ...layout.tensorfile import Digested, Sink, TensorFile, TensorFileWriter, TensorSpec, byte_view
 from ...layout.tensorheader import render
 from ...manifests.errors import MismatchError, MoepackError, StorageError
@@ -92,7 +93,7 @@ class Store:
         self._queue, self._waiting = queue, 0
         self._failing = self._stuck = False
         try:
-            make_folders(folder)
+            make_folders(folder, PRIVATE_FOLDER)
             self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -105,6 +106,7 @@ class Store:
         except OSError as error:
             os.close(self._lock)
             raise _useless(folder, error) from error
+        self._make_room(0, ROOT)  # the limit may have been a larger one
         self._jobs: SimpleQueue[tuple[bytes, Kept, int] | threading.Event | None] = SimpleQueue()
         self._done: deque[_Written] = deque()
         self._writer = threading.Thread(target=self._write_all, name="moepack-store", daemon=True)
@@ -255,7 +257,7 @@ class Store:
         if (snapshot := kept.waiting) is None:
             return None
         content = _Content(snapshot, kept)
-        with AtomicFile(self.folder / key.hex(), content.size) as file:
+        with AtomicFile(self.folder / key.hex(), content.size, PRIVATE) as file:
             digested = Digested(file)
             content.write(digested)
             file.path = self.folder / f"{key.hex()}-{digested.hexdigest()}.safetensors"

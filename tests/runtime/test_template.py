@@ -8,7 +8,7 @@ from front import TRAINED, byte_level, needs_trained_model, small_files
 from transformers import PreTrainedTokenizerFast
 
 from moepack.convert.shipped import CHECKPOINT
-from moepack.manifests.errors import CorruptInputError, UsageError
+from moepack.manifests.errors import CorruptInputError, MoepackError, UsageError
 from moepack.runtime.template import BUILT_INS, ChatTemplate, _compile
 
 TOKENS = {"bos_token": "<s>", "eos_token": "<|end|>", "pad_token": "<pad>"}
@@ -250,6 +250,17 @@ def test_a_template_that_is_none_is_one_sentence(tmp_path: Path, content: bytes)
     with pytest.raises(CorruptInputError, match=r"chat_template\.jinja is not") as caught:
         ChatTemplate.open(small_files(tmp_path, chat_template__jinja=content), {})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["{{ 1 + 'a' }}", "{{ messages.__class__ }}"])
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_what_fails_in_a_chat_is_told_without_the_pack_s_path(tmp_path: Path, name: str, template: str) -> None:
+    content: Any = template.encode() if name.endswith("jinja") else {"chat_template": template}
+    opened = ChatTemplate.open(small_files(tmp_path, **{name.replace(".", "__"): content}), {})
+    assert opened is not None
+    with pytest.raises(MoepackError, match=f"^{name} ") as caught:
+        opened.render(QUESTION)
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_an_oversized_template_is_not_read(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Terminal:
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
 
     def send(self, keys: str) -> None:
-        os.write(self._descriptor, keys.encode())
+        os.write(self._descriptor, keys.encode(errors="surrogateescape"))
 
     def until(self, pattern: str) -> str:
         """What comes up to `pattern`, which is looked for in what was not seen yet."""
@@ -181,6 +181,22 @@ def test_a_dumb_terminal_gets_no_escape_sequence_and_takes_commands(demo: Path) 
         chat.send("/quit\n")
         assert chat.ended() == 0
     assert ESCAPE not in chat.text
+
+
+def test_a_line_that_is_no_text_does_not_end_a_dumb_terminal_s_chat(demo: Path) -> None:
+    with terminal(demo, *QUICK, TERM="dumb") as chat:
+        chat.until("> ")
+        chat.send("Who are you?\n")
+        chat.until("in memory")
+        chat.until("> ")
+        chat.send("\udcff\udcfe\n")
+        chat.until("error: a line of standard input is not UTF-8 text\n")
+        chat.until("> ")
+        chat.send("/stats\n")
+        chat.until("answers: 1")
+        chat.send("/quit\n")
+        assert chat.ended() == 0
+    assert "Traceback" not in chat.text
 
 
 @pytest.mark.parametrize(("keys", "code"), [("\x04", 0), ("\x03\x03", 130)])

@@ -1,5 +1,6 @@
 """Turns of a chat: what each computes, what it says, and what stays when it is stopped or fails."""
 
+import io
 import json
 import os
 import signal
@@ -10,8 +11,9 @@ import pytest
 from chats.chatting import CALL, GREEDY, OPTIONS, QUESTION, Chatted, Script, chatted, with_tools
 from moe_run_program import document
 
-from moepack.manifests.errors import StorageError
+from moepack.manifests.errors import StorageError, UsageError
 from moepack.runtime.answers.events import Event
+from moepack.runtime.chat import keyboard
 from moepack.runtime.chat.partner import Settings
 from moepack.runtime.engine import EngineOptions, Session
 from moepack.runtime.sampling import Sampling
@@ -170,6 +172,34 @@ def test_the_context_may_fill_in_the_middle_of_an_answer(demo: Path) -> None:
 def test_an_answer_that_was_cut_is_said(demo: Path) -> None:
     with chatted(demo, Settings(Sampling(), 3)) as chat:
         assert "the answer was cut at 3 tokens" in chat.type("Who are you?")
+
+
+NO_TEXT = UsageError("a line of standard input is not UTF-8 text")
+
+
+def test_a_line_that_cannot_be_read_is_told_and_the_chat_goes_on(chat: Chatted, scripted: Script) -> None:
+    with_tools(chat)
+    scripted(chat.language, "Well.", CALL, "Sunny.")
+    text = chat.type("Who are you?", NO_TEXT, "What is the weather?", NO_TEXT, "sunny")
+    assert text.count(f"error: {NO_TEXT}\n") == 2
+    assert chat.roles == ["user", "assistant", "user", "assistant", "tool", "assistant"]
+    assert chat.said == "Sunny."
+
+
+def test_where_nobody_types_a_line_that_cannot_be_read_ends_the_chat(demo: Path) -> None:
+    with chatted(demo, person=False) as chat, pytest.raises(UsageError):
+        chat.type(NO_TEXT, "Who are you?")
+
+
+def test_no_part_of_a_line_that_is_too_long_is_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyboard, "MAX_MESSAGES_BYTES", 8)
+    typed = io.BytesIO(b"12345678\n" + b"and more than that\n" + b"shorter\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(typed))
+    lines = keyboard.Lines()
+    for _ in range(2):
+        with pytest.raises(UsageError, match="more than 8 bytes"):
+            lines.read("> ")
+    assert lines.read("> ") == "shorter"
 
 
 def test_calls_are_shown_and_results_go_back(chat: Chatted, scripted: Script) -> None:

@@ -1,5 +1,6 @@
 """What a server lets nobody do: ask without the key, ask too much, leave and be computed for, break it with a body."""
 
+import errno
 import json
 import socket
 import sys
@@ -19,7 +20,7 @@ from moe_run_program import called
 from server.hosting import KEY, QUESTION, Hosted, hosted, unread
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from moepack.manifests.errors import UsageError
+from moepack.manifests.errors import StorageError, UsageError
 from moepack.runtime.engine import Engine
 from moepack.runtime.server import chat, running
 from moepack.runtime.server.settings import Limits, Settings
@@ -90,7 +91,8 @@ def test_without_a_key_only_a_local_name_is_answered(demo: Path) -> None:
     with hosted(demo, key=None) as server:
         assert httpx.get(f"{server.url}/v1/models").status_code == 200
         port = server.url.rpartition(":")[2]
-        for host, status in {f"localhost:{port}": 200, f"[::1]:{port}": 200, "evil.example": 403}.items():
+        local = (f"localhost:{port}", f"LocalHost:{port}", "LOCALHOST", f"[::1]:{port}")
+        for host, status in {**dict.fromkeys(local, 200), "evil.example": 403}.items():
             assert httpx.get(f"{server.url}/health", headers={"host": host}).status_code == status
         answer = httpx.get(f"{server.url}/health", headers={"origin": "http://evil.example"})
         assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -102,6 +104,29 @@ def test_settings_that_let_anybody_in_are_refused(host: str, key: str | None) ->
         Settings(host=host, key=key)
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        (" abc", "begins or ends with a blank"),
+        ("abc\n", "begins or ends with a blank or a line end"),
+        ("abc\x1f", "begins or ends"),
+        ("a\nc", "no HTTP header carries"),
+        ("a\x7fc", "no HTTP header carries"),
+        ("schlüssel", "no HTTP header carries"),
+    ],
+)
+def test_a_key_that_no_client_can_give_is_refused(key: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"the API key .*{told}"):
+        Settings(key=key)
+
+
+def test_any_other_key_lets_in(demo: Path) -> None:
+    with hosted(demo, key="a b\t=/+~") as server:
+        assert server.openai("a b\t=/+~").models.list().data
+
+
 def test_a_port_that_is_taken_is_told(demo: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         run = called("serve", demo, "--port", taken.getsockname()[1])
@@ -109,6 +134,22 @@ def test_a_port_that_is_taken_is_told(demo: Path) -> None:
     assert "give another --port" in run.stderr
     run = called("serve", demo, "--host", "0.0.0.0")
     assert (run.returncode, run.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "2001:db8::7", "example.invalid", "é..example"])
+def test_a_host_that_is_not_this_machine_s_is_told(host: str) -> None:
+    with pytest.raises(StorageError, match=r"cannot be listened on: .*; give another --host$"):
+        running.listening(Settings(host=host, port=0, key=KEY))
+
+
+@pytest.mark.parametrize("fault", [PermissionError(errno.EACCES, "Permission denied"), OverflowError("0-65535")])
+def test_a_port_that_others_alone_may_take_is_told(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def refused(*_: object, **__: object) -> socket.socket:
+        raise fault
+
+    monkeypatch.setattr(socket, "create_server", refused)
+    with pytest.raises(StorageError, match=r"; give another --port$"):
+        running.listening(Settings())
 
 
 def test_who_goes_away_is_computed_for_no_longer(server: Hosted) -> None:
@@ -346,6 +387,21 @@ def test_other_paths_and_methods_are_refused(server: Hosted, method: str, path: 
     answer = httpx.request(method, f"{server.url}{path}", headers=HEADERS)
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", {"POST"}),
+        ("DELETE", "/tokenize", {"POST"}),
+        ("POST", "/v1/models", {"GET", "HEAD"}),
+        ("PUT", "/v1/models/demo", {"GET", "HEAD"}),
+    ],
+)
+def test_which_methods_a_path_has_is_told(server: Hosted, method: str, path: str, allowed: set[str]) -> None:
+    answer = httpx.request(method, f"{server.url}{path}", headers=HEADERS)
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == allowed
 
 
 def test_a_failure_of_the_pack_is_a_documented_one(server: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:

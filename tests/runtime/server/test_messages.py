@@ -3,9 +3,10 @@
 from typing import Any
 
 import anthropic
+import httpx2 as httpx
 import pytest
 from server.conftest import Script
-from server.hosting import MESSAGE, QUESTION, WEATHER, Hosted
+from server.hosting import KEY, MESSAGE, QUESTION, WEATHER, Hosted
 
 TOOLS = [
     {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
@@ -59,6 +60,25 @@ def test_a_call_and_what_the_tool_said(server: Hosted) -> None:
     assert second.usage.cache_read_input_tokens >= first.usage.input_tokens + first.usage.cache_read_input_tokens
     counted = client.messages.count_tokens(model="demo", messages=turns, tools=TOOLS)
     assert counted.input_tokens == second.usage.input_tokens + second.usage.cache_read_input_tokens
+
+
+def tokenized(server: Hosted, **asked: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/tokenize", json=asked, headers={"x-api-key": KEY}, timeout=60)
+
+
+def test_what_does_not_fit_the_context_is_counted(server: Hosted) -> None:
+    turns: Any = [{"role": "user", "content": "sun " * 2000}]
+    counted = server.anthropic().messages.count_tokens(model="demo", messages=turns).input_tokens
+    assert counted > 2000 > server.service.engine.context
+    assert tokenized(server, messages=turns).json()["count"] == counted
+
+
+def test_what_is_far_too_long_is_not_counted(server: Hosted) -> None:
+    turns: Any = [{"role": "user", "content": "sun " * 200_000}]
+    with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
+        server.anthropic().messages.count_tokens(model="demo", messages=turns)
+    for asked in ({"messages": turns}, {"content": turns[0]["content"]}):
+        assert tokenized(server, **asked).status_code == 400
 
 
 def test_several_calls_and_what_is_said_between_them(server: Hosted, scripted: Script) -> None:

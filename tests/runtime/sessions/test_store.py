@@ -1,6 +1,7 @@
 """States on disk: found again after a restart, never believed when damaged, bounded, one process at a time."""
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,23 @@ def test_a_restart_finds_what_was_kept(tmp_path: Path) -> None:
     store.close()
 
 
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_what_was_asked_is_for_its_owner_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "states" / "pack"
+    filled(folder)[0].close()
+    assert {mode(file) for file in folder.iterdir()} == {0o600}
+    assert [mode(folder), mode(folder.parent)] == [0o700] * 2
+
+
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    filled(tmp_path)[0].close()
+    assert mode(tmp_path) == 0o750
+
+
 def test_another_identity_sees_nothing(tmp_path: Path) -> None:
     filled(tmp_path)[0].close()
     store, prefixes = reopened(tmp_path, b"another pack")
@@ -114,6 +132,22 @@ def test_the_disk_is_bounded_and_the_oldest_goes_first(tmp_path: Path) -> None:
     assert prefixes.find((7, 1)).node.position == 1
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) == store.size
     store.close()
+
+
+def test_a_folder_is_bounded_from_its_opening(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path)
+    for order, key in enumerate([(1, 2, 3), (1, 2, 3, 4, 5), (9,)]):
+        os.utime(store.kept[key_of(ID, key)].path, (order, order))
+    sizes = {key: kept.size for key, kept in store.kept.items()}
+    store.close()
+    store, prefixes = reopened(tmp_path, limit=sum(sizes.values()) - 1)
+    assert store.size == sum(file.stat().st_size for file in tmp_path.iterdir()) <= store.limit
+    assert set(sizes) - set(store.kept) == {key_of(ID, (1, 2, 3, 4, 5))}  # the oldest that nothing continues
+    assert prefixes.find((1, 2, 3, 4)).node.position == 3
+    assert prefixes.find((9, 1)).node.position == 1
+    store.close()
+    Store(tmp_path, 0).close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_memory_lets_go_of_the_disk_still_has(tmp_path: Path) -> None:
