@@ -71,7 +71,7 @@ class Grammars:
 
     def _fault(self, text: str) -> str | None:
         wrong, said = self._library.LLMatcher.validate_grammar_with_warnings(text, self._words)
-        return said[0].rpartition("failed to compile JSON schema: ")[2].splitlines()[0] if wrong else None
+        return _sentence(said[0]) if wrong else None
 
 
 class Constraint:
@@ -124,6 +124,15 @@ class _Words:
     def __call__(self, text: bytes | str) -> list[int]:
         plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         return self._tokenizer.encode(plain, add_special_tokens=False)
+
+
+def _sentence(said: str) -> str:
+    """A complaint of llguidance's in one line: a pattern with what is wrong in it, and no advice on its own options."""
+    lines = said.rpartition("failed to compile JSON schema: ")[2].splitlines()
+    why = next((line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")), None)
+    if why is None:
+        return lines[0].partition(". Enable '")[0]
+    return f"{lines[0]} {lines[1].strip():.100}: {why}"
 
 
 def library() -> Any:

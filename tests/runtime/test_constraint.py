@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -270,6 +271,21 @@ def test_a_schema_that_cannot_be_held_to_is_refused_by_its_keyword(schema: Any, 
     tool = {"name": "f", "parameters": schema, "strict": True}
     with pytest.raises(UsageError, match=f"cannot be held to.*{keyword}"):
         grammars().constraint(Form([tool]), calls, "never")
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"type": "string", "pattern": "(?=a)b"}, "regex parse error: (?=a)b: look-around, including look-ahead and"),
+        ({"type": "string", "pattern": "a\n("}, "regex parse error: a\\n(: unclosed group"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf constraints are not supported"),
+    ],
+)
+def test_why_a_schema_cannot_be_held_to_is_told_in_one_line(schema: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=f"^the response's schema cannot be held to: {re.escape(told)}") as refused:
+        grammars().constraint(Form(response=schema), "json", "never")
+    assert "\n" not in str(refused.value)
+    assert "coerce" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
