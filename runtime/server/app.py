@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Sequence, Sized
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -106,8 +107,9 @@ class Endpoints:
         return _json(await asyncio.to_thread(tokens.document, body, self._service))
 
     async def models(self, request: Request) -> Any:
-        """The one model."""
-        return _json({"object": "list", "data": [self._model()]})
+        """The one model, in both protocols' forms at once."""
+        name = self._service.name
+        return _json({"object": "list", "data": [self._model()], "has_more": False, "first_id": name, "last_id": name})
 
     async def model(self, request: Request) -> Any:
         """The model by its name."""
@@ -126,7 +128,10 @@ class Endpoints:
         return Response(metrics.text(self._service, self.responses), media_type=metrics.TYPE)
 
     def _model(self) -> dict[str, Any]:
-        return {"id": self._service.name, "object": "model", "created": self._service.created, "owned_by": "moepack"}
+        name, created = self._service.name, self._service.created
+        at = datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        anthropic = {"type": "model", "display_name": name, "created_at": at}
+        return {"id": name, "object": "model", "created": created, "owned_by": "moepack", **anthropic}
 
     async def _answered(self, request: Request, asks: Sequence[Ask], shape: Shape, *, stream: bool | None) -> Any:
         pending = self._service.begin(asks, request.client.host if request.client else "")

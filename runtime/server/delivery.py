@@ -61,25 +61,33 @@ class Delivery(ABC):
 
 
 class Streamed(Delivery):
-    """As it comes."""
+    """As it comes; while there is nothing to tell for long, nobody on the way shall take the silence for an end."""
+
+    _silent_until = 0.0
 
     async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None:
         await unless_gone(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         await self._begin(send, EVENTS)
+        self._spoken()
         while not self._pending.over:
-            if (part := await self._next()) is None:
+            part = await self._next()
+            for event in told(self._shape, part) if part is not None else ():
+                await self._give(send, _encoded(event))
+                self._spoken()
+            if asyncio.get_running_loop().time() >= self._silent_until:
                 await self._give(send, PING)
-            else:
-                for event in told(self._shape, part):
-                    await self._give(send, _encoded(event))
+                self._spoken()
         await self._end(send)
 
+    def _spoken(self) -> None:
+        self._silent_until = asyncio.get_running_loop().time() + self._limits.ping_seconds
+
     async def _next(self) -> Part | None:
-        """The next part; None if there is none for long, so that nobody on the way takes the silence for an end."""
+        """The next part, which may have nothing to tell; None if there is none in time."""
         try:
-            async with asyncio.timeout(self._limits.ping_seconds):
+            async with asyncio.timeout_at(self._silent_until):
                 return await self._pending.get(self._shape.kept)
         except TimeoutError:
             return None

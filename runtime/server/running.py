@@ -154,6 +154,9 @@ def protocol(limits: Limits) -> type[H11Protocol]:
             if self._due is not None:
                 self._due.cancel()
 
+        def _unsupported_upgrade_warning(self) -> None:
+            """No word of it: whoever asks for a WebSocket would fill the log with advice to install one."""
+
         def _expect(self) -> None:
             if self._due is not None:
                 self._due.cancel()

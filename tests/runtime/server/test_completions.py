@@ -79,6 +79,10 @@ def test_the_model_is_listed(server: Hosted) -> None:
     client = server.openai()
     assert [model.id for model in client.models.list()] == ["demo"]
     assert client.models.retrieve("demo").owned_by == "moepack"
+    listed = server.anthropic().models.list()
+    assert (listed.has_more, listed.first_id, [model.display_name for model in listed]) == (False, "demo", ["demo"])
+    found = server.anthropic().models.retrieve("demo")
+    assert (found.type, int(found.created_at.timestamp())) == ("model", client.models.retrieve("demo").created)
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt/x' here"):
         client.models.retrieve("gpt/x")
 

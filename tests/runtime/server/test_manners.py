@@ -259,6 +259,13 @@ def test_an_answer_that_is_cut_off_at_the_end_is_no_traceback(
     assert "Traceback" not in caplog.text
 
 
+def test_a_websocket_is_answered_without_a_line_in_the_log(demo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-key": "x", "sec-websocket-version": "13"}
+    with hosted(demo) as server:
+        assert httpx.get(f"{server.url}/health", headers=upgrade).status_code == 200
+    assert caplog.messages == []
+
+
 def test_what_is_too_much_or_too_slow_is_refused(demo: Path) -> None:
     with hosted(demo, limits=Limits(body_bytes=1000, body_seconds=0.3, header_seconds=0.3)) as server:
         sent = {**HEADERS, "content-type": "application/json"}

@@ -1,12 +1,16 @@
 """/v1/messages, by Anthropic's client."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx2 as httpx
 import pytest
 from server.conftest import Script
-from server.hosting import KEY, MESSAGE, QUESTION, WEATHER, Hosted
+from server.hosting import KEY, MESSAGE, QUESTION, WEATHER, Hosted, hosted
+
+from moepack.runtime.server.settings import Limits
 
 TOOLS = [
     {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
@@ -104,6 +108,21 @@ def test_a_call_that_is_not_whole_is_never_told(server: Hosted, scripted: Script
     assert whole == assembled
     assert [block["type"] for block in whole["content"]] == ["text"]
     assert whole["stop_reason"] == "end_turn"
+
+
+def test_a_long_call_is_no_silence(demo: Path, scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(f"{CUT}{END}")
+    body = {**ASKED, "tools": TOOLS, "stream": True}
+    body |= body.pop("extra_body")
+    with hosted(demo, limits=Limits(ping_seconds=0.3)) as server:
+        step = server.service.scheduler._batch.step
+        monkeypatch.setattr(server.service.scheduler._batch, "step", lambda: (time.sleep(0.1), step()))
+        asked = httpx.stream("POST", f"{server.url}/v1/messages", json=body, headers={"x-api-key": KEY}, timeout=60)
+        with asked as answer:
+            lines = [line for line in answer.iter_lines() if line]
+    begins = lines.index("event: content_block_start")
+    assert lines[:begins].count(": still at it") > 3
+    assert "input_json_delta" in "".join(lines[begins:])
 
 
 def test_an_answer_that_the_client_begins_is_refused(server: Hosted) -> None:
