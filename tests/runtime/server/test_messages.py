@@ -111,12 +111,12 @@ def test_a_call_that_is_not_whole_is_never_told(server: Hosted, scripted: Script
 
 
 def test_a_long_call_is_no_silence(demo: Path, scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(f"{CUT}{END}")
-    body = {**ASKED, "tools": TOOLS, "stream": True}
+    scripted(f"{CUT}, 'day': '{'tomorrow ' * 60}'{END}".replace("'", '"'))
+    body = {**ASKED, "tools": TOOLS, "stream": True, "max_tokens": 300}
     body |= body.pop("extra_body")
-    with hosted(demo, limits=Limits(ping_seconds=0.3)) as server:
+    with hosted(demo, limits=Limits(ping_seconds=0.5)) as server:
         step = server.service.scheduler._batch.step
-        monkeypatch.setattr(server.service.scheduler._batch, "step", lambda: (time.sleep(0.1), step()))
+        monkeypatch.setattr(server.service.scheduler._batch, "step", lambda: (time.sleep(0.04), step()))
         asked = httpx.stream("POST", f"{server.url}/v1/messages", json=body, headers={"x-api-key": KEY}, timeout=60)
         with asked as answer:
             lines = [line for line in answer.iter_lines() if line]
