@@ -128,7 +128,7 @@ class _Words:
 
 def _sentence(said: str) -> str:
     """A complaint of llguidance's in one line: a pattern with what is wrong in it, and no advice on its own options."""
-    lines = said.rpartition("failed to compile JSON schema: ")[2].splitlines()
+    lines = said.rpartition("failed to compile JSON schema: ")[2].splitlines() or [said]
     why = next((line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")), None)
     if why is None:
         return lines[0].partition(". Enable '")[0]

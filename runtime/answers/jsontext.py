@@ -20,6 +20,15 @@ def loads(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def is_unicode(value: Any) -> bool:
+    """Whether a JSON value has no text with half a character in it, which no UTF-8 can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Scanner:
     """Takes one JSON value's characters. `expects` names what comes next, `depth` how many brackets are open.
 

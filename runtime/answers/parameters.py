@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .jsontext import loads
+from .jsontext import is_unicode, loads
 
 TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
 PYTHON = {"True": "true", "False": "false", "None": "null"}
@@ -76,10 +76,8 @@ def argument(text: str, types: frozenset[str]) -> str:
         value = loads(spelled)
     except ValueError:
         return json.dumps(text, ensure_ascii=False)
-    if isinstance(value, str) and value.encode("utf-8", "replace") != value.encode("utf-8", "surrogatepass"):
-        return json.dumps(text, ensure_ascii=False)
     fits = type_of(value) in types or (type_of(value) == "number" and "integer" in types)
-    return spelled if fits else json.dumps(text, ensure_ascii=False)
+    return spelled if fits and is_unicode(value) else json.dumps(text, ensure_ascii=False)
 
 
 def target(reference: str, root: Any) -> Any:

@@ -38,6 +38,7 @@ class AnswerReader:
         self._index = 0
         self._call: JsonCall | XmlCall | None = None
         self._raw: list[str] = []  # the call under way
+        self._last = ""  # of its arguments, which would make them whole
         self._why = UNFINISHED
         starts: dict[Thinking, Callable[[str], None]] = {"may": self._beginning, "begun": self._thought}
         self._until = StopStrings((THOUGHT,)) if thinking == "begun" else self._until_call()
@@ -59,7 +60,7 @@ class AnswerReader:
         rest = self._held + self._until.finish()
         if self._raw:
             self._malformed("".join(self._raw), self._why)
-        elif len(rest.lstrip(BLANK)) >= LEAST_OF_TAG:
+        elif len(rest.lstrip(BLANK)) >= LEAST_OF_TAG and not self._writes_about(rest):
             self._malformed(rest, UNFINISHED)
         else:
             (self._think if self._read == self._thought else self._say)(rest)
@@ -98,10 +99,15 @@ class AnswerReader:
     def _closed(self) -> None:
         """After </tool_call>, with nothing to close."""
         self._until = self._until_call()
-        if self._apart or not self._said or "\n" in self._blanks:
-            self._apart = True
-        else:
+        if self._writes_about(CLOSE):
             self._say(CLOSE)
+        else:
+            self._apart = True
+
+    def _writes_about(self, tag: str) -> bool:
+        """Whether a closing tag, or what there is of it, is the model's text: within a line, and not after a call."""
+        within = self._said and not self._apart and "\n" not in self._blanks
+        return within and self._read == self._content and CLOSE.startswith(tag)
 
     def _opened(self, character: str) -> None:
         """After <tool_call>: is it one?"""
@@ -129,18 +135,28 @@ class AnswerReader:
         assert self._call is not None
         self._raw.append(character)
         try:
-            self._events += self._call.push(character)
+            self._tell(self._call.push(character))
         except ValueError as error:
             self._break(str(error))
             return
         if self._call.ended:
             self._read = self._closing
 
+    def _tell(self, events: list[Event]) -> None:
+        """All but the last of the arguments: cut or malformed, a call's are never whole."""
+        for event in events:
+            if isinstance(event, CallArguments):
+                text = self._last + event.text
+                self._last = text[-1:]
+                event = CallArguments(event.index, text[:-1])
+            if not isinstance(event, CallArguments) or event.text:
+                self._events.append(event)
+
     def _closing(self, character: str) -> None:
         self._raw.append(character)
         self._held = (self._held + character).lstrip(BLANK)
         if self._held == CLOSE:
-            self._events.append(CallEnded(self._index))
+            self._events += [CallArguments(self._index, self._last), CallEnded(self._index)]
             self._after_call()
         elif not CLOSE.startswith(self._held):
             self._break("something follows it that is not its closing tag")
@@ -165,7 +181,7 @@ class AnswerReader:
     def _after_call(self) -> None:
         assert self._call is not None
         self._index += self._call.began
-        self._call, self._raw, self._held, self._why = None, [], "", UNFINISHED
+        self._call, self._raw, self._held, self._why, self._last = None, [], "", UNFINISHED, ""
         self._read, self._until = self._content, self._until_call()
 
     def _think(self, text: str) -> None:

@@ -97,12 +97,12 @@ def wish(request: ChatRequest) -> ChatWish:
     variables = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort == "none":
         variables.setdefault("enable_thinking", False)
-    return ChatWish(messages(request.messages), _wish(request), form, variables)
-
-
-def messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as templates read them. Fields that no template reads are left out."""
     names: dict[str, str] = {}
+    return ChatWish(messages(request.messages, names), _wish(request), form, variables, names)
+
+
+def messages(given: list[dict[str, Any]], names: dict[str, str]) -> list[dict[str, Any]]:
+    """Messages as templates read them; `names` is given those of calls, by id. What no template reads is left out."""
     return [_message(message, f"messages[{index}]", names) for index, message in enumerate(given)]
 
 

@@ -1,13 +1,12 @@
 """Fields that several protocols have, checked and made the engine's own."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ..answers.grammar import Form
-from ..answers.jsontext import loads
+from ..answers.jsontext import is_unicode, loads
 from ..penalties import Penalties
 from .failures import ApiError, unsupported
 from .wishes import SEEDS
@@ -155,6 +154,8 @@ class ToolChoice:
         tools = given.get("tools") if isinstance(given, dict) else None
         if not isinstance(tools, list) or not all(isinstance(each, dict) for each in tools):
             raise ApiError("tool_choice: allowed_tools has a mode and tools, a list of objects", param="tool_choice")
+        if any(each.get("type") == "namespace" for each in tools):
+            raise unsupported("tool_choice", "allowed_tools has to name functions, not their namespaces")
         names = [name_of(each) for each in tools if each.get("type") == "function"]
         if not all(isinstance(name, str) for name in names) or given.get("mode") not in ("auto", "required"):
             raise ApiError("tool_choice: allowed_tools has a mode, auto or required, and names", param="tool_choice")
@@ -235,12 +236,11 @@ def arguments(text: Any, place: str) -> dict[str, Any] | None:
         raise ApiError(f"{place}: the arguments of a call are a text", param=place)
     try:
         value = loads(text) if text and text.strip() else {}
-        json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
         return None
     if not isinstance(value, dict):
         raise ApiError(f"{place}: the arguments of a call are no object", param=place)
-    return value
+    return value if is_unicode(value) else None
 
 
 def call(number: str, name: Any, given: dict[str, Any], place: str) -> dict[str, Any]:

@@ -88,14 +88,16 @@ def counted(request: CountRequest, asked: Wish | None = None) -> ChatWish:
     parallel = given.get("disable_parallel_tool_use") is not True
     form = fields.form(tools, _choice(given), parallel=parallel, response=_response(request.output_config))
     off = request.thinking is not None and request.thinking.get("type") == "disabled"
-    return ChatWish(_messages(request), asked or Wish(), form, {"enable_thinking": False} if off else {})
+    names: dict[str, str] = {}
+    variables = {"enable_thinking": False} if off else {}
+    return ChatWish(_messages(request, names), asked or Wish(), form, variables, names)
 
 
 def _choice(given: Mapping[str, Any]) -> fields.ToolChoice:
     kind, name = given.get("type"), given.get("name")
     if kind == "tool" and isinstance(name, str):
         return fields.ToolChoice.one(name)
-    if kind not in CHOICES:
+    if not isinstance(kind, str) or kind not in CHOICES:
         raise ApiError("tool_choice: its type is none of auto, any, none, and tool with a name", param="tool_choice")
     return fields.ToolChoice(CHOICES[kind])
 
@@ -113,11 +115,10 @@ def _response(config: Mapping[str, Any] | None) -> Any:
     return fields.response_schema("output_config.format", str(given.get("type")), given.get("schema"))
 
 
-def _messages(request: CountRequest) -> list[dict[str, Any]]:
+def _messages(request: CountRequest, names: dict[str, str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if request.system:
         found.append({"role": "system", "content": fields.text_of(request.system, "system")})
-    names: dict[str, str] = {}
     for index, message in enumerate(request.messages):
         place, role = f"messages[{index}]", message.get("role")
         if role not in ("user", "assistant", "system"):

@@ -113,7 +113,9 @@ def wish(request: ResponseRequest) -> ChatWish:
     choice = _choice(request.tool_choice)
     form = fields.form(tools, choice, parallel=request.parallel_tool_calls, response=response)
     off = (request.reasoning or {}).get("effort") == "none"
-    return ChatWish(_messages(request), _wish(request), form, {"enable_thinking": False} if off else {})
+    names: dict[str, str] = {}
+    variables = {"enable_thinking": False} if off else {}
+    return ChatWish(_messages(request, names), _wish(request), form, variables, names)
 
 
 def _wish(request: ResponseRequest) -> Wish:
@@ -154,13 +156,12 @@ def _response(text: Mapping[str, Any] | None) -> Any:
     return fields.response_schema("text.format", str(given.get("type")), given.get("schema"))
 
 
-def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
+def _messages(request: ResponseRequest, names: dict[str, str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if request.instructions:
         found.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         return [*found, {"role": "user", "content": request.input}]
-    names: dict[str, str] = {}
     for index, item in enumerate(request.input):
         _add(found, item, f"input[{index}]", names)
     return found

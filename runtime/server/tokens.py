@@ -40,4 +40,4 @@ def _tokens(request: TokenizeRequest, service: Service) -> list[int]:
         return service.encoded(texts[0], add_special=request.add_special)
     tools = [chat.read_tool(tool, place) for place, tool in fields.runnable(request.tools, chat.KINDS)]
     form = fields.form(tools, fields.ToolChoice(), parallel=None)
-    return service.counted(ChatWish(chat.messages(request.messages or []), Wish(), form))
+    return service.counted(ChatWish(chat.messages(request.messages or [], {}), Wish(), form))

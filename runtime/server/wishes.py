@@ -1,8 +1,7 @@
 """What every protocol's request comes down to: a chat or a text, and how it is to be answered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from ...manifests.errors import UsageError
@@ -46,18 +45,21 @@ class Wish:
 
 @dataclass(frozen=True)
 class ChatWish:
-    """A chat in OpenAI's form, as templates read it, and the form that its answer must have."""
+    """A chat in OpenAI's form, as templates read it, and the form that its answer must have.
+
+    `called` are the ids of its calls, also of those that no template can write.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     wish: Wish
     form: Form = field(default_factory=Form)
     variables: Mapping[str, Any] = field(default_factory=dict)
+    called: Collection[str] = ()
 
     @property
     def first_call(self) -> int:
         """The number of the answer's first call."""
-        called = (call.get("id") for message in self.messages for call in message.get("tool_calls") or ())
-        return next_call(chain(called, (message.get("tool_call_id") for message in self.messages)))
+        return next_call(self.called)
 
 
 @dataclass(frozen=True)

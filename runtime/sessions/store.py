@@ -10,12 +10,13 @@ All else is for one thread. Knows nothing of what else is in memory.
 """
 
 import fcntl
+import heapq
 import logging
 import os
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,13 +185,18 @@ class Store:
         """Remove a snapshot, and what continues it."""
         below, going = self.below(), [key]
         while going:
-            gone = self._kept.pop(each := going.pop(), None)
-            if gone is None:  # of files that claim to continue each other
-                continue
-            going += below.get(each, ())
-            gone.waiting = None
-            if gone.file is not None:
-                self._remove(gone.file)
+            each = going.pop()
+            if each in self._kept:  # else of files that claim to continue each other
+                going += below.get(each, ())
+                self._drop(each)
+
+    def _drop(self, key: bytes) -> Kept:
+        """Remove this one alone."""
+        gone = self._kept.pop(key)
+        gone.waiting = None
+        if gone.file is not None:
+            self._remove(gone.file)
+        return gone
 
     def drain(self) -> None:
         """Return once nothing waits to be written."""
@@ -280,14 +286,19 @@ class Store:
 
     def _make_room(self, size: int, parent: bytes) -> bool:
         """Forget what is oldest and not continued, but for what leads to `parent`, until `size` more bytes fit."""
-        needed = set(self._line(parent))
-        while self.size + size > self.limit:
-            parents = {kept.parent for kept in self._kept.values()}
-            ends = [key for key in self._kept if key not in parents and key not in needed]
-            if not ends:
-                return False
-            self.forget(min(ends, key=lambda key: self._kept[key].used))
-        return True
+        over = self.size + size - self.limit
+        if over <= 0:
+            return True
+        needed, below = set(self._line(parent)), Counter(kept.parent for kept in self._kept.values())
+        ends = [(kept.used, key) for key, kept in self._kept.items() if not below[key] and key not in needed]
+        heapq.heapify(ends)
+        while over > 0 and ends:
+            gone = self._drop(heapq.heappop(ends)[1])
+            over -= gone.size
+            below[gone.parent] -= 1
+            if not below[gone.parent] and gone.parent in self._kept and gone.parent not in needed:
+                heapq.heappush(ends, (self._kept[gone.parent].used, gone.parent))
+        return over <= 0
 
     def _line(self, key: bytes) -> Iterator[bytes]:
         """A key and all that it continues."""

@@ -143,6 +143,10 @@ def test_a_tag_cut_by_the_answers_end_is_not_shown_but_a_bracket_is(size: int) -
         (f"{JSON_CALL}{CLOSE}{CLOSE} so", "so"),
         (f"a call ends in {CLOSE}, always", f"a call ends in {CLOSE}, always"),
         (f"{OPEN} and {CLOSE}", f"{OPEN} and {CLOSE}"),
+        ("XML: <tool>x</tool", "XML: <tool>x</tool"),
+        ("XML: <tool>x</tool>", "XML: <tool>x</tool>"),
+        ("so\n</tool", "so"),
+        (f"{JSON_CALL}\n</tool", None),
     ],
 )
 def test_a_closing_tag_of_no_call_is_not_shown_but_one_that_is_written_about_is(text: str, content: str | None) -> None:
@@ -166,6 +170,21 @@ def test_arguments_with_half_a_character_are_malformed(escapes: str, whole: bool
     assert ([call.whole for call in said.calls], [each.why for each in said.malformed]) == (
         ([True], []) if whole else ([False], ["its JSON has an escape of half a character"])
     )
+
+
+@pytest.mark.parametrize("value", ['{"a": "\\ud800"}', '["\\udfff"]', '{"\\ud800": 1}', '"\\ud800"'])
+@pytest.mark.parametrize("key", ["any", "list"])
+def test_an_xml_call_s_value_with_half_a_character_is_a_bare_text(key: str, value: str) -> None:
+    assert arguments(xml(key, value), "xml") == {key: value}
+
+
+@pytest.mark.parametrize("call", [JSON_CALL, XML_CALL])
+@pytest.mark.parametrize("dropped", range(1, len(CLOSE) + 1))
+def test_what_there_is_of_a_call_that_is_not_whole_is_no_json(call: str, dropped: int) -> None:
+    [cut] = message([call[:-dropped]], "xml" if call == XML_CALL else "json").calls
+    assert not cut.whole
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(cut.arguments)
 
 
 def test_without_tools_markup_is_a_text_like_any_other() -> None:

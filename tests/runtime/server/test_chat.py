@@ -97,16 +97,27 @@ def test_a_call_and_what_the_tool_said(server: Hosted) -> None:
     assert again.choices[0].message.tool_calls[0].id == "call_00000001"
 
 
-def test_a_call_that_was_cut_can_be_sent_back(server: Hosted, scripted: Script) -> None:
+GOOD_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize(
+    "end", [', "day"}}\n</tool_call>', "}", "}} oops</tool_call>", '}, "arguments": {}}</tool_call>']
+)
+def test_a_call_that_was_cut_can_be_sent_back(server: Hosted, scripted: Script, end: str, told: bool) -> None:
+    """Its arguments are no JSON, though more of them were said; no later call has its id."""
     client = server.openai()
-    scripted('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Pa", "day"}}\n</tool_call>')
+    scripted(GOOD_CALL.partition("}")[0] + end)
     first = client.chat.completions.create(**ASKED, tools=TOOLS).choices[0]
     assert first.finish_reason == "stop"
     [call] = first.message.tool_calls
-    assert call.function.arguments == '{"city": "Pa", "day"'
-    error = {"role": "tool", "tool_call_id": call.id, "content": "the arguments are no JSON"}
-    turns = [*ASKED["messages"], first.message.model_dump(exclude_none=True), error]
-    scripted('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>')
+    assert call.function.arguments.startswith('{"city": "Paris"')
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(call.function.arguments)
+    error: Any = {"role": "tool", "tool_call_id": call.id, "content": "the arguments are no JSON"}
+    more = error if told else {"role": "user", "content": "Again, please."}
+    turns = [*ASKED["messages"], first.message.model_dump(exclude_none=True), more]
+    scripted(GOOD_CALL)
     second = client.chat.completions.create(**{**ASKED, "messages": turns}, tools=TOOLS).choices[0]
     assert second.finish_reason == "tool_calls"
     assert second.message.tool_calls[0].id == "call_00000001"

@@ -125,6 +125,12 @@ def test_a_long_call_is_no_silence(demo: Path, scripted: Script, monkeypatch: py
     assert "input_json_delta" in "".join(lines[begins:])
 
 
+@pytest.mark.parametrize("kind", [["any"], {}, None, "some"])
+def test_a_choice_that_is_none_is_refused(server: Hosted, kind: Any) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="its type is none of"):
+        server.anthropic().messages.create(**ASKED, tools=TOOLS, tool_choice={"type": kind})
+
+
 def test_an_answer_that_the_client_begins_is_refused(server: Hosted) -> None:
     turns = [*ASKED["messages"], {"role": "assistant", "content": "It is"}]
     with pytest.raises(anthropic.BadRequestError, match="must end with a user's message"):

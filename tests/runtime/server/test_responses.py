@@ -77,11 +77,15 @@ def test_a_call_that_was_cut_can_be_sent_back(server: Hosted, scripted: Script) 
     scripted('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Pa", "day"}}\n</tool_call>')
     client = server.openai()
     [call] = client.responses.create(**ASKED, tools=TOOLS).output
-    assert (call.status, call.arguments) == ("incomplete", '{"city": "Pa", "day"')
+    assert (call.status, call.arguments) == ("incomplete", '{"city": "Pa", "day')
     scripted("It will be sunny.")
     error = {"type": "function_call_output", "call_id": call.call_id, "output": "the arguments are no JSON"}
     turns = [{"role": "user", "content": QUESTION}, call.model_dump(), error]
     assert client.responses.create(**{**ASKED, "input": turns}, tools=TOOLS).output_text == "It will be sunny."
+    scripted('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>')
+    turns[-1] = {"role": "user", "content": "Again, please."}
+    [again] = client.responses.create(**{**ASKED, "input": turns}, tools=TOOLS).output
+    assert again.call_id == "call_00000001"
 
 
 def test_only_tools_that_are_allowed_are_called(server: Hosted) -> None:
