@@ -25,6 +25,7 @@ TELLING = 2  # seconds more, for those that did not end to say so
 UNSENT_BYTES = 65536
 TRIM_SECONDS = 30
 UNTAKEN = "ASGI callable returned without completing response."  # uvicorn's words for it
+LEFT = "socket.send() raised exception."  # asyncio's, for pieces that were on their way to who went away
 
 
 class Server(uvicorn.Server):
@@ -100,20 +101,22 @@ def server(service: Service) -> Server:
         timeout_notify=TRIM_SECONDS,
         h11_max_incomplete_event_size=limits.header_bytes,
     )
-    logging.getLogger("uvicorn.error").addFilter(_plain)
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(_plain)
     found = Server(config, service.scheduler)
     app.connections = found.server_state.connections
     return found
 
 
 def _plain(record: logging.LogRecord) -> bool:
-    """Whether to log what uvicorn takes for the application's fault; who did not read, or is cut off, is none.
+    """Whether to log what libraries take for the application's fault; who left, did not read, or is cut off is none.
 
     That answers are cut off at the end is told by uvicorn, once for all.
     """
     if record.msg == UNTAKEN:
         record.msg = "a client did not take its answer in time, and was hung up on"
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut_off and record.msg != LEFT
 
 
 async def _trim() -> None:
