@@ -57,7 +57,7 @@ class JsonCall:
         if self._scanner.expects == "colon":
             self._key = self._new_key(text)
         elif self._key == "name":
-            self._name, self._key = _name(text), ""
+            self._name, self._key = str(json.loads(text)), ""
         else:
             loads(text)
             self._key = ""
@@ -81,12 +81,3 @@ class JsonCall:
         for key in ("name", "arguments"):
             if key not in self._keys:
                 raise ValueError(f"it has no {key}")
-
-
-def _name(text: str) -> str:
-    name = str(json.loads(text))
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("its name is no text") from error
-    return name

@@ -145,12 +145,13 @@ class AnswerReader:
     def _tell(self, events: list[Event]) -> None:
         """All but the last of the arguments: cut or malformed, a call's are never whole."""
         for event in events:
-            if isinstance(event, CallArguments):
-                text = self._last + event.text
-                self._last = text[-1:]
-                event = CallArguments(event.index, text[:-1])
-            if not isinstance(event, CallArguments) or event.text:
+            if not isinstance(event, CallArguments):
                 self._events.append(event)
+                continue
+            text = self._last + event.text
+            self._last = text[-1:]
+            if len(text) > 1:
+                self._events.append(CallArguments(event.index, text[:-1]))
 
     def _closing(self, character: str) -> None:
         self._raw.append(character)

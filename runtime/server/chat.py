@@ -192,10 +192,8 @@ def _call(given: Any, place: str, names: dict[str, str]) -> dict[str, Any] | Non
     function = given.get("function") if isinstance(given, dict) else None
     if not isinstance(function, dict):
         raise ApiError(f"{place}: a call has a function", param=place)
-    number, arguments = str(given.get("id", "")), fields.arguments(function.get("arguments"), place)
-    found = fields.call(number, function.get("name"), arguments or {}, place)
-    names[number] = found["function"]["name"]
-    return None if arguments is None else found
+    arguments = fields.arguments(function.get("arguments"), place)
+    return fields.call(str(given.get("id", "")), function.get("name"), arguments, place, names)
 
 
 def _result(message: Mapping[str, Any], place: str, names: Mapping[str, str]) -> dict[str, Any]:

@@ -243,10 +243,15 @@ def arguments(text: Any, place: str) -> dict[str, Any] | None:
     return value if is_unicode(value) else None
 
 
-def call(number: str, name: Any, given: dict[str, Any], place: str) -> dict[str, Any]:
-    """A call as templates read it."""
+def call(
+    number: str, name: Any, given: dict[str, Any] | None, place: str, names: dict[str, str]
+) -> dict[str, Any] | None:
+    """A call as templates read it, None without its arguments; `names` is given its name, by its id."""
     if not isinstance(name, str) or not name:
         raise ApiError(f"{place}: a call has no name", param=place)
+    names[number] = name
+    if given is None:
+        return None
     return {"id": number, "type": "function", "function": {"name": name, "arguments": given}}
 
 

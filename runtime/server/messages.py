@@ -150,13 +150,11 @@ def _said(blocks: list[Mapping[str, Any]], place: str, names: dict[str, str]) ->
     return {**found, "tool_calls": calls} if calls else found
 
 
-def _call(block: Mapping[str, Any], place: str, names: dict[str, str]) -> dict[str, Any]:
+def _call(block: Mapping[str, Any], place: str, names: dict[str, str]) -> dict[str, Any] | None:
     given = block.get("input", {})
     if not isinstance(given, dict):
         raise ApiError(f"{place}: the input of a tool_use block is no object", param=place)
-    found = fields.call(str(block.get("id", "")), block.get("name"), given, place)
-    names[found["id"]] = found["function"]["name"]
-    return found
+    return fields.call(str(block.get("id", "")), block.get("name"), given, place, names)
 
 
 def _given(role: str, blocks: list[Mapping[str, Any]], place: str, names: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -144,7 +144,7 @@ def _choice(value: str | dict[str, Any] | None) -> fields.ToolChoice:
 
 def _name_of(function: Mapping[str, Any]) -> str | None:
     name = function.get("name")
-    return joined(function.get("namespace"), name) if isinstance(name, str) else None
+    return joined(function.get("namespace"), name) if isinstance(name, str) and name else None
 
 
 def _response(text: Mapping[str, Any] | None) -> Any:
@@ -187,12 +187,10 @@ def _add(found: list[dict[str, Any]], item: Mapping[str, Any], place: str, names
 
 def _add_call(found: list[dict[str, Any]], item: Mapping[str, Any], place: str, names: dict[str, str]) -> None:
     """A call of an answer, unless it was cut or malformed."""
-    number, given = str(item.get("call_id", "")), fields.arguments(item.get("arguments"), place)
-    called = fields.call(number, item.get("name"), given or {}, place)["function"]["name"]
-    call = fields.call(number, joined(item.get("namespace"), called), given or {}, place)
-    names[number] = call["function"]["name"]
+    arguments = fields.arguments(item.get("arguments"), place)
+    call = fields.call(str(item.get("call_id", "")), _name_of(item), arguments, place, names)
     answer = _answer(found)
-    if given is not None:
+    if call is not None:
         answer.setdefault("tool_calls", []).append(call)
 
 

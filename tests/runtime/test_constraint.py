@@ -149,10 +149,7 @@ def test_what_templates_write_is_allowed(calls: Calls) -> None:
     assert accepts(constraint(Form(TOOLS), calls), f"I look.\n\n{good}\n{clock}")
     assert accepts(constraint(Form(TOOLS), calls), "No <tool> fits <tool_")
     assert accepts(constraint(Form(TOOLS, "required"), calls), f"{good}\n{good}")
-    assert accepts(
-        constraint(ONLY_CLOCK, calls, "begun"),
-        f"hm <tool_call>\n</think>\n\n{clock}",
-    )
+    assert accepts(constraint(ONLY_CLOCK, calls, "begun"), f"hm <tool_call>\n</think>\n\n{clock}")
     assert accepts(constraint(ONLY_CLOCK, calls, "may"), clock)
     assert accepts(constraint(Form(TOOLS), calls, "may"), f"<think>\n<tool_call> x\n</think>\n\nso {clock}")
 

@@ -170,32 +170,32 @@ def test_no_color_means_none(demo: Path) -> None:
     assert "\x1b[2m" not in chat.text
 
 
-def test_a_dumb_terminal_gets_no_escape_sequence_and_takes_commands(demo: Path) -> None:
+@contextmanager
+def dumb(demo: Path) -> Iterator[Terminal]:
+    """A chat at a dumb terminal, after its one answer, that is ended by a command."""
     with terminal(demo, *QUICK, TERM="dumb") as chat:
         chat.until("> ")
         chat.send("Who are you?\n")
         chat.until("in memory")
         chat.until("> ")
+        yield chat
         chat.send("/stats\n")
         chat.until("answers: 1")
         chat.send("/quit\n")
         assert chat.ended() == 0
+
+
+def test_a_dumb_terminal_gets_no_escape_sequence_and_takes_commands(demo: Path) -> None:
+    with dumb(demo) as chat:
+        pass
     assert ESCAPE not in chat.text
 
 
 def test_a_line_that_is_no_text_does_not_end_a_dumb_terminal_s_chat(demo: Path) -> None:
-    with terminal(demo, *QUICK, TERM="dumb") as chat:
-        chat.until("> ")
-        chat.send("Who are you?\n")
-        chat.until("in memory")
-        chat.until("> ")
+    with dumb(demo) as chat:
         chat.send("\udcff\udcfe\n")
         chat.until("error: a line of standard input is not UTF-8 text\n")
         chat.until("> ")
-        chat.send("/stats\n")
-        chat.until("answers: 1")
-        chat.send("/quit\n")
-        assert chat.ended() == 0
     assert "Traceback" not in chat.text
 
 

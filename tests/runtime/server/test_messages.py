@@ -95,8 +95,6 @@ def test_several_calls_and_what_is_said_between_them(server: Hosted, scripted: S
 
 
 CUT = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"'
-
-
 END = "}}\n</tool_call>"
 
 
